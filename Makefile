@@ -1,0 +1,71 @@
+# What a person does here, one target each; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+NB ?=
+LAB_ARGS ?=
+WORKERS ?= 2
+
+# Everything that pip, Jupyter, matplotlib and torch would keep in the home folder stays in this checkout.
+CACHE := $(CURDIR)/.cache
+export PIP_CACHE_DIR := $(CACHE)/pip
+export XDG_CACHE_HOME := $(CACHE)/xdg
+export MPLCONFIGDIR := $(CACHE)/matplotlib
+export IPYTHONDIR := $(CACHE)/ipython
+export JUPYTER_CONFIG_DIR := $(CACHE)/jupyter/config
+export JUPYTER_DATA_DIR := $(CACHE)/jupyter/data
+export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
+export JUPYTERLAB_SETTINGS_DIR := $(CACHE)/jupyter/settings
+export JUPYTERLAB_WORKSPACES_DIR := $(CACHE)/jupyter/workspaces
+export JUPYTER_PLATFORM_DIRS := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test lint types unit notebooks-test notebooks format book clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "gnewton needs Python 3.11 or newer, found " + sys.version.split()[0] + "; name another with: make PYTHON=/path/to/python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per set of extras: a second run installs nothing and starts at once.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing gnewton[$*] into $(VENV) (a few minutes the first time)"
+	$(PIP_INSTALL) --editable '.[$*]'
+	@touch $@
+
+lab: $(VENV)/.installed-lab  ## open the course in JupyterLab, on your own copy in learn/ (LAB_ARGS="--no-browser --port=8899")
+	@$(BIN)/python tools/copy_notebooks.py notebooks learn
+	$(BIN)/jupyter lab learn/00-tour.ipynb $(LAB_ARGS)
+
+test: $(VENV)/.installed-test lint types unit notebooks-test  ## run every check: linter, types, unit and law tests, doctests, notebooks
+
+lint: $(VENV)/.installed-test  ## ruff: lint and format, notebooks too
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test  ## mypy on the package
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed-test  ## unit and law tests, doctests
+	$(BIN)/pytest -n $(WORKERS)
+
+notebooks-test: $(VENV)/.installed-test  ## run every notebook and compare with its saved outputs
+	$(BIN)/pytest -n $(WORKERS) --dist loadscope --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider -o addopts= -o testpaths= notebooks
+
+notebooks: $(VENV)/.installed-test  ## re-execute the notebooks and save clean outputs (NB=03 for one)
+	$(BIN)/python tools/save_notebooks.py notebooks $(NB)
+
+format: $(VENV)/.installed-test  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+book: $(VENV)/.installed-book  ## build the web book into book/_build/html
+	$(BIN)/sphinx-build -W -n --keep-going -q book book/_build/html
+	@echo "The book: book/_build/html/index.html"
+
+clean:  ## remove .venv, caches and the built book; learn/ stays
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache book/_build

@@ -1,0 +1,51 @@
+"""gnewton: Newton's method for neural networks, one learning rate per group of parameters.
+
+========================  =====================================================================
+name                      what it is
+========================  =====================================================================
+``Partition``             which scalar of the model belongs to which of the S groups
+``direction``             u: the gradient, or the step that any ``torch.optim`` optimizer proposes
+``summarize``             (model, loss, partition, u) -> ``Summary``
+``Summary``               g-bar (S,), H-bar (S, S) and order 3, exact
+``newton_step``           ``Summary`` -> ``Step``: one learning rate per group, cubic-regularized
+``Step``, ``Status``      the result and what became of it; ``NewtonStepError`` when it is raised
+``GroupedNewton``         all of it as a ``torch.optim.Optimizer``
+``derivatives``           the engines; ``derivatives.nested`` is the slow oracle
+``models``                small networks and test functions
+``datasets``, ``training``, ``plots``, ``teaching``   the laboratory, imported on first use
+========================  =====================================================================
+"""
+
+import importlib
+from importlib.metadata import version
+from types import ModuleType
+
+from gnewton import derivatives, direction, models
+from gnewton.cubic import NewtonStepError, Status, Step, newton_step
+from gnewton.optimizer import GroupedNewton
+from gnewton.partition import Partition
+from gnewton.summary import Summary, summarize
+
+__version__ = version("gnewton")
+__all__ = [
+    "GroupedNewton",
+    "NewtonStepError",
+    "Partition",
+    "Status",
+    "Step",
+    "Summary",
+    "derivatives",
+    "direction",
+    "models",
+    "newton_step",
+    "summarize",
+]
+
+_ON_FIRST_USE = ("datasets", "plots", "teaching", "training")
+
+
+def __getattr__(name: str) -> ModuleType:
+    # These need more than torch and numpy, so that importing gnewton must not import them.
+    if name in _ON_FIRST_USE:
+        return importlib.import_module(f"gnewton.{name}")
+    raise AttributeError(f"module 'gnewton' has no attribute {name!r}")

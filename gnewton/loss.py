@@ -1,0 +1,218 @@
+"""Evaluating the user's loss: the one door through which every closure passes, with all its checks.
+
+A loss is a callable that returns a scalar tensor with its graph; gnewton evaluates it and differentiates it itself.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gnewton.partition import Partition
+
+Loss = Callable[..., Tensor]
+Weight = Callable[..., float]
+
+
+class RandomLossWarning(UserWarning):
+    """The loss draws random numbers, so that two evaluations are two different functions."""
+
+
+def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tensor:
+    """The value of ``loss(*batch)`` with its graph: a finite scalar that depends on a parameter of the partition.
+
+    Raises TypeError (not a callable, not a tensor), ValueError (not a scalar, detached, computed outside the closure)
+    and FloatingPointError (NaN or infinite). Warns with RandomLossWarning when the random state moved.
+
+    >>> import torch, gnewton as gn
+    >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
+    >>> evaluate(model, gn.Partition.single(model))
+    tensor(24.2000, dtype=torch.float64, grad_fn=<ViewBackward0>)
+    """
+    if not callable(loss):
+        raise TypeError(
+            f"expected a callable that returns the loss, got {type(loss).__name__}; write lambda: F.cross_entropy(model(x), y)"
+        )
+    before, newest = RandomState(partition), _newest_node()
+    value = _called(loss, batch)
+    if RandomState(partition) != before:
+        warnings.warn(_random_text(partition.module), RandomLossWarning, stacklevel=3)
+    _check_value(value)
+    if _is_stored(value, newest, partition):
+        # Another evaluation settles it: only a stored graph comes back as the very same nodes.
+        with before.replayed():
+            again = _called(loss, batch)
+        if isinstance(again, Tensor) and _old_nodes(value.grad_fn, newest) & _old_nodes(again.grad_fn, newest):
+            raise ValueError(
+                "expected a closure that computes the loss, got a result computed outside the closure; "
+                "move the forward pass into it: lambda: F.cross_entropy(model(x), y)"
+            )
+    scalar: Tensor = value.reshape(())
+    return scalar
+
+
+def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> list[Tensor | None]:
+    """``torch.autograd.grad`` with unused inputs allowed and a used-up graph named; one entry per input.
+
+    >>> x = torch.tensor(3.0, requires_grad=True)
+    >>> differentiate(x**2, [x])
+    [tensor(6.)]
+    """
+    if not inputs or not value.requires_grad:
+        return [None] * len(inputs)
+    try:
+        return list(torch.autograd.grad(value, inputs, allow_unused=True, **options))
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise ValueError(
+            "expected a loss whose graph is whole, got one that backward() has used up; "
+            "return the loss from the closure without calling backward(): gnewton differentiates it itself"
+        ) from error
+
+
+@contextmanager
+def prepared(partition: Partition, restore_buffers: bool = True) -> Iterator[None]:
+    """Gradients on, attention by its math back end (the fused one has no second derivative), buffers restored after."""
+    module = partition.module if restore_buffers else None
+    buffers = [(b, b.detach().clone()) for b in module.buffers()] if module else []
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, saved in buffers:
+                buffer.copy_(saved)
+
+
+def batches(data: Iterable[Any] | None, weight: Weight | None) -> Iterator[tuple[Sequence[Any], float]]:
+    """Pairs (arguments of the loss, weight of the batch); the weight is the number of samples unless told otherwise.
+
+    >>> [(len(batch), n) for batch, n in batches([(torch.zeros(3, 2), torch.zeros(3)), torch.zeros(1, 2)], None)]
+    [(2, 3.0), (1, 1.0)]
+    """
+    if data is None:
+        yield (), 1.0
+        return
+    empty = True
+    for batch in data:
+        arguments = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        size = float(len(arguments[0]) if weight is None else weight(*arguments))
+        if not 0 < size < float("inf"):
+            raise ValueError(f"expected a positive batch weight, got {size}; drop empty batches or mend weight=")
+        empty = False
+        yield arguments, size
+    if empty:
+        raise ValueError("expected at least one batch, got none; a generator that was used up must be made anew")
+
+
+class RandomState:
+    """The random state of the CPU and of the partition's device, to be compared and replayed."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._device = (
+            torch.get_device_module(partition.device) if partition.device.type in ("cuda", "mps", "xpu") else None
+        )
+        self._states = self._read()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RandomState) and all(map(torch.equal, self._states, other._states))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Inside, random numbers come as they came after this state was read; afterwards nothing was drawn."""
+        now = self._read()
+        self._write(self._states)
+        try:
+            yield
+        finally:
+            self._write(now)
+
+    def _read(self) -> list[Tensor]:
+        return [torch.get_rng_state()] + ([self._device.get_rng_state()] if self._device else [])
+
+    def _write(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if self._device:
+            self._device.set_rng_state(states[1])
+
+
+def _called(loss: Loss, batch: Sequence[Any]) -> Any:
+    with torch.enable_grad():
+        return loss(*batch)
+
+
+def _check_value(value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"expected the closure to return the loss as a tensor, got {type(value).__name__}; return the loss"
+        )
+    if value.numel() != 1:
+        raise ValueError(f"expected a scalar loss, got shape {tuple(value.shape)}; take its mean or sum")
+    if not value.requires_grad:
+        raise ValueError(
+            "expected a loss with a graph, got a detached one (no_grad, detach, .item(), or every parameter frozen); "
+            "compute it from the model's parameters with gradients enabled"
+        )
+    if value.device.type != "meta" and not torch.isfinite(value).all():
+        raise FloatingPointError(
+            f"expected a finite loss, got {value.item()}; check the inputs, lower the learning rate or rescale the model"
+        )
+
+
+def _random_text(module: nn.Module | None) -> str:
+    drops = [f"{name} ({type(m).__name__})" for name, m in module.named_modules() if _draws(m)] if module else []
+    found = f"; in training mode: {', '.join(drops)}" if drops else ""
+    return (
+        f"the loss is not deterministic: it drew random numbers{found}. Its derivatives hold for this one draw. "
+        "Call model.eval(), set the dropout probability to 0, or draw outside the closure"
+    )
+
+
+def _draws(module: nn.Module) -> bool:
+    # Attention and recurrent modules keep their dropout probability as a number.
+    rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0)
+    return module.training and isinstance(rate, float) and rate > 0
+
+
+# Autograd numbers its nodes in the order of their creation, per thread; a node that is older than the call of the
+# closure was stored by the user (or made by another thread, which the second evaluation clears up).
+
+
+def _newest_node() -> int:
+    with torch.inference_mode(False), torch.enable_grad():
+        return int(torch.empty(0, requires_grad=True).clone().grad_fn._sequence_nr())  # type: ignore[union-attr]
+
+
+def _is_stored(value: Tensor, newest: int, partition: Partition) -> bool:
+    """Whether a path from the loss to a parameter runs through a node that is older than the closure's call."""
+    ours = {id(p) for p in partition.parameters.values()}
+    old = _old_nodes(value.grad_fn, newest)
+    return any(id(getattr(node, "variable", None)) in ours for node in _reachable(old))
+
+
+def _old_nodes(root: Any, newest: int) -> set[Any]:
+    return {node for node in _reachable([root], lambda n: _age(n) > newest) if _age(node) <= newest}
+
+
+def _age(node: Any) -> int:
+    # Leaves are numbered by the engine (2^64 - 1), not by time.
+    return int(node._sequence_nr())
+
+
+def _reachable(roots: Iterable[Any], descend: Callable[[Any], bool] = lambda node: True) -> set[Any]:
+    found: set[Any] = set()
+    todo = [node for node in roots if node is not None]
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            if descend(node):
+                todo += [child for child, _ in node.next_functions if child is not None]
+    return found

@@ -1,0 +1,204 @@
+"""Small networks and test functions: the perceptrons of the paper, a quadratic bowl, Rosenbrock's valley.
+
+The two test functions are modules whose ``forward()`` is the loss itself, so that the module serves as its own closure.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+# The factor sigma_w in N(0, sigma_w^2 / fan_in): it keeps the variance of the signal near 1 from layer to layer.
+_ACTIVATIONS: dict[str, tuple[type[nn.Module], float]] = {
+    "tanh": (nn.Tanh, 1.0),
+    "elu": (nn.ELU, math.sqrt(2)),
+    "relu": (nn.ReLU, math.sqrt(2)),
+    "softplus": (nn.Softplus, math.sqrt(2)),
+}
+
+
+def perceptron(
+    widths: Sequence[int],
+    activation: str = "tanh",
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Sequential:
+    """A multi-layer perceptron: linear layers of the given widths with an activation between them.
+
+    Weights are drawn from N(0, sigma_w^2 / fan_in) with sigma_w = 1 for "tanh" and sqrt 2 for "elu", "relu" and
+    "softplus"; biases are 0 (Wolinski, arXiv 2312.03885, appendix F). ReLU has no curvature: with the squared error
+    and one group per tensor its order-3 summary vanishes. generator: a CPU generator; given one, torch's global random
+    state does not move. The numbers are drawn in float64 on the CPU: one seed gives one network on every device and,
+    but for rounding, in every dtype. Raises ValueError for fewer than two widths, a width below 1 or an unknown
+    activation.
+
+    >>> model = perceptron([64, 32, 10], generator=torch.Generator().manual_seed(0))
+    >>> [(name, tuple(p.shape)) for name, p in model.named_parameters()]
+    [('0.weight', (32, 64)), ('0.bias', (32,)), ('2.weight', (10, 32)), ('2.bias', (10,))]
+    >>> model(torch.zeros(5, 64)).shape
+    torch.Size([5, 10])
+    """
+    _check_perceptron(widths, activation)
+    make, sigma = _ACTIVATIONS[activation]
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(widths):
+        weight = torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64) * sigma / math.sqrt(fan_in)
+        layers += [_linear(weight, dtype, device), make()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Quadratic(nn.Module):
+    """The bowl L(theta) = 1/2 theta^T A theta - b^T theta + c, with A of a given spectrum and min L = 0.
+
+    A = Q diag(spectrum) Q^T (d, d), b = A minimiser (d,), c = 1/2 minimiser^T A minimiser. The basis Q is the axes, or
+    one of: ``angle``, in radians, turns the axes counter-clockwise (d = 2); ``basis`` (d, d), orthogonal, its columns
+    the eigenvectors; ``generator``, from which a random basis is drawn (Haar measure). ``start`` (d,) is where the
+    parameter ``theta`` begins, 1 everywhere unless told otherwise; ``minimiser`` (d,) is 0 unless told otherwise. A
+    negative eigenvalue makes it a saddle: then ``minimiser`` is its stationary point and L has no minimum.
+
+    ``A``, ``b`` and ``minimiser`` are buffers. Raises ValueError for an empty or non-finite spectrum, a misshaped
+    vector, a basis that is not orthogonal, or two ways of giving the basis.
+
+    >>> bowl = Quadratic([1.0, 10.0], start=[1.0, 1.0])
+    >>> bowl()
+    tensor(5.5000, grad_fn=<DivBackward0>)
+    >>> bowl.A
+    tensor([[ 1.,  0.],
+            [ 0., 10.]])
+    """
+
+    A: Tensor
+    b: Tensor
+    minimiser: Tensor
+
+    def __init__(
+        self,
+        spectrum: Sequence[float] | Tensor,
+        angle: float | None = None,
+        basis: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        start: Sequence[float] | Tensor | None = None,
+        minimiser: Sequence[float] | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        values = _vector("spectrum", spectrum, None)
+        d = len(values)
+        q = _basis(d, angle, basis, generator)
+        matrix = q @ torch.diag(values) @ q.T
+        lowest = _vector("minimiser", torch.zeros(d) if minimiser is None else minimiser, d)
+        first = _vector("start", torch.ones(d) if start is None else start, d)
+        dtype = dtype or torch.get_default_dtype()
+        # Symmetric to the last bit, whatever the products above rounded.
+        self.register_buffer("A", ((matrix + matrix.T) / 2).to(device, dtype))
+        self.register_buffer("minimiser", lowest.to(device, dtype))
+        self.register_buffer("b", self.A @ self.minimiser)
+        self.theta = nn.Parameter(first.to(device, dtype))
+
+    def forward(self, theta: Tensor | None = None) -> Tensor:
+        """L at the parameter, (); or at the points ``theta`` (..., d), as (...)."""
+        # Around the minimiser, not as three terms of opposite signs: nothing cancels near the minimum.
+        r = (self.theta if theta is None else theta) - self.minimiser
+        return (r * (r @ self.A)).sum(-1) / 2
+
+
+class Rosenbrock(nn.Module):
+    """Rosenbrock's valley in d dimensions: sum over i < d of 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2.
+
+    The minimum, 0, lies at (1, ..., 1). The parameter ``theta`` (d,) begins at ``start``, (-1.2, 1, -1.2, 1, ...)
+    unless told otherwise. Raises ValueError for d < 2 or a misshaped or non-finite start. (H. H. Rosenbrock, 1960.)
+
+    >>> valley = Rosenbrock(2, dtype=torch.float64)
+    >>> valley.theta.tolist(), round(valley().item(), 12)
+    ([-1.2, 1.0], 24.2)
+    >>> valley(torch.ones(5, 2, dtype=torch.float64))
+    tensor([0., 0., 0., 0., 0.], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        d: int = 2,
+        start: Sequence[float] | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if d < 2:
+            raise ValueError(f"expected d >= 2 coordinates, got {d}; Rosenbrock's function couples neighbours")
+        classic = [-1.2 if i % 2 == 0 else 1.0 for i in range(d)]
+        first = _vector("start", classic if start is None else start, d)
+        self.theta = nn.Parameter(first.to(device, dtype or torch.get_default_dtype()))
+
+    def forward(self, theta: Tensor | None = None) -> Tensor:
+        """L at the parameter, (); or at the points ``theta`` (..., d), as (...)."""
+        x = self.theta if theta is None else theta
+        here, following = x[..., :-1], x[..., 1:]
+        return (100 * (following - here**2) ** 2 + (1 - here) ** 2).sum(-1)
+
+
+def _linear(weight: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> nn.Linear:
+    # Built on the meta device: Linear's own initialization would draw from the global random state.
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta", dtype=dtype).to_empty(device=device or "cpu")
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.zero_()
+    return layer
+
+
+def _basis(d: int, angle: float | None, basis: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    ways = {"angle": angle, "basis": basis, "generator": generator}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"expected one way of giving the basis, got {' and '.join(given)}; keep one of them")
+    if angle is not None:
+        return _rotation(d, angle)
+    if basis is not None:
+        return _orthogonal(d, basis)
+    return torch.eye(d, dtype=torch.float64) if generator is None else _random_basis(d, generator)
+
+
+def _rotation(d: int, angle: float) -> Tensor:
+    if d != 2:
+        raise ValueError(f"expected 2 eigenvalues with an angle, got {d}; give basis= or generator= instead")
+    c, s = math.cos(angle), math.sin(angle)
+    return torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+
+
+def _orthogonal(d: int, basis: Tensor) -> Tensor:
+    q = torch.as_tensor(basis).detach().to("cpu", torch.float64)
+    if q.shape != (d, d):
+        raise ValueError(f"expected a basis of shape ({d}, {d}), got {tuple(q.shape)}; give one column per eigenvalue")
+    error = (q.T @ q - torch.eye(d, dtype=torch.float64)).abs().max().item()
+    # A basis computed in float32 is orthogonal to about 1e-6: what was meant to be orthogonal passes.
+    if not error < 1e-4:
+        raise ValueError(f"expected an orthogonal basis, got Q^T Q - I of {error:.1g}; use torch.linalg.qr(q).Q")
+    return q
+
+
+def _random_basis(d: int, generator: torch.Generator) -> Tensor:
+    q, r = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
+    # QR fixes the columns' signs by a convention; with the signs of R's diagonal undone the basis is Haar distributed.
+    basis: Tensor = q * r.diagonal().sign()
+    return basis
+
+
+def _vector(name: str, values: Sequence[float] | Tensor, d: int | None) -> Tensor:
+    vector = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
+    if vector.ndim != 1 or len(vector) != (d or len(vector)) or not len(vector):
+        shape = "(d,)" if d is None else f"({d},)"
+        raise ValueError(f"expected {name} of shape {shape}, got {tuple(vector.shape)}; give one number per coordinate")
+    if not torch.isfinite(vector).all():
+        raise ValueError(f"expected finite numbers in {name}, got {vector.tolist()}; replace NaN and infinity")
+    return vector
+
+
+def _check_perceptron(widths: Sequence[int], activation: str) -> None:
+    if len(widths) < 2 or min(widths) < 1:
+        raise ValueError(f"expected two or more widths >= 1, got {list(widths)}; write [inputs, hidden, ..., outputs]")
+    if activation not in _ACTIVATIONS:
+        known = ", ".join(_ACTIVATIONS)
+        raise ValueError(f"expected an activation among {known}, got {activation!r}; choose one of them")

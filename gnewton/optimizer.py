@@ -1,0 +1,300 @@
+"""GroupedNewton: one learning rate per group from exact summaries, as a ``torch.optim.Optimizer``.
+
+    theta  <-  theta - lambda_1 U I_{P:S} eta*
+
+u is the gradient or another optimizer's proposal, eta* the cubic-regularized Newton step of the summary, recomputed
+every ``period`` steps, lambda_1 the one number that learning-rate schedulers drive (Wolinski, arXiv 2312.03885, section 4).
+"""
+
+import copy
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gnewton.cubic import Step, newton_step
+from gnewton.direction import Proposer, value_and_gradient
+from gnewton.loss import RandomState, prepared
+from gnewton.partition import Partition
+from gnewton.summary import Summary, summarize
+
+Closure = Callable[[], Tensor]
+
+_HISTORY_RECORDS = 1000
+_HISTORY_BYTES = 64e6
+
+
+class StepWarning(UserWarning):
+    """An update had no solution: the parameters stayed where they were."""
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """One recomputation of the learning rates, for plots: numbers (S,) or (S, S) in float64 on the CPU.
+
+    step: the step's number from 0; value: the loss on the curvature batch; gradient (S,) g-bar; hessian (S, S) H-bar;
+    metric (S,) the diagonal of D, or None without the cubic term; learning_rates (S,) eta as used, lambda_1 not included;
+    lr: lambda_1; status: the name of a ``Status``; predicted_decrease: -m at the step taken, lambda_1 eta;
+    actual_decrease: what the loss of the curvature batch then lost (nan where no step was taken).
+    """
+
+    step: int
+    value: float
+    gradient: Tensor
+    hessian: Tensor
+    metric: Tensor | None
+    learning_rates: Tensor
+    lr: float
+    status: str
+    predicted_decrease: float
+    actual_decrease: float
+
+
+class GroupedNewton(torch.optim.Optimizer):
+    """Newton's method over the groups of a partition, with the anisotropic cubic term.
+
+    partition: the S groups. direction: None for the gradient, or a torch optimizer that proposes u (with momentum, say);
+    it must hold the partition's parameters and its own ``lr`` only scales u, which eta* undoes. lr: lambda_1, the damping
+    of eta*, 1 being the pure step; it is ``param_groups[0]["lr"]``, so every scheduler in ``torch.optim.lr_scheduler``
+    drives it. cubic: lambda_int; 0 leaves the order-2 step. period: steps between summaries. ridge, diagonal: as in
+    ``newton_step``. eta_momentum: 0 <= beta < 1, eta <- beta eta + (1 - beta) eta*. remove_negative: negative rates become
+    0. on_failure: "report" (an update without a solution leaves the parameters where they are, warns once per status
+    and is tried again at the next step) or "raise" (NewtonStepError, nothing changed).
+
+    ``param_groups`` is torch's bookkeeping and has one entry; the partition decides the groups. ``history`` holds the
+    last updates. Raises ValueError or TypeError for settings out of range.
+
+    >>> import torch, gnewton as gn
+    >>> model = gn.models.Rosenbrock(2)
+    >>> optimizer = gn.GroupedNewton(gn.Partition.by_scalar(model), lr=1.0, cubic=1.0, period=1)
+    >>> losses = [optimizer.step(model).item() for _ in range(80)]
+    >>> losses[0] > 20, losses[-1] < 1e-6
+    (True, True)
+    """
+
+    def __init__(
+        self,
+        partition: Partition,
+        direction: torch.optim.Optimizer | None = None,
+        lr: float = 1.0,
+        cubic: float = 1.0,
+        period: int = 1,
+        ridge: float = 0.0,
+        diagonal: bool = False,
+        eta_momentum: float = 0.0,
+        remove_negative: bool = False,
+        on_failure: Literal["report", "raise"] = "report",
+    ) -> None:
+        if not isinstance(partition, Partition):
+            raise TypeError(
+                f"expected a Partition, got {type(partition).__name__}; write GroupedNewton(Partition.by_tensor(model))"
+            )
+        settings = {
+            "lr": lr,
+            "cubic": cubic,
+            "period": period,
+            "ridge": ridge,
+            "diagonal": diagonal,
+            "eta_momentum": eta_momentum,
+            "remove_negative": remove_negative,
+            "on_failure": on_failure,
+        }
+        _check_settings(settings)
+        self.partition = partition
+        self.proposer = None if direction is None else Proposer(direction, partition)
+        self.history: deque[Update] = deque(maxlen=_history_length(len(partition)))
+        self._warned: set[str] = set()
+        super().__init__(list(partition.parameters.values()), settings)
+        self.state["grouped_newton"] = {"step": 0, "eta": None, "age": 0}  # type: ignore[index]
+
+    @property
+    def learning_rates(self) -> Tensor | None:
+        """eta (S,), float64 on the CPU, as the next step would use it if it were not due for an update; None before the first."""
+        eta: Tensor | None = self._memory["eta"]
+        return eta
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused after construction: the partition says which parameters move."""
+        if self.param_groups:
+            raise ValueError(
+                "expected the partition to hold every parameter, got another group; build a new Partition and optimizer"
+            )
+        super().add_param_group(param_group)
+
+    def step(self, closure: Closure, curvature: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """One step; returns the loss before it, a detached tensor ().
+
+        ``closure()`` returns the loss with its graph and must not call backward. The summaries come from the same closure,
+        or from ``curvature()`` (another mini-batch). Both must give the same loss when called again. Buffers (batch norm)
+        advance once per step, as in any training loop. An error leaves parameters and state as they were: ValueError or
+        TypeError for an unfit loss, FloatingPointError for a loss or gradient that is not finite.
+        """
+        settings, memory = self.param_groups[0], self._memory
+        _check_settings(settings)
+        random = RandomState(self.partition)
+        with prepared(self.partition, restore_buffers=False):
+            value, gradients = value_and_gradient(closure, self.partition)
+        _check_finite(gradients)
+        u = gradients if self.proposer is None else self.proposer.propose(gradients)
+        try:
+            if memory["eta"] is None or memory["age"] >= settings["period"]:
+                # The same closure must be the same function again: it replays the random numbers of its first call.
+                self._update(curvature or closure, u, nullcontext if curvature else random.replayed)
+            else:
+                self._move(u, memory["eta"])
+        except BaseException:
+            if self.proposer is not None:
+                self.proposer.take_back()
+            raise
+        memory["step"] += 1
+        memory["age"] += 1
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, the proposer's state and the history included; loads under weights_only=True."""
+        extra = {
+            "direction": None if self.proposer is None else self.proposer.optimizer.state_dict(),
+            "history": [{f.name: getattr(update, f.name) for f in fields(Update)} for update in self.history],
+        }
+        packed = super().state_dict()
+        # A saved state must not follow the run that goes on: torch's packing shares this dictionary.
+        packed["state"] = packed["state"] | {"grouped_newton": copy.deepcopy(self._memory)}
+        return packed | extra
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Inverse of ``state_dict``, for an optimizer built with the same partition and kind of direction."""
+        if (state_dict.get("direction") is None) != (self.proposer is None):
+            raise ValueError(
+                "expected a state saved with the same kind of direction; build the optimizer as it was then"
+            )
+        eta = state_dict["state"]["grouped_newton"]["eta"]
+        if eta is not None and len(eta) != len(self.partition):
+            raise ValueError(
+                f"expected a state of {len(self.partition)} groups, got {len(eta)}; build the partition as it was then"
+            )
+        super().load_state_dict({k: v for k, v in state_dict.items() if k in ("state", "param_groups")})
+        if self.proposer is not None:
+            self.proposer.optimizer.load_state_dict(state_dict["direction"])
+        self.history.clear()
+        self.history.extend(Update(**record) for record in state_dict["history"])
+
+    # -- one update ------------------------------------------------------------------------------------------------
+
+    @property
+    def _memory(self) -> dict[str, Any]:
+        memory: dict[str, Any] = self.state["grouped_newton"]  # type: ignore[index]
+        return memory
+
+    def _update(self, closure: Closure, u: dict[str, Tensor], replayed: Callable[[], Any]) -> None:
+        """New learning rates from a new summary, the step with them, and its record."""
+        settings = self.param_groups[0]
+        with replayed():
+            summary = summarize(closure, self.partition, u, order=3 if settings["cubic"] > 0 else 2)
+        step = newton_step(summary, settings["cubic"], settings["ridge"], settings["diagonal"], settings["on_failure"])
+        if not step.status.ok:
+            self._warn(step)
+            self._memory["eta"] = None
+            self._record(summary, step, torch.zeros(len(summary)), float("nan"))
+            return
+        eta = self._smoothed(step.learning_rates)
+        with self._undone_on_error(), replayed():
+            self._move(u, eta)
+            after = self._value(closure)
+        self._record(summary, step, eta, float(summary.value) - after)
+        self._memory["eta"], self._memory["age"] = eta, 0
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        before = {name: p.detach().clone() for name, p in self.partition.parameters.items()}
+        try:
+            yield
+        except BaseException:
+            with torch.no_grad():
+                for name, p in self.partition.parameters.items():
+                    p.copy_(before[name])
+            raise
+
+    def _smoothed(self, eta: Tensor) -> Tensor:
+        settings, previous = self.param_groups[0], self._memory["eta"]
+        if settings["remove_negative"]:
+            eta = eta.clamp(min=0.0)
+        beta = settings["eta_momentum"]
+        return eta if previous is None else beta * previous + (1 - beta) * eta
+
+    @torch.no_grad()
+    def _move(self, u: dict[str, Tensor], eta: Tensor) -> None:
+        for name, change in self.partition.scale(u, self.param_groups[0]["lr"] * eta).items():
+            self.partition.parameters[name].sub_(change)
+
+    def _value(self, closure: Closure) -> float:
+        # After the step the loss may well be infinite: that is a fact for the record, not an error of this step.
+        with prepared(self.partition), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return float(closure().detach())
+
+    def _record(self, summary: Summary, step: Step, eta: Tensor, actual: float) -> None:
+        settings = self.param_groups[0]
+        metric = None if summary.third is None else summary.third.abs().pow(1 / 3).cpu()
+        hessian = summary.hessian
+        assert hessian is not None  # summaries here have order 2 or 3
+        self.history.append(
+            Update(
+                step=self._memory["step"],
+                value=float(summary.value),
+                gradient=summary.gradient.cpu(),
+                hessian=hessian.cpu(),
+                metric=metric,
+                learning_rates=eta,
+                lr=settings["lr"],
+                status=step.status.name,
+                predicted_decrease=_predicted_decrease(summary, settings["lr"] * eta, settings),
+                actual_decrease=actual,
+            )
+        )
+
+    def _warn(self, step: Step) -> None:
+        if step.status.name not in self._warned:
+            self._warned.add(step.status.name)
+            warnings.warn(
+                f"no step was taken, parameters unchanged: {step.message or step.status.value}",
+                StepWarning,
+                stacklevel=4,
+            )
+
+
+def _predicted_decrease(summary: Summary, eta: Tensor, settings: Mapping[str, Any]) -> float:
+    """-m(eta) = g-bar . eta - 1/2 eta . (H-bar + ridge) eta - lambda_int/6 ||D eta||^3, for any eta."""
+    eta = eta.to(summary.gradient)
+    decrease = summary.value - summary.taylor(eta, 2) - settings["ridge"] / 2 * eta.square().sum()
+    if summary.third is not None:
+        decrease -= settings["cubic"] / 6 * (summary.third.abs().pow(1 / 3) * eta).norm() ** 3
+    return float(decrease)
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    for name in ("lr", "cubic", "ridge"):
+        if not 0 <= settings[name] < float("inf"):
+            raise ValueError(f"expected {name} >= 0 and finite, got {settings[name]}")
+    if not 0 <= settings["eta_momentum"] < 1:
+        raise ValueError(f"expected 0 <= eta_momentum < 1, got {settings['eta_momentum']}")
+    if not (isinstance(settings["period"], int) and settings["period"] >= 1):
+        raise ValueError(f"expected a period of at least 1 step, got {settings['period']!r}")
+    if settings["on_failure"] not in ("report", "raise"):
+        raise ValueError(f'expected on_failure="report" or "raise", got {settings["on_failure"]!r}')
+
+
+def _check_finite(gradients: Mapping[str, Tensor]) -> None:
+    for name, g in gradients.items():
+        if g.device.type != "meta" and not torch.isfinite(g).all():
+            raise FloatingPointError(
+                f"expected a finite gradient, got NaN or infinity in {name}; check the inputs or lower the learning rate"
+            )
+
+
+def _history_length(groups: int) -> int:
+    return int(max(10, min(_HISTORY_RECORDS, _HISTORY_BYTES / (8 * groups * groups))))

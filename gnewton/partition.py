@@ -1,0 +1,525 @@
+"""Which scalar of the model belongs to which group.
+
+A partition splits the P scalars of a model's parameters into S groups T_1 .. T_S. It is held as labels: for every
+parameter tensor either one group index for the whole tensor or one index per scalar. Labels make overlap impossible
+and turn "sum over p in T_s" into one pass over the parameters, whatever S is.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+Rest = Literal["error", "ignore"]
+Label = int | Tensor
+Groups = Sequence[Sequence[int | str]] | Mapping[str, Sequence[int | str]]
+
+
+def accumulator_dtype(device: torch.device) -> torch.dtype:
+    """The dtype in which sums over many scalars are kept: float64, or float32 where the device (MPS) has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class Partition:
+    """The partition of a model's P scalars into S groups T_1 .. T_S; made by one of the factories below.
+
+    ``names`` are the S group names, ``sizes`` the number of scalars in each, ``parameters`` the tensors by name (a tied
+    parameter goes by its first name), ``module`` the module that a factory was given. ``len(partition)`` is S.
+    Directions are dictionaries with the keys of ``parameters``. A scalar may be in no group (``rest="ignore"``): it
+    never moves. Frozen and unused parameters may be in a group: their derivatives are zero.
+
+    >>> import gnewton as gn
+    >>> model = gn.models.perceptron([64, 32, 10])
+    >>> gn.Partition.by_layer(model)
+    Partition: 2 groups, 2,410 scalars
+      group  parameters          scalars
+      0      0.weight, 0.bias      2,080
+      2      2.weight, 2.bias        330
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        parameters: Mapping[str, Tensor],
+        labels: Mapping[str, Label],
+        module: nn.Module | None = None,
+    ) -> None:
+        # labels: name -> group index, or an int64 tensor of the parameter's shape; S stands for "in no group".
+        self.names = tuple(names)
+        self.parameters = dict(parameters)
+        self.module = module
+        _check_parameters(self.parameters)
+        self._labels = {name: _simplified(labels[name]) for name in self.parameters}
+        self.sizes = self._count()
+        _check_groups(self.names, self.sizes)
+
+    # -- factories ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def by_tensor(cls, module: nn.Module) -> Self:
+        """One group per parameter tensor: the paper's canonical partition.
+
+        >>> import gnewton as gn
+        >>> gn.Partition.by_tensor(gn.models.perceptron([3, 2])).names
+        ('0.weight', '0.bias')
+        """
+        return cls._by_key(module, lambda name: name)
+
+    @classmethod
+    def single(cls, module: nn.Module) -> Self:
+        """One group for everything (S = 1, the paper's trivial partition): Cauchy's steepest-descent step.
+
+        >>> import gnewton as gn
+        >>> gn.Partition.single(gn.models.perceptron([3, 2])).names
+        ('all',)
+        """
+        return cls._by_key(module, lambda name: "all")
+
+    @classmethod
+    def by_kind(cls, module: nn.Module) -> Self:
+        """Weights, biases and the rest (the paper's wb), told apart by the last part of the parameter's name.
+
+        >>> import gnewton as gn
+        >>> gn.Partition.by_kind(gn.models.perceptron([4, 3, 2])).names
+        ('weights', 'biases')
+        """
+        return cls._by_key(module, _kind)
+
+    @classmethod
+    def by_layer(cls, module: nn.Module) -> Self:
+        """One group per module that owns parameters itself.
+
+        >>> import gnewton as gn
+        >>> gn.Partition.by_layer(gn.models.perceptron([4, 3, 2])).names
+        ('0', '2')
+        """
+        return cls._by_key(module, lambda name: _layer(name) or "model")
+
+    @classmethod
+    def blocks(cls, module: nn.Module, n: int) -> Self:
+        """n blocks of consecutive layers, weights and biases apart (the paper's blocks-n): up to 2n groups.
+
+        >>> import gnewton as gn
+        >>> gn.Partition.blocks(gn.models.perceptron([4, 3, 3, 2]), 2).names
+        ('block 1 weights', 'block 1 biases', 'block 2 weights', 'block 2 biases')
+        """
+        layers = _layers(module, n)
+        return cls._by_key(module, lambda p: f"block {layers[_layer(p)] * n // len(layers) + 1} {_kind(p)}")
+
+    @classmethod
+    def alternate(cls, module: nn.Module, n: int) -> Self:
+        """Layers modulo n, weights and biases apart (the paper's alternate-n): up to 2n groups.
+
+        >>> import gnewton as gn
+        >>> gn.Partition.alternate(gn.models.perceptron([4, 3, 3, 2]), 2).sizes
+        (18, 5, 9, 3)
+        """
+        layers = _layers(module, n)
+        return cls._by_key(module, lambda p: f"every {n} from {layers[_layer(p)] % n + 1} {_kind(p)}")
+
+    @classmethod
+    def by_name(cls, module: nn.Module, patterns: Mapping[str, str | Sequence[str]], rest: Rest = "error") -> Self:
+        """Groups of whole tensors chosen by name patterns (globs): ``{"head": "classifier.*", "body": ["conv?.*"]}``.
+
+        Raises ValueError for a pattern that matches nothing, a parameter that two groups match, and, with
+        ``rest="error"``, a parameter that none matches; ``rest="ignore"`` leaves those where they are.
+
+        >>> import gnewton as gn
+        >>> model = gn.models.perceptron([4, 3, 2])
+        >>> gn.Partition.by_name(model, {"first": "0.*", "last": ["2.weight", "2.bias"]}).sizes
+        (15, 8)
+        """
+        _check_rest(rest)
+        parameters = _named_parameters(module)
+        groups = {
+            group: {name: parameters[name] for glob in _listed(globs) for name in _matches(glob, parameters, group)}
+            for group, globs in patterns.items()
+        }
+        missing = [name for name in parameters if not any(name in group for group in groups.values())]
+        if missing and rest == "error":
+            raise ValueError(
+                f"expected every parameter to match a pattern, got none for {', '.join(missing)}; "
+                'add a pattern or pass rest="ignore" to leave them where they are'
+            )
+        return cls._claimed(groups, {name: p for name, p in parameters.items() if name not in missing}, rest, module)
+
+    @classmethod
+    def by_row(cls, module: nn.Module) -> Self:
+        """One group per row of every weight, with its bias element: one neuron, one filter, one embedding.
+
+        Within a layer, tensors with the same first dimension share their rows.
+
+        >>> import gnewton as gn
+        >>> gn.Partition.by_row(gn.models.perceptron([3, 2])).names
+        ('0[0]', '0[1]')
+        """
+        return cls._by_keys(module, lambda name, p: _layer(name) or "model", rows=True)
+
+    @classmethod
+    def by_scalar(cls, module: nn.Module) -> Self:
+        """One group per scalar (S = P): with u = 1 the step is Newton's method itself.
+
+        >>> import gnewton as gn
+        >>> gn.Partition.by_scalar(gn.models.perceptron([2, 1])).names
+        ('0.weight[0,0]', '0.weight[0,1]', '0.bias[0]')
+        """
+        return cls._by_keys(module, lambda name, p: name, rows=False)
+
+    @classmethod
+    def from_groups(
+        cls,
+        groups: Sequence[Mapping[str, Tensor | tuple[Tensor, Tensor]]]
+        | Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tensor]]],
+        rest: Rest = "error",
+    ) -> Self:
+        """Groups written out: a list (or a dictionary by group name) of ``{name: parameter}``.
+
+        For a part of a tensor give ``{name: (parameter, mask)}`` with a boolean mask of the parameter's shape; scalars
+        of a named parameter that no mask holds are an error, or stay where they are with ``rest="ignore"``.
+        Raises ValueError for overlapping or empty groups, masks of another shape, one name for two tensors.
+
+        >>> import torch, gnewton as gn
+        >>> w = torch.zeros(2, 2, requires_grad=True)
+        >>> diagonal = torch.eye(2, dtype=torch.bool)
+        >>> gn.Partition.from_groups({"diagonal": {"w": (w, diagonal)}, "off": {"w": (w, ~diagonal)}}).sizes
+        (2, 2)
+        """
+        _check_rest(rest)
+        named = groups if isinstance(groups, Mapping) else {f"group {i}": group for i, group in enumerate(groups)}
+        return cls._claimed(named, _parameters_of(named), rest, None)
+
+    # -- what the engines and the optimizer ask ------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter, where summaries live."""
+        return next(iter(self.parameters.values())).device
+
+    def label(self, name: str) -> Label:
+        """The group index of parameter ``name``, or an int64 tensor of its shape; S means "in no group"."""
+        label = self._labels[name]
+        return label if isinstance(label, int) else label.to(self.parameters[name].device)
+
+    def members(self, group: int) -> list[str]:
+        """The names of the parameters that have a scalar in the group."""
+        return [
+            n for n, lab in self._labels.items() if (lab == group if isinstance(lab, int) else (lab == group).any())
+        ]
+
+    def sums(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Sums over each group, I_{S:P} v: (S,), float64, differentiable in the values (a missing name counts as 0).
+
+        >>> import torch, gnewton as gn
+        >>> model = gn.models.perceptron([3, 2])
+        >>> gn.Partition.by_tensor(model).sums({"0.bias": torch.tensor([1.0, 2.0])})
+        tensor([0., 3.], dtype=torch.float64)
+        """
+        total = torch.zeros(len(self) + 1, dtype=accumulator_dtype(self.device), device=self.device)
+        for name, value in values.items():
+            label = self.label(name)
+            if isinstance(label, int):
+                label, value = torch.tensor([label], device=value.device), value.sum(dtype=total.dtype).reshape(1)
+            total = total.index_add(0, label.flatten().to(total.device), value.flatten().to(total))
+        return total[:-1]
+
+    def scale(self, direction: Mapping[str, Tensor], eta: Tensor) -> dict[str, Tensor]:
+        """Each group's part of the direction times its own factor: U I_{P:S} eta, of the direction's shapes and dtypes.
+
+        >>> import torch, gnewton as gn
+        >>> partition = gn.Partition.by_row(gn.models.perceptron([2, 2]))
+        >>> ones = {name: torch.ones_like(p) for name, p in partition.parameters.items()}
+        >>> partition.scale(ones, torch.tensor([2.0, 5.0]))["0.bias"]
+        tensor([2., 5.])
+        """
+        padded = torch.cat([eta, eta.new_zeros(1)])
+        return {name: u * padded.to(u)[self.label(name)] for name, u in direction.items()}
+
+    def restrict(self, direction: Mapping[str, Tensor], group: int) -> dict[str, Tensor]:
+        """u_s: the direction inside one group, zero elsewhere.
+
+        >>> import torch, gnewton as gn
+        >>> partition = gn.Partition.by_tensor(gn.models.perceptron([2, 2]))
+        >>> ones = {name: torch.ones_like(p) for name, p in partition.parameters.items()}
+        >>> partition.restrict(ones, 1)["0.bias"], partition.restrict(ones, 1)["0.weight"].sum()
+        (tensor([1., 1.]), tensor(0.))
+        """
+        # Not a product with 0 and 1: an infinite entry outside the group must stay outside.
+        return {
+            name: torch.where(self._inside(name, group, u), u, torch.zeros_like(u)) for name, u in direction.items()
+        }
+
+    def coarsen(self, groups: Groups) -> "Partition":
+        """The partition with groups merged; ``groups`` lists group names or indices, each exactly once.
+
+        >>> import gnewton as gn
+        >>> partition = gn.Partition.by_tensor(gn.models.perceptron([4, 3, 2]))
+        >>> partition.coarsen({"weights": [0, 2], "biases": ["0.bias", "2.bias"]}).sizes
+        (18, 5)
+        """
+        merged = merged_groups(groups, self.names)
+        new = torch.empty(len(self) + 1, dtype=torch.int64)
+        for i, members in enumerate(merged.values()):
+            new[members] = i
+        new[-1] = len(merged)
+        labels = {n: int(new[lab]) if isinstance(lab, int) else new[lab] for n, lab in self._labels.items()}
+        return Partition(tuple(merged), self.parameters, labels, self.module)
+
+    # -- text ------------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        rows = [("group", "parameters", "scalars"), *self._rows()]
+        wide, mid = (max(len(row[i]) for row in rows) for i in (0, 1))
+        lines = [f"  {a:<{wide}}  {b:<{mid}}  {c:>9}" for a, b, c in rows]
+        return "\n".join([f"Partition: {self._headline()}", *lines])
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        head = "<tr><th>group</th><th>parameters</th><th>scalars</th></tr>"
+        body = "".join("<tr>" + "".join(f"<td>{escape(x)}</td>" for x in row) + "</tr>" for row in self._rows())
+        return f"<table><caption>Partition: {self._headline()}</caption>{head}{body}</table>"
+
+    def _headline(self) -> str:
+        groups = "1 group" if len(self) == 1 else f"{len(self):,} groups"
+        return f"{groups}, {sum(self.sizes):,} scalars"
+
+    def _rows(self, most: int = 20) -> list[tuple[str, str, str]]:
+        rows = [(self.names[s], _shortened(self.members(s)), f"{self.sizes[s]:,}") for s in range(min(len(self), most))]
+        if len(self) > most:
+            rows.append(("...", f"and {len(self) - most:,} more groups", f"{sum(self.sizes[most:]):,}"))
+        return rows
+
+    # -- construction ------------------------------------------------------------------------------------------------
+
+    def _inside(self, name: str, group: int, like: Tensor) -> Tensor:
+        return torch.as_tensor(self.label(name) == group, device=like.device)
+
+    def _count(self) -> tuple[int, ...]:
+        total = torch.zeros(len(self) + 1, dtype=torch.int64)
+        for name, p in self.parameters.items():
+            label = self._labels[name]
+            if isinstance(label, int):
+                total[label] += p.numel()
+            else:
+                total += label.flatten().bincount(minlength=len(total))
+        return tuple(total[:-1].tolist())
+
+    @classmethod
+    def _by_key(cls, module: nn.Module, key: Callable[[str], str]) -> Self:
+        """Whole tensors, grouped by a key of their names, in order of first appearance."""
+        parameters = _named_parameters(module)
+        names = list(dict.fromkeys(key(name) for name in parameters))
+        return cls(names, parameters, {name: names.index(key(name)) for name in parameters}, module)
+
+    @classmethod
+    def _by_keys(cls, module: nn.Module, key: Callable[[str, Tensor], str], rows: bool) -> Self:
+        """Rows or scalars of tensors; tensors with the same key and the same number of rows share them."""
+        parameters = _named_parameters(module)
+        names: list[str] = []
+        labels: dict[str, Label] = {}
+        start: dict[Hashable, int] = {}
+        for name, p in parameters.items():
+            shape = tuple(p.shape[:1]) if rows else tuple(p.shape)
+            index = torch.arange(torch.Size(shape).numel()).reshape(shape)
+            if (key(name, p), shape) not in start:
+                start[key(name, p), shape] = len(names)
+                names += [key(name, p) + _bracket(i) for i in torch.ones(shape).nonzero().tolist()]
+            # A row's label holds for all of its scalars: append the missing axes and broadcast.
+            index = index.reshape(shape + (1,) * (p.dim() - len(shape))).expand(p.shape)
+            labels[name] = start[key(name, p), shape] + index
+        return cls(_distinct(names), parameters, labels, module)
+
+    @classmethod
+    def _claimed(
+        cls,
+        groups: Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tensor]]],
+        parameters: Mapping[str, Tensor],
+        rest: Rest,
+        module: nn.Module | None,
+    ) -> Self:
+        """Groups that claim tensors or masked parts of them; every claim is checked against the earlier ones."""
+        free = len(groups)
+        labels = {name: torch.full(p.shape, free) for name, p in parameters.items()}
+        for i, (group, claims) in enumerate(groups.items()):
+            for name, claim in claims.items():
+                mask = _mask(claim, name, group)
+                taken = labels[name][mask & (labels[name] != free)]
+                if taken.numel():
+                    raise ValueError(
+                        f"expected groups that do not overlap, got {taken.numel()} scalars of {name} in both "
+                        f"{list(groups)[int(taken[0])]!r} and {group!r}; take them out of one"
+                    )
+                labels[name][mask] = i
+        left = {name: int((label == free).sum()) for name, label in labels.items() if (label == free).any()}
+        if left and rest == "error":
+            raise ValueError(
+                "expected every scalar in a group, got none for "
+                + ", ".join(f"{n} scalars of {name}" for name, n in left.items())
+                + '; add a group or pass rest="ignore" to leave them where they are'
+            )
+        return cls(tuple(groups), parameters, labels, module)
+
+
+def merged_groups(groups: Groups, names: Sequence[str]) -> dict[str, list[int]]:
+    """The new group names and the old indices in each; every old group must appear exactly once.
+
+    >>> merged_groups([["a", "c"], [1]], ["a", "b", "c"])
+    {'a + c': [0, 2], 'b': [1]}
+    """
+    listed = list(groups.values()) if isinstance(groups, Mapping) else list(groups)
+    indices = [[_group_index(g, names) for g in group] for group in listed]
+    seen = sorted(i for group in indices for i in group)
+    if seen != list(range(len(names))):
+        wrong = [names[i] for i in range(len(names)) if seen.count(i) != 1]
+        raise ValueError(
+            f"expected every group exactly once, got none or several of {_shortened(wrong)}; list each once"
+        )
+    labels = (
+        list(groups) if isinstance(groups, Mapping) else [_shortened([names[i] for i in g], " + ") for g in indices]
+    )
+    return dict(zip(_distinct(labels), indices, strict=True))
+
+
+def _group_index(group: int | str, names: Sequence[str]) -> int:
+    if isinstance(group, str) and group in names:
+        return names.index(group)
+    if isinstance(group, int) and 0 <= group < len(names):
+        return group
+    raise ValueError(
+        f"expected a group name or an index below {len(names)}, got {group!r}; the groups are {_shortened(names)}"
+    )
+
+
+def _named_parameters(module: nn.Module) -> dict[str, Tensor]:
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"expected a torch.nn.Module, got {type(module).__name__}; "
+            "for loose tensors use Partition.from_groups([{name: tensor}, ...])"
+        )
+    return dict(module.named_parameters())  # torch lists a tied parameter once, by its first name
+
+
+def _parameters_of(groups: Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for group, claims in groups.items():
+        for name, claim in claims.items():
+            tensor = claim[0] if isinstance(claim, tuple) else claim
+            other = found.setdefault(name, tensor)
+            if other is not tensor:
+                raise ValueError(
+                    f"expected one tensor for the name {name}, got two (the second in group {group!r}); rename one"
+                )
+    by_id: dict[int, str] = {}
+    for name, tensor in found.items():
+        first = by_id.setdefault(id(tensor), name)
+        if first != name:
+            raise ValueError(
+                f"expected one name for a tensor, got {first} and {name}; a tied parameter goes by one name"
+            )
+    return found
+
+
+def _check_parameters(parameters: Mapping[str, Tensor]) -> None:
+    if not parameters:
+        raise ValueError("expected at least one parameter, got none; give a module that has parameters")
+    for name, p in parameters.items():
+        if nn.parameter.is_lazy(p):
+            raise ValueError(
+                f"expected parameters with a shape, got {name} of a lazy module; run one batch through it first"
+            )
+        if not isinstance(p, Tensor) or not p.is_floating_point():
+            raise TypeError(
+                f"expected real floating-point tensors, got {getattr(p, 'dtype', type(p))} for {name}; leave it out"
+            )
+        if not p.is_leaf:
+            raise ValueError(
+                f"expected parameters (leaf tensors), got the result of an operation for {name}; give the parameter"
+            )
+
+
+def _check_groups(names: Sequence[str], sizes: Sequence[int]) -> None:
+    if not names:
+        raise ValueError("expected at least one group, got none; give a group of parameters")
+    if len(set(names)) != len(names):
+        raise ValueError(f"expected distinct group names, got {_shortened(names)}; rename the repeated ones")
+    for name, size in zip(names, sizes, strict=True):
+        if size == 0:
+            raise ValueError(f"expected at least one scalar in every group, got none in {name!r}; drop it or fill it")
+
+
+def _check_rest(rest: str) -> None:
+    if rest not in ("error", "ignore"):
+        raise ValueError(f'expected rest="error" or rest="ignore", got {rest!r}')
+
+
+def _matches(glob: str, parameters: Iterable[str], group: str) -> list[str]:
+    names = list(parameters)
+    found = [name for name in names if fnmatchcase(name, glob)]
+    if not found:
+        raise ValueError(
+            f"expected the pattern {glob!r} of group {group!r} to match a parameter, got none; the names are {_shortened(names)}"
+        )
+    return found
+
+
+def _mask(claim: Tensor | tuple[Tensor, Tensor], name: str, group: str) -> Tensor:
+    if not isinstance(claim, tuple):
+        return torch.ones(claim.shape, dtype=torch.bool)
+    parameter, mask = claim
+    if mask.dtype != torch.bool or mask.shape != parameter.shape:
+        raise ValueError(
+            f"expected a boolean mask of shape {tuple(parameter.shape)} for {name} in group {group!r}, "
+            f"got {mask.dtype} of shape {tuple(mask.shape)}; build it with torch.zeros_like({name}, dtype=torch.bool)"
+        )
+    return mask.cpu()
+
+
+def _simplified(label: Label) -> Label:
+    # One group for the whole tensor is the common case and needs no tensor of labels.
+    if isinstance(label, Tensor) and label.numel() and bool((label == label.flatten()[0]).all()):
+        return int(label.flatten()[0])
+    return label
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _kind(name: str) -> str:
+    last = name.rpartition(".")[2]
+    return "weights" if "weight" in last else "biases" if "bias" in last else "rest"
+
+
+def _layers(module: nn.Module, n: int) -> dict[str, int]:
+    layers = list(dict.fromkeys(_layer(name) for name in _named_parameters(module)))
+    if not 1 <= n <= len(layers):
+        raise ValueError(f"expected 1 <= n <= {len(layers)} (the number of layers with parameters), got n = {n}")
+    return {layer: i for i, layer in enumerate(layers)}
+
+
+def _bracket(index: Sequence[int]) -> str:
+    return "[" + ",".join(map(str, index)) + "]" if index else ""
+
+
+def _listed(globs: str | Sequence[str]) -> Sequence[str]:
+    return [globs] if isinstance(globs, str) else globs
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    # Two tensors of one layer whose rows differ in number would share names: number the second set.
+    seen: dict[str, int] = {}
+    out = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        out.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return out
+
+
+def _shortened(names: Sequence[str], joint: str = ", ", most: int = 4) -> str:
+    more = len(names) - most
+    return joint.join(names[:most]) + (f"{joint}... ({more:,} more)" if more > 0 else "")

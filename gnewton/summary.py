@@ -1,0 +1,276 @@
+"""The summary: the S-dimensional shadow of the loss's derivatives along a direction.
+
+With phi(eta) = L(theta - sum_s eta_s u_s), where u_s is the direction u inside group s and zero elsewhere,
+
+    g-bar_s = D L[u_s],   H-bar_st = D^2 L[u_s, u_t],   D3_rst = D^3 L[u_r, u_s, u_t]
+
+are the derivatives of phi at 0, up to the sign (-1)^order (Wolinski, arXiv 2312.03885, section 3).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from gnewton.derivatives import nested
+from gnewton.direction import checked
+from gnewton.loss import Loss, Weight, batches, evaluate, prepared
+from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
+
+_TENSORS = ("value", "gradient", "hessian", "third", "third_full")
+_ENGINES = ("auto", "nested")
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Value and derivatives of the loss along one direction, per group; sums and multiples of it are summaries too.
+
+    value () the loss; gradient (S,) g-bar; hessian (S, S) H-bar; third (S,) the diagonal of D3; third_full (S, S, S) all
+    of D3. What was not computed is None. float64, on the parameters' device, in units of the loss. ``names`` are the
+    group names. Derivatives are those of L along +u, while the step goes to theta - U I eta.
+
+    >>> import gnewton as gn
+    >>> s = gn.Summary.from_tensors(gradient=[1.0, 4.0], hessian=[[1.0, 6.0], [6.0, 16.0]])
+    >>> (s + s * 2).gradient
+    tensor([ 3., 12.], dtype=torch.float64)
+    """
+
+    value: Tensor
+    gradient: Tensor
+    hessian: Tensor | None = None
+    third: Tensor | None = None
+    third_full: Tensor | None = None
+    names: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_tensors(
+        cls,
+        gradient: Any,
+        hessian: Any = None,
+        third: Any = None,
+        value: Any = 0.0,
+        third_full: Any = None,
+        names: Sequence[str] | None = None,
+    ) -> Self:
+        """A summary from numbers: gradient (S,), hessian (S, S), third (S,), third_full (S, S, S); lists will do.
+
+        ``third`` may be left out where ``third_full`` is given. Raises ValueError for shapes that do not fit.
+
+        >>> import gnewton as gn
+        >>> gn.Summary.from_tensors(gradient=[1.0], hessian=[[2.0]], third=[3.0]).taylor([0.5], order=2)
+        tensor(-0.2500, dtype=torch.float64)
+        """
+        g = _float64(gradient)
+        full = None if third_full is None else _float64(third_full)
+        if third is None and full is not None and full.dim() == 3:
+            third = full.diagonal().diagonal()
+        out = cls(
+            _float64(value),
+            g,
+            None if hessian is None else _float64(hessian),
+            None if third is None else _float64(third),
+            full,
+            None if names is None else tuple(names),
+        )
+        _check_shapes(out)
+        return out
+
+    def __len__(self) -> int:
+        return len(self.gradient)
+
+    def __repr__(self) -> str:
+        known = [name for name in _TENSORS[1:] if getattr(self, name) is not None]
+        return f"Summary(S={len(self)}, value={_number(self.value)}, {', '.join(known)})"
+
+    def __add__(self, other: "Summary") -> "Summary":
+        if not isinstance(other, Summary):
+            return NotImplemented
+        differing = [n for n in _TENSORS if _shape(getattr(self, n)) != _shape(getattr(other, n))]
+        if differing or self.names != other.names:
+            raise ValueError(
+                f"expected summaries of the same groups and orders, got a difference in {', '.join(differing) or 'names'}; "
+                "compute both with the same partition, order and full_third"
+            )
+        return self._mapped(lambda name, t: t + getattr(other, name))
+
+    def __mul__(self, weight: float) -> "Summary":
+        return self._mapped(lambda name, t: t * weight)
+
+    __rmul__ = __mul__
+
+    def taylor(self, eta: Any, order: int = 2) -> Tensor:
+        """The Taylor model of phi at the learning rates eta (..., S): the predicted loss (...), float64.
+
+        phi(eta) ~ L - g-bar . eta + 1/2 eta . H-bar eta - 1/6 D3[eta, eta, eta]. Order 3 needs ``third_full`` unless
+        S = 1. Raises ValueError for an order that the summary does not hold.
+
+        >>> import gnewton as gn
+        >>> s = gn.Summary.from_tensors(value=0.5, gradient=[1.0, 4.0], hessian=[[1.0, 6.0], [6.0, 16.0]])
+        >>> s.taylor([0.4, 0.1])
+        tensor(0.1000, dtype=torch.float64)
+        """
+        eta = torch.as_tensor(eta, dtype=self.gradient.dtype, device=self.gradient.device)
+        if eta.shape[-1:] != self.gradient.shape:
+            raise ValueError(
+                f"expected eta of shape (..., {len(self)}), got {tuple(eta.shape)}; give one rate per group"
+            )
+        terms = [self.value.expand(eta.shape[:-1]), -(eta @ self.gradient)]
+        if order >= 2:
+            terms.append(torch.einsum("...s,st,...t->...", eta, self._needed("hessian", order), eta) / 2)
+        if order >= 3:
+            third = self.third if len(self) == 1 and self.third is not None else self._needed("third_full", order)
+            third = third.reshape((len(self),) * 3)
+            terms.append(-torch.einsum("...r,...s,...t,rst->...", eta, eta, eta, third) / 6)
+        if not 0 <= order <= 3:
+            raise ValueError(f"expected an order from 0 to 3, got {order}")
+        return torch.stack(terms[: order + 1]).sum(0)
+
+    def coarsen(self, groups: Groups) -> "Summary":
+        """The summary of the partition with groups merged: entries of merged groups add up (the coarsening law).
+
+        ``groups`` lists names or indices, each exactly once. Raises ValueError where the order-3 diagonal of a merged
+        group is wanted and ``third_full`` was not computed.
+
+        >>> import gnewton as gn
+        >>> s = gn.Summary.from_tensors(gradient=[1.0, 4.0], hessian=[[1.0, 6.0], [6.0, 16.0]])
+        >>> s.coarsen([[0, 1]]).hessian
+        tensor([[29.]], dtype=torch.float64)
+        """
+        merged = merged_groups(groups, self.names or [str(i) for i in range(len(self))])
+        m = torch.zeros(len(merged), len(self), dtype=self.gradient.dtype, device=self.gradient.device)
+        for new, old in enumerate(merged.values()):
+            m[new, old] = 1.0
+        full = third = None
+        if self.third_full is not None:
+            full = torch.einsum("ar,bs,ct,rst->abc", m, m, m, self.third_full)
+            third = full.diagonal().diagonal().clone()
+        elif self.third is not None:
+            if any(len(old) > 1 for old in merged.values()):
+                raise ValueError(
+                    "expected the full order-3 tensor to merge groups, got its diagonal only; "
+                    "compute summarize(..., full_third=True), or order=2 if the cubic term is not needed"
+                )
+            third = m @ self.third
+        hessian = None if self.hessian is None else m @ self.hessian @ m.T
+        return Summary(self.value, m @ self.gradient, hessian, third, full, tuple(merged) if self.names else None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, lists and None: loads under ``torch.load(..., weights_only=True)``."""
+        return {name: getattr(self, name) for name in _TENSORS} | {
+            "names": None if self.names is None else list(self.names)
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
+        """The inverse of ``state_dict``.
+
+        >>> import gnewton as gn
+        >>> s = gn.Summary.from_tensors(gradient=[1.0, 4.0])
+        >>> gn.Summary.from_state_dict(s.state_dict()).gradient
+        tensor([1., 4.], dtype=torch.float64)
+        """
+        names = state["names"]
+        return cls(*(state[name] for name in _TENSORS), names=None if names is None else tuple(names))
+
+    def _mapped(self, function: Any) -> "Summary":
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        changes: dict[str, Any] = {n: function(n, t) for n, t in tensors.items() if t is not None}
+        return replace(self, **changes)
+
+    def _needed(self, name: str, order: int) -> Tensor:
+        tensor = getattr(self, name)
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"expected {name} for order {order}, got a summary without it; "
+                + (
+                    "compute summarize(..., full_third=True)"
+                    if name == "third_full"
+                    else f"compute summarize(..., order={order})"
+                )
+            )
+        return tensor
+
+
+def summarize(
+    loss: Loss,
+    partition: Partition,
+    direction: Mapping[str, Tensor],
+    order: int = 3,
+    data: Iterable[Any] | None = None,
+    weight: Weight | None = None,
+    full_third: bool = False,
+    engine: str = "auto",
+) -> Summary:
+    """The exact summary of the loss along ``direction``: g-bar (S,), H-bar (S, S), the diagonal of D3 (S,), float64.
+
+    ``loss()`` returns the loss with its graph and does not call backward. ``direction`` has one tensor per parameter of
+    the partition. ``order`` is 1, 2 or 3; ``full_third`` adds the (S, S, S) tensor. With ``data``, ``loss(*batch)`` is a
+    batch mean and the result is the mean over all samples: batches weigh ``len(batch[0])``, or ``weight(*batch)``.
+    Exact: no finite difference, no sampling (Wolinski, arXiv 2312.03885, section 3). Parameters, ``.grad`` and buffers
+    (batch norm) are left as they were; attention runs on its math back end meanwhile.
+
+    Raises TypeError or ValueError for an unfit loss, direction, order or engine, FloatingPointError for a loss that is not
+    finite; warns with RandomLossWarning when the loss draws random numbers.
+
+    >>> import torch, gnewton as gn
+    >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
+    >>> partition = gn.Partition.by_scalar(model)
+    >>> summarize(model, partition, {"theta": torch.ones(2)}, order=2).hessian
+    tensor([[1330.,  480.],
+            [ 480.,  200.]], dtype=torch.float64)
+    """
+    _check_request(order, full_third, engine)
+    u = checked(direction, partition)
+    total: Summary | None = None
+    samples = 0.0
+    with prepared(partition):
+        for batch, n in batches(data, weight):
+            one = _one_batch(evaluate(loss, partition, batch), partition, u, order, full_third) * n
+            total, samples = one if total is None else total + one, samples + n
+    assert total is not None  # batches() refuses an empty data set
+    return total * (1 / samples)
+
+
+def _one_batch(value: Tensor, partition: Partition, u: dict[str, Tensor], order: int, full_third: bool) -> Summary:
+    gradient, hessian, third, full = nested.summary(value, partition, u, order, full_third)
+    # Two roundings of one symmetric number: their mean is no less exact.
+    symmetric = None if hessian is None else (hessian + hessian.T) / 2
+    return Summary(value.detach().to(gradient), gradient, symmetric, third, full, partition.names)
+
+
+def _check_request(order: int, full_third: bool, engine: str) -> None:
+    if order not in (1, 2, 3):
+        raise ValueError(f"expected order 1, 2 or 3, got {order!r}; derivatives.nested.summary_tensor goes higher")
+    if full_third and order < 3:
+        raise ValueError(f"expected order=3 with full_third=True, got order={order}")
+    if engine not in _ENGINES:
+        raise ValueError(f"expected an engine among {', '.join(_ENGINES)}, got {engine!r}")
+
+
+def _check_shapes(summary: Summary) -> None:
+    s = summary.gradient.numel()
+    for name, dim in (("value", 0), ("gradient", 1), ("hessian", 2), ("third", 1), ("third_full", 3)):
+        tensor = getattr(summary, name)
+        if tensor is not None and tensor.shape != (s,) * dim:
+            raise ValueError(
+                f"expected {name} of shape {(s,) * dim}, got {tuple(tensor.shape)}; S is the length of gradient"
+            )
+    if s == 0:
+        raise ValueError("expected at least one group, got an empty gradient")
+    if summary.names is not None and len(summary.names) != s:
+        raise ValueError(f"expected {s} names, got {len(summary.names)}; give one per group")
+
+
+def _float64(values: Any) -> Tensor:
+    tensor: Tensor = torch.as_tensor(values).detach()
+    return tensor.to(accumulator_dtype(tensor.device))
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)
+
+
+def _number(value: Tensor) -> str:
+    return "meta" if value.device.type == "meta" else f"{float(value):.4g}"

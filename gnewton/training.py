@@ -1,0 +1,313 @@
+"""A training loop with a progress bar and a history, for ``GroupedNewton`` and every ``torch.optim`` optimizer alike."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnewton.datasets import Dataset
+from gnewton.optimizer import GroupedNewton, Update
+
+try:
+    from tqdm import tqdm
+except ImportError as error:
+    raise ImportError("expected tqdm, got no such package; install it: pip install 'gnewton[lab]'") from error
+
+LossFunction = Callable[[Any, Tensor], Tensor]
+Evaluation = Dataset | tuple[Tensor, Tensor]
+
+
+@dataclass(repr=False)
+class History:
+    """What a training run recorded: plain lists, so that ``json.dumps(history.to_dict())`` works.
+
+    Per step: losses, the batch's loss before the step; seconds, the time since the start when the step was done, without
+    the evaluations. Per epoch: epoch_steps, the number of steps done when it ended; train_losses, the mean of its losses
+    weighted by batch size; test_losses and test_accuracies (0 to 1; empty unless targets are classes). Per update of a
+    ``GroupedNewton``: learning_rate_steps, its step; learning_rates, eta (S,) without lambda_1; group_names are the S
+    groups. diverged: whether a loss stopped being finite; reason: then what happened, else "". Only finite losses of
+    completed steps are kept, so that ``losses`` may end before its epoch does.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    epoch_steps: list[int] = field(default_factory=list)
+    train_losses: list[float] = field(default_factory=list)
+    test_losses: list[float] = field(default_factory=list)
+    test_accuracies: list[float] = field(default_factory=list)
+    learning_rate_steps: list[int] = field(default_factory=list)
+    learning_rates: list[list[float]] = field(default_factory=list)
+    group_names: list[str] = field(default_factory=list)
+    diverged: bool = False
+    reason: str = ""
+
+    @property
+    def epoch_seconds(self) -> list[float]:
+        """The time at the end of each epoch: the horizontal axis for what is recorded per epoch."""
+        return [self.seconds[steps - 1] for steps in self.epoch_steps]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary of plain Python lists, numbers and strings; ``History(**d)`` reads it back."""
+        return asdict(self)
+
+    def __repr__(self) -> str:
+        # No seconds and two digits: the same line on every machine, so that a saved notebook can be compared.
+        epochs = len(self.epoch_steps)
+        parts = [f"{name} {values[-1]:.2g}" for name, values in self._last().items() if values]
+        parts += [f"diverged: {self.reason}"] if self.diverged else []
+        return f"{epochs} epoch{'s' * (epochs != 1)}: {', '.join(parts)}"
+
+    def _last(self) -> dict[str, list[float]]:
+        test = {"test accuracy": self.test_accuracies} if self.test_accuracies else {"test loss": self.test_losses}
+        return {"training loss": self.train_losses} | test
+
+
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: Iterable[Any],
+    loss_fn: LossFunction = F.cross_entropy,
+    epochs: int = 1,
+    evaluate: Evaluation | None = None,
+    curvature: Iterable[Any] | None = None,
+    scheduler: Any = None,
+    progress: bool = True,
+) -> History:
+    """Train ``model`` for a number of epochs and return what happened.
+
+    loader: gives batches (x, y) and can be iterated once per epoch; batches move to the model's device. loss_fn(output,
+    y) is a mean over the batch. evaluate: a ``Dataset``, of which the test part is used, or a pair (x, y); it is
+    measured after each epoch, with ``model.eval()``, in one forward pass. curvature: another loader, for the summaries
+    of a ``GroupedNewton``, from which one batch is drawn per step, over and over. scheduler: any of
+    ``torch.optim.lr_scheduler``, stepped after each epoch; ``ReduceLROnPlateau`` sees the epoch's training loss.
+    progress: a bar while it runs, in a terminal or a notebook, then one line that says how it ended.
+
+    A loss or gradient that is not finite ends the run: ``history.diverged`` is set and the parameters stay as they are
+    then. The model's training and evaluation modes are restored. Raises TypeError or ValueError for unfit arguments and
+    loaders without batches.
+
+    >>> import gnewton as gn
+    >>> data = gn.datasets.teacher_student((3, 4, 1))
+    >>> model = gn.models.perceptron([3, 4, 1], generator=torch.Generator().manual_seed(1))
+    >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    >>> history = fit(model, optimizer, data.batches(64), F.mse_loss, epochs=5, evaluate=data, progress=False)
+    >>> len(history.losses), len(history.test_losses), history.train_losses[-1] < history.train_losses[0]
+    (40, 5, True)
+    """
+    _check(optimizer, epochs, evaluate, curvature)
+    history, step = History(), _stepper(model, optimizer, loss_fn, curvature)
+    if isinstance(optimizer, GroupedNewton):
+        history.group_names = list(optimizer.partition.names)
+    with _modes_kept(model), closing(_Progress(epochs, loader, progress)) as bar:
+        for epoch in range(epochs):
+            bar.epoch(epoch + 1)
+            model.train()
+            _train(step, loader, optimizer, history, bar)
+            if history.diverged:
+                break
+            _measure(model, loss_fn, evaluate, history)
+            _schedule(scheduler, history)
+        bar.finish(repr(history))
+    return history
+
+
+def _train(
+    step: Callable[[Tensor, Tensor], float],
+    loader: Iterable[Any],
+    optimizer: torch.optim.Optimizer,
+    history: History,
+    bar: "_Progress",
+) -> None:
+    """One epoch; a step that meets a non-finite number ends it and sets ``history.diverged``."""
+    start = time.perf_counter() - (history.seconds[-1] if history.seconds else 0.0)
+    total, samples = 0.0, 0
+    for x, y in loader:
+        before = _last_update(optimizer)
+        try:
+            loss = step(x, y)
+        except FloatingPointError as error:
+            history.diverged, history.reason = True, f"step {len(history.losses)}: {error}"
+            return
+        # The optimizer counts over its whole life and forgets its oldest updates: the run keeps its own record.
+        if (update := _last_update(optimizer)) is not None and update is not before:
+            history.learning_rate_steps.append(len(history.losses))
+            history.learning_rates.append(update.learning_rates.tolist())
+        history.losses.append(loss)
+        history.seconds.append(time.perf_counter() - start)
+        total, samples = total + loss * len(x), samples + len(x)
+        bar.advance(loss)
+    if not samples:
+        raise ValueError(
+            "expected a loader with batches for every epoch, got none; a generator is used up after one pass: "
+            "pass a list, a DataLoader or Dataset.batches(...)"
+        )
+    history.train_losses.append(total / samples)
+    history.epoch_steps.append(len(history.losses))
+
+
+def _stepper(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss_fn: LossFunction, curvature: Iterable[Any] | None
+) -> Callable[[Tensor, Tensor], float]:
+    """(x, y) -> the loss before the step: one step of either kind of optimizer."""
+    device = _device(model)
+
+    def closure(x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+        x, y = x.to(device), y.to(device)
+        return lambda: loss_fn(model(x), y)
+
+    if not isinstance(optimizer, GroupedNewton):
+        return lambda x, y: _torch_step(optimizer, closure(x, y))
+    if curvature is None:
+        return lambda x, y: float(optimizer.step(closure(x, y)))
+    batches = _endless(curvature)
+    # Drawn here and not inside the closure, which must be the same function at each of its calls.
+    return lambda x, y: float(optimizer.step(closure(x, y), curvature=closure(*next(batches))))
+
+
+def _torch_step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> float:
+    def closure() -> float:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.item()
+
+    value = float(optimizer.step(closure))
+    if not math.isfinite(value):
+        raise FloatingPointError(f"expected a finite loss, got {value}; check the inputs or lower the learning rate")
+    return value
+
+
+def _endless(loader: Iterable[Any]) -> Iterator[Any]:
+    empty = False
+    while not empty:
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+    raise ValueError(
+        "expected a curvature loader with batches, got none; pass a list, a DataLoader or Dataset.batches()"
+    )
+
+
+def _last_update(optimizer: torch.optim.Optimizer) -> Update | None:
+    return optimizer.history[-1] if isinstance(optimizer, GroupedNewton) and optimizer.history else None
+
+
+def _measure(model: nn.Module, loss_fn: LossFunction, evaluate: Evaluation | None, history: History) -> None:
+    if evaluate is None:
+        return
+    x, y = (evaluate.test_x, evaluate.test_y) if isinstance(evaluate, Dataset) else evaluate
+    x, y = x.to(_device(model)), y.to(_device(model))
+    model.eval()
+    with torch.no_grad():
+        output = model(x)
+        history.test_losses.append(float(loss_fn(output, y)))
+    if not y.is_floating_point():
+        history.test_accuracies.append(float((output.argmax(1) == y).double().mean()))
+
+
+def _schedule(scheduler: Any, history: History) -> None:
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        scheduler.step(history.train_losses[-1])
+    elif scheduler is not None:
+        scheduler.step()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _check(
+    optimizer: torch.optim.Optimizer, epochs: int, evaluate: Evaluation | None, curvature: Iterable[Any] | None
+) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        kind = type(optimizer).__name__
+        raise TypeError(f"expected a torch.optim optimizer or GroupedNewton, got {kind}; build one from the model")
+    if epochs < 1:
+        raise ValueError(f"expected at least one epoch, got {epochs}; ask for more")
+    if curvature is not None and not isinstance(optimizer, GroupedNewton):
+        kind = type(optimizer).__name__
+        raise TypeError(
+            f"expected no curvature loader with {kind}, got one; only GroupedNewton takes summaries: drop it"
+        )
+    if not (evaluate is None or isinstance(evaluate, Dataset) or len(evaluate) == 2):
+        raise ValueError(f"expected evaluate as a Dataset or (x, y), got {len(evaluate)} entries; pass evaluate=(x, y)")
+
+
+class _Progress:
+    """The moving bar for whoever watches, and at the end the one line that stays."""
+
+    def __init__(self, epochs: int, loader: Iterable[Any], shown: bool) -> None:
+        self._epochs, self._shown, self._cell = epochs, shown, _Cell.here()
+        # Without a cell, None leaves it to tqdm: a bar in a terminal, nothing in a file or a pipe.
+        hidden = (None if self._cell is None else not self._cell.watched) if shown else True
+        total = epochs * len(loader) if isinstance(loader, Sized) else None
+        self._bar = tqdm(total=total, file=self._cell, disable=hidden, leave=False, ncols=80)
+
+    def epoch(self, number: int) -> None:
+        self._bar.set_description(f"epoch {number}/{self._epochs}", refresh=False)
+
+    def advance(self, loss: float) -> None:
+        self._bar.set_postfix_str(f"loss {loss:.2g}", refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def finish(self, line: str) -> None:
+        self.close()
+        if self._shown:
+            tqdm.write(line, file=self._cell)
+
+
+class _Cell:
+    """A stream that shows in one output of a notebook cell the last line written to it.
+
+    tqdm's own notebook bar is a widget, which a saved notebook cannot show; its text bar leaves every state it went
+    through in the saved output. Here the line at the end takes the bar's place.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self, shell: Any) -> None:
+        # JupyterLab, Notebook and VS Code name the cell that they run. Programs that run notebooks do not: nobody
+        # watches there, and nbval compares the first state of an output, so that the first must be the last.
+        self.watched = "cellId" in (shell.get_parent().get("metadata") or {})
+        self._handle: Any = None
+
+    @classmethod
+    def here(cls) -> "_Cell | None":
+        """The cell that is running, or None outside a notebook."""
+        # Inside a notebook IPython is loaded; elsewhere importing it would take longer than many a run.
+        ipython = sys.modules.get("IPython")
+        shell = ipython.get_ipython() if ipython else None
+        return cls(shell) if hasattr(shell, "kernel") and hasattr(shell, "get_parent") else None
+
+    def write(self, text: str) -> None:
+        from IPython.display import display
+
+        line = text.strip()
+        if line and self._handle is None:
+            self._handle = display({"text/plain": line}, raw=True, display_id=True)
+        elif line:
+            self._handle.update({"text/plain": line}, raw=True)
+
+    def flush(self) -> None:
+        """Every line is shown at once."""

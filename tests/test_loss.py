@@ -1,0 +1,124 @@
+"""Every unfit loss is refused by name, at the one door, and nothing is left changed."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import build
+from torch import nn
+
+import gnewton as gn
+from gnewton.loss import RandomLossWarning, evaluate, prepared
+
+CASE = build("perceptron")
+PARTITION = gn.Partition.by_tensor(CASE.model)
+STORED = CASE.loss()
+OUTPUT = CASE.model(CASE.x)
+
+
+def under_no_grad():
+    with torch.no_grad():
+        return CASE.loss()
+
+
+def with_backward():
+    value = CASE.loss()
+    value.backward()
+    return value
+
+
+UNFIT = {
+    "a value instead of a callable": (STORED, TypeError, "callable that returns the loss, got Tensor"),
+    "no tensor": (lambda: CASE.loss().item(), TypeError, "as a tensor, got float"),
+    "not a scalar": (lambda: CASE.model(CASE.x), ValueError, r"scalar loss, got shape \(12, 3\)"),
+    "detached": (lambda: CASE.loss().detach(), ValueError, "got a detached one"),
+    "under no_grad": (under_no_grad, ValueError, "got a detached one"),
+    "stored value": (lambda: STORED, ValueError, "computed outside the closure"),
+    "stored output": (lambda: F.cross_entropy(OUTPUT, CASE.y), ValueError, "computed outside the closure"),
+    "calls backward": (with_backward, ValueError, "without calling backward"),
+    "nan": (lambda: CASE.loss() * float("nan"), FloatingPointError, "finite loss, got nan"),
+    "infinite": (lambda: CASE.loss() / 0, FloatingPointError, "finite loss, got inf"),
+}
+CALLS = {
+    "summarize": lambda loss: gn.summarize(loss, PARTITION, CASE.direction(PARTITION)),
+    "gradient": lambda loss: gn.direction.gradient(loss, PARTITION),
+    "optimizer": lambda loss: gn.GroupedNewton(PARTITION).step(loss),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+@pytest.mark.parametrize("call", CALLS)
+def test_an_unfit_loss_is_refused_by_name_and_changes_nothing(call, name):
+    loss, error, text = UNFIT[name]
+    before = [p.detach().clone() for p in CASE.model.parameters()]
+    with pytest.raises(error, match=text):
+        CALLS[call](loss)
+    assert all(torch.equal(p, q) for p, q in zip(CASE.model.parameters(), before, strict=True))
+    if name != "calls backward":  # there the closure itself wrote them
+        assert all(p.grad is None for p in CASE.model.parameters())
+    for p in CASE.model.parameters():
+        p.grad = None
+
+
+def test_works_under_no_grad_and_inference_mode_of_the_caller():
+    u = CASE.direction(PARTITION)
+    expected = gn.summarize(CASE.loss, PARTITION, u).hessian
+    with torch.no_grad():
+        assert torch.equal(gn.summarize(CASE.loss, PARTITION, u).hessian, expected)
+    with torch.inference_mode():
+        got = gn.summarize(CASE.loss, PARTITION, u).hessian
+    assert torch.equal(got, expected)
+
+
+def test_a_frozen_backbone_computed_once_outside_is_not_stale():
+    features = torch.tanh(CASE.model[0](CASE.x))
+    head = nn.Linear(4, 3, dtype=torch.float64)
+    value = evaluate(lambda: F.cross_entropy(head(features), CASE.y), gn.Partition.by_tensor(head))
+    assert value.requires_grad
+
+
+def test_a_loss_that_is_a_parameter_itself():
+    theta = torch.tensor(2.0, requires_grad=True)
+    partition = gn.Partition.from_groups([{"theta": theta}])
+    assert gn.direction.gradient(lambda: theta, partition)["theta"] == 1
+
+
+def dropout_case():
+    model = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3)).to(torch.float64)
+    return model, lambda: F.cross_entropy(model(CASE.x), CASE.y)
+
+
+def test_dropout_is_warned_of_by_name():
+    model, loss = dropout_case()
+    partition = gn.Partition.by_tensor(model)
+    with pytest.warns(RandomLossWarning, match=r"1 \(Dropout\)"):
+        gn.summarize(loss, partition, CASE.direction(partition))
+    model.eval()
+    gn.summarize(loss, partition, CASE.direction(partition))
+
+
+def test_random_numbers_outside_any_module_are_warned_of():
+    with pytest.warns(RandomLossWarning, match="not deterministic: it drew random numbers"):
+        evaluate(lambda: CASE.loss() * torch.rand(()), PARTITION)
+
+
+def test_buffers_are_restored():
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).to(torch.float64)
+    partition = gn.Partition.by_layer(model)
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    gn.summarize(lambda: F.cross_entropy(model(CASE.x), CASE.y), partition, CASE.direction(partition))
+    assert all(torch.equal(b, before[n]) for n, b in model.named_buffers())
+    with prepared(partition, restore_buffers=False):
+        evaluate(lambda: F.cross_entropy(model(CASE.x), CASE.y), partition)
+    assert not torch.equal(model[1].running_mean, before["1.running_mean"])
+
+
+def test_attention_uses_its_math_back_end_only_meanwhile():
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+    x = torch.randn(3, 5, 4)
+    partition = gn.Partition.by_tensor(attention)
+    flags = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
+    u = {n: torch.randn_like(p) for n, p in partition.parameters.items()}
+    summary = gn.summarize(lambda: attention(x, x, x)[0].square().mean(), partition, u)
+    assert summary.hessian.abs().min() > 0
+    assert flags == (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled())

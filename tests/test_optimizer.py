@@ -1,0 +1,404 @@
+"""GroupedNewton: what a step does, what it leaves alone, how it fails, and that it resumes bit for bit."""
+
+import copy
+import io
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import build
+from torch import nn
+from torch.optim import lr_scheduler
+
+import gnewton as gn
+from gnewton.loss import RandomLossWarning
+from gnewton.optimizer import StepWarning
+
+
+def momentum(model):
+    return torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+
+
+def optimizer_for(case, direction=momentum, **options):
+    partition = gn.Partition.by_tensor(case.model)
+    defaults = {"lr": 0.3, "cubic": 1.0, "period": 2}
+    return gn.GroupedNewton(partition, direction and direction(case.model), **(defaults | options))
+
+
+def values(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def unchanged(model, before):
+    return all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def state_of(optimizer):
+    return copy.deepcopy(optimizer.state_dict())
+
+
+def same_state(one, other):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_state(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same_state, one, other))
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return one == other or (one != one and other != other)
+
+
+@pytest.mark.parametrize("cubic", [0.0, 1.0])
+def test_a_step_is_summarize_then_newton_step_then_scale(cubic):
+    case = build("perceptron")
+    optimizer = optimizer_for(case, direction=None, cubic=cubic, lr=0.5)
+    partition = optimizer.partition
+    u = gn.direction.gradient(case.loss, partition)
+    eta = gn.newton_step(gn.summarize(case.loss, partition, u), cubic=cubic).learning_rates
+    expected = [p - 0.5 * eta[s] * u[n] for s, (n, p) in enumerate(partition.parameters.items())]
+    before = case.loss().item()
+    assert optimizer.step(case.loss).item() == pytest.approx(before, rel=1e-14)
+    for p, e in zip(case.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p, e, rtol=1e-9, atol=1e-12)
+
+
+def test_newtons_method_itself_ends_a_quadratic_in_one_step():
+    model = gn.models.Quadratic([1.0, 10.0, 1000.0], dtype=torch.float64)
+    optimizer = gn.GroupedNewton(gn.Partition.by_scalar(model), lr=1.0, cubic=0.0)
+    optimizer.step(model)
+    torch.testing.assert_close(model.theta.detach(), model.minimiser, rtol=1e-10, atol=1e-10)
+
+
+def test_one_group_is_cauchys_line_minimiser_on_a_quadratic():
+    model = gn.models.Quadratic([1.0, 10.0], dtype=torch.float64)
+    partition = gn.Partition.single(model)
+    g = gn.direction.gradient(model, partition)["theta"]
+    theta = model.theta.detach().clone()
+    optimizer = gn.GroupedNewton(partition, lr=1.0, cubic=0.0)
+    optimizer.step(model)
+    # At the exact line minimum the new gradient is orthogonal to the old one.
+    new = gn.direction.gradient(model, partition)["theta"]
+    assert abs(new @ g) <= 1e-10 * g.norm() ** 2
+    assert not torch.equal(theta, model.theta)
+
+
+def test_the_proposers_scale_does_not_matter():
+    paths = []
+    for lr in (1.0, 1e-3):
+        case = build("perceptron")
+        optimizer = optimizer_for(case, lambda m, lr=lr: torch.optim.SGD(m.parameters(), lr=lr, momentum=0.9), period=1)
+        for _ in range(5):
+            optimizer.step(case.loss)
+        paths.append(values(case.model))
+    for p, q in zip(*paths, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9)
+
+
+def test_layerwise_scale_leaves_the_trajectory_alone_but_not_sgds():
+    def losses(make, scale):
+        torch.manual_seed(0)
+        x, y = torch.randn(16, 5, dtype=torch.float64), torch.randint(3, (16,))
+        first, second = (torch.randn(*shape, dtype=torch.float64) / 2 for shape in ((4, 5), (3, 4)))
+        w = nn.ParameterDict({"first": first / scale, "second": second * scale})
+        loss = lambda: F.cross_entropy(torch.tanh(x @ (scale * w["first"]).T) @ (w["second"] / scale).T, y)  # noqa: E731
+        optimizer = make(w)
+        return torch.tensor([float(optimizer.step(loss)) for _ in range(50)])
+
+    def ours(w):
+        return gn.GroupedNewton(gn.Partition.by_tensor(w), lr=0.5, cubic=1.0)
+
+    class ClosedSGD(torch.optim.SGD):
+        def step(self, loss):
+            self.zero_grad()
+            value = loss()
+            value.backward()
+            super().step()
+            return value.detach()
+
+    torch.testing.assert_close(losses(ours, 30.0), losses(ours, 1.0), rtol=1e-6, atol=0)
+    sgd = [losses(lambda w: ClosedSGD(w.parameters(), lr=0.1), scale) for scale in (1.0, 30.0)]
+    assert not torch.allclose(sgd[0], sgd[1], rtol=1e-2)
+
+
+def test_period_reuses_the_rates_and_curvature_takes_another_batch():
+    case = build("perceptron")
+    half = lambda: case.loss_on(case.x[:6], case.y[:6])  # noqa: E731
+    calls = []
+    optimizer = optimizer_for(case, period=3, direction=None)
+    for _ in range(7):
+        optimizer.step(half, curvature=lambda: calls.append(1) or case.loss())
+    assert [update.step for update in optimizer.history] == [0, 3, 6]
+    assert len(calls) == 2 * 3  # the summary and the actual decrease, at updates alone
+    assert optimizer.history[0].value != half().item()
+
+
+def test_history_tells_the_truth_about_each_update():
+    case = build("perceptron")
+    optimizer = optimizer_for(case, period=1)
+    losses = [optimizer.step(case.loss).item() for _ in range(4)] + [case.loss().item()]
+    for i, update in enumerate(optimizer.history):
+        assert update.value == pytest.approx(losses[i], rel=1e-14)
+        assert update.actual_decrease == pytest.approx(losses[i] - losses[i + 1], rel=1e-9)
+        eta = update.lr * update.learning_rates
+        m = -update.gradient @ eta + eta @ update.hessian @ eta / 2 + ((update.metric * eta).norm() ** 3) / 6
+        assert update.predicted_decrease == pytest.approx(-m.item(), rel=1e-10)
+
+
+def test_history_is_bounded_in_memory():
+    model = gn.models.perceptron([64, 40, 10])
+    optimizer = gn.GroupedNewton(gn.Partition.by_scalar(model))
+    assert optimizer.history.maxlen * len(optimizer.partition) ** 2 * 8 <= 64e6 or optimizer.history.maxlen == 10
+
+
+def test_eta_momentum_and_remove_negative():
+    case = build("perceptron")
+    twin = copy.deepcopy(case)
+    plain = optimizer_for(case, direction=None, period=1, lr=0.0)
+    smooth = optimizer_for(twin, direction=None, period=1, lr=0.0, eta_momentum=0.75)
+    for c in (case, twin):
+        c.criterion = F.cross_entropy
+    plain.step(case.loss)
+    smooth.step(twin.loss)
+    first = plain.learning_rates
+    assert torch.equal(smooth.learning_rates, first)  # the first update has nothing to be averaged with
+    plain.step(lambda: 3 * case.loss())
+    smooth.step(lambda: 3 * twin.loss())
+    torch.testing.assert_close(smooth.learning_rates, 0.75 * first + 0.25 * plain.learning_rates, rtol=1e-12, atol=0)
+    clipped = optimizer_for(case, direction=None, lr=0.0, cubic=0.0, remove_negative=True)
+    signed = optimizer_for(case, direction=None, lr=0.0, cubic=0.0)
+    clipped.step(case.loss)
+    signed.step(case.loss)
+    assert (signed.learning_rates < 0).any()
+    assert torch.equal(clipped.learning_rates, signed.learning_rates.clamp(min=0))
+
+
+# -- failure ---------------------------------------------------------------------------------------------------------
+
+
+def unbounded():
+    torch.manual_seed(3)
+    a, b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (2.0, 1.0))
+    model = nn.ParameterDict({"a": a, "b": b})
+    return model, lambda: (model["a"] * model["b"] - 1) ** 2 / 2
+
+
+def test_a_step_without_a_solution_moves_nothing_warns_once_and_is_recorded():
+    model, loss = unbounded()  # D = 0 and H indefinite: the paper-sized example
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=0.3, period=5)
+    before = values(model)
+    with pytest.warns(StepWarning, match="parameters unchanged"):
+        optimizer.step(loss)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step(loss)
+    assert unchanged(model, before)
+    assert [u.status for u in optimizer.history] == ["UNBOUNDED", "UNBOUNDED"]
+    assert not any(u.learning_rates.any() for u in optimizer.history)
+    assert optimizer.learning_rates is None
+
+
+def test_earlier_rates_are_not_reused_after_a_failure():
+    model, loss = unbounded()
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=0.3, period=1, cubic=0.0)
+    optimizer.step(loss)
+    assert optimizer.learning_rates is not None
+    optimizer.param_groups[0]["cubic"] = 1.0
+    before = values(model)
+    with pytest.warns(StepWarning):
+        optimizer.step(loss)
+    assert unchanged(model, before)
+    assert optimizer.learning_rates is None
+
+
+def test_on_failure_raise_changes_nothing():
+    model, loss = unbounded()
+    direction = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), direction, on_failure="raise")
+    before, state = values(model), state_of(optimizer)
+    with pytest.raises(gn.NewtonStepError, match="no minimum"):
+        optimizer.step(loss)
+    assert unchanged(model, before)
+    assert same_state(state_of(optimizer), state)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_closure_that_fails_at_any_evaluation_changes_nothing(at):
+    case = build("perceptron")
+    optimizer = optimizer_for(case, period=1)
+    optimizer.step(case.loss)
+    before, state = values(case.model), state_of(optimizer)
+    calls = []
+
+    def failing():
+        calls.append(1)
+        if len(calls) == at:
+            raise RuntimeError("no data")
+        return case.loss()
+
+    with pytest.raises(RuntimeError, match="no data"):
+        optimizer.step(failing)
+    assert unchanged(case.model, before)
+    assert same_state(state_of(optimizer), state)
+
+
+def test_a_nan_loss_and_a_nan_gradient_raise_and_change_nothing():
+    case = build("perceptron")
+    optimizer = optimizer_for(case)
+    optimizer.step(case.loss)
+    before, state = values(case.model), state_of(optimizer)
+    for bad in (lambda: case.loss() * float("inf"), lambda: case.loss() + (0 * case.model[0].bias.sum()).sqrt()):
+        with pytest.raises(FloatingPointError, match="finite"):
+            optimizer.step(bad)
+    assert unchanged(case.model, before)
+    assert same_state(state_of(optimizer), state)
+
+
+def test_frozen_and_unused_parameters_do_not_move():
+    case = build("perceptron")
+    case.model.register_parameter("extra", nn.Parameter(torch.randn(3, dtype=torch.float64)))
+    case.model[2].weight.requires_grad_(False)
+    before = {n: p.detach().clone() for n, p in case.model.named_parameters()}
+    optimizer = optimizer_for(case, direction=lambda m: momentum(m))
+    for _ in range(3):
+        optimizer.step(case.loss)
+    for name, p in case.model.named_parameters():
+        assert torch.equal(p, before[name]) == (name in ("extra", "2.weight"))
+
+
+def test_dropout_is_one_function_within_a_step_and_one_draw():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 3)).to(torch.float64)
+    x, y = torch.randn(20, 5, dtype=torch.float64), torch.randint(3, (20,))
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=0.5)
+    values_seen = []
+
+    def loss():
+        value = F.cross_entropy(model(x), y)
+        values_seen.append(value.item())
+        return value
+
+    state = torch.get_rng_state()
+    with pytest.warns(RandomLossWarning, match=r"1 \(Dropout\)"):
+        optimizer.step(loss)
+    after = torch.get_rng_state()
+    assert values_seen[0] == values_seen[1]  # the summary saw the mask of the gradient
+    torch.set_rng_state(state)
+    F.cross_entropy(model(x), y)
+    assert torch.equal(torch.get_rng_state(), after)  # as if the loss had been evaluated once
+
+
+def test_batch_norm_buffers_advance_once_a_step():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).to(torch.float64)
+    x, y = torch.randn(20, 5, dtype=torch.float64), torch.randint(3, (20,))
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model))
+    optimizer.step(lambda: F.cross_entropy(model(x), y))
+    assert model[1].num_batches_tracked == 1
+
+
+# -- resuming and schedulers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", [None, momentum, lambda m: torch.optim.Adam(m.parameters(), lr=0.01)])
+def test_ten_steps_saved_and_ten_more_are_twenty(direction):
+    options = {"period": 3, "eta_momentum": 0.5}
+    whole = build("perceptron")
+    optimizer = optimizer_for(whole, direction, **options)
+    for _ in range(20):
+        optimizer.step(whole.loss)
+
+    first = build("perceptron")
+    half = optimizer_for(first, direction, **options)
+    for _ in range(10):
+        half.step(first.loss)
+    buffer = io.BytesIO()
+    torch.save({"model": first.model.state_dict(), "optimizer": half.state_dict()}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+
+    second = build("perceptron", seed=7)
+    second.x, second.y = first.x, first.y
+    second.model.load_state_dict(saved["model"])
+    rest = optimizer_for(second, direction, **options)
+    rest.load_state_dict(saved["optimizer"])
+    for _ in range(10):
+        rest.step(second.loss)
+    assert unchanged(second.model, values(whole.model))
+    assert same_state(rest.state_dict(), optimizer.state_dict())
+    assert [u.step for u in rest.history] == [0, 3, 6, 9, 12, 15, 18]
+
+
+def test_a_saved_state_does_not_follow_the_run():
+    case = build("perceptron")
+    optimizer = optimizer_for(case, direction=None)
+    optimizer.step(case.loss)
+    saved = optimizer.state_dict()
+    step, history = saved["state"]["grouped_newton"]["step"], len(saved["history"])
+    optimizer.step(case.loss)
+    optimizer.step(case.loss)
+    assert (saved["state"]["grouped_newton"]["step"], len(saved["history"])) == (step, history)
+
+
+def test_a_state_of_another_kind_is_refused():
+    case = build("perceptron")
+    saved = optimizer_for(case).state_dict()
+    with pytest.raises(ValueError, match="same kind of direction"):
+        optimizer_for(case, direction=None).load_state_dict(saved)
+    optimizer = optimizer_for(case, direction=None)
+    optimizer.step(case.loss)
+    other = gn.GroupedNewton(gn.Partition.single(case.model))
+    with pytest.raises(ValueError, match="1 groups, got 6"):
+        other.load_state_dict(optimizer.state_dict())
+
+
+SCHEDULERS = {
+    "StepLR": lambda o: lr_scheduler.StepLR(o, step_size=2, gamma=0.5),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=6),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.5, total_steps=10, cycle_momentum=False),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1, threshold=1e-4, factor=0.5),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_drive_the_damping_and_not_eta(name):
+    case = build("perceptron")
+    optimizer = optimizer_for(case, direction=None, period=1)
+    scheduler = SCHEDULERS[name](optimizer)
+    rates = []
+    for _ in range(6):
+        before, u = values(case.model), gn.direction.gradient(case.loss, optimizer.partition)
+        optimizer.step(case.loss)
+        lr = optimizer.param_groups[0]["lr"]
+        update = optimizer.history[-1]
+        assert update.lr == lr
+        moved = (before[0] - case.model[0].weight.detach()) / u["0.weight"]
+        torch.testing.assert_close(moved, (lr * update.learning_rates[0]).expand_as(moved), rtol=1e-6, atol=1e-9)
+        rates.append(lr)
+        scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+    assert len(set(rates)) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"lr": -1.0}, "expected lr >= 0 and finite, got -1"),
+        ({"cubic": -1.0}, "expected cubic >= 0"),
+        ({"cubic": float("nan")}, "expected cubic >= 0"),
+        ({"ridge": float("inf")}, "expected ridge >= 0"),
+        ({"eta_momentum": 1.0}, "eta_momentum < 1"),
+        ({"period": 0}, "period of at least 1"),
+        ({"period": 2.5}, "period of at least 1"),
+        ({"on_failure": "ignore"}, 'on_failure="report" or "raise"'),
+    ],
+)
+def test_settings_out_of_range_are_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        optimizer_for(build("perceptron"), **options)
+
+
+def test_what_is_no_partition_and_a_second_group_are_refused():
+    case = build("perceptron")
+    with pytest.raises(TypeError, match="expected a Partition, got generator"):
+        gn.GroupedNewton(case.model.parameters())
+    with pytest.raises(ValueError, match="another group"):
+        optimizer_for(case).add_param_group({"params": [torch.zeros(1, requires_grad=True)]})

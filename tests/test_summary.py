@@ -1,0 +1,338 @@
+"""The laws of summaries, on every problem, with random directions, in float64.
+
+Both sides of a law are computed by the same code from different inputs; they differ by roundings of sums of at most a
+few thousand terms, so 1e-11 of the largest entry is generous, and a wrong factor, sign, group or index fails by orders.
+"""
+
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import PARTITIONS, PROBLEMS, build
+from torch import nn
+
+import gnewton as gn
+
+RELATIVE = 1e-11
+# What a law says of tensors whose exact value is 0 (D3 of a quadratic) needs a floor: the loss is of order 1 here.
+FLOOR = 1e-13
+
+
+def close(got, expected):
+    torch.testing.assert_close(got, expected, rtol=RELATIVE, atol=RELATIVE * expected.abs().max().item() + FLOOR)
+
+
+def same(one, other):
+    for name in ("value", "gradient", "hessian", "third", "third_full"):
+        if getattr(other, name) is not None:
+            close(getattr(one, name), getattr(other, name))
+
+
+@pytest.fixture(params=PROBLEMS)
+def case(request):
+    return build(request.param)
+
+
+def summarized(case, partition, u=None, **options):
+    return gn.summarize(case.loss, partition, case.direction(partition) if u is None else u, **options)
+
+
+def test_homogeneity_in_the_direction(case):
+    partition = gn.Partition.by_layer(case.model)
+    u = case.direction(partition)
+    c = -1.7
+    one, scaled = (summarized(case, partition, d, full_third=True) for d in (u, {n: c * t for n, t in u.items()}))
+    for order, name in enumerate(("gradient", "hessian", "third_full"), start=1):
+        close(getattr(scaled, name), c**order * getattr(one, name))
+
+
+def test_homogeneity_per_group(case):
+    # D^d L is linear in each argument, so each index of group s brings its own factor.
+    partition = gn.Partition.by_tensor(case.model)
+    u = case.direction(partition)
+    c = torch.randn(len(partition), dtype=torch.float64)
+    one, scaled = (
+        summarized(case, partition, u, full_third=True),
+        summarized(case, partition, partition.scale(u, c), full_third=True),
+    )
+    close(scaled.gradient, c * one.gradient)
+    close(scaled.hessian, c[:, None] * one.hessian * c)
+    close(scaled.third_full, torch.einsum("r,s,t,rst->rst", c, c, c, one.third_full))
+
+
+def test_symmetry_in_all_indices(case):
+    full = summarized(case, gn.Partition.by_tensor(case.model), full_third=True).third_full
+    for order in ((0, 2, 1), (1, 0, 2), (2, 1, 0)):
+        close(full.permute(order), full)
+
+
+@pytest.mark.parametrize("coarse", ["single", "by layer", "by kind"])
+def test_coarsening_sums_the_entries(case, coarse):
+    fine, target = gn.Partition.by_tensor(case.model), PARTITIONS[coarse](case.model)
+    u = case.direction(fine)
+    groups = {target.names[s]: target.members(s) for s in range(len(target))}
+    merged = summarized(case, fine, u, full_third=True).coarsen(groups)
+    same(merged, summarized(case, target, u, full_third=True))
+    assert merged.names == target.names
+    same(summarized(case, fine.coarsen(groups), u), summarized(case, target, u))
+
+
+def test_permuting_groups_permutes_the_tensors(case):
+    partition = gn.Partition.by_tensor(case.model)
+    order = torch.randperm(len(partition), generator=torch.Generator().manual_seed(1)).tolist()
+    u = case.direction(partition)
+    one = summarized(case, partition, u, full_third=True)
+    permuted = summarized(case, partition.coarsen([[i] for i in order]), u, full_third=True)
+    close(permuted.gradient, one.gradient[order])
+    close(permuted.hessian, one.hessian[order][:, order])
+    close(permuted.third_full, one.third_full[order][:, order][:, :, order])
+
+
+def test_one_group_is_the_directional_derivative(case):
+    partition = gn.Partition.single(case.model)
+    u = case.direction(partition)
+    phi = case.phi(partition, u)
+    zero = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(phi(zero), zero, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), zero)
+    summary = summarized(case, partition, u, order=2)
+    close(summary.gradient, -first.detach())
+    close(summary.hessian, second[None])
+
+
+def test_every_scalar_a_group_is_the_hessian_itself():
+    case = build("quadratic")
+    partition = gn.Partition.by_scalar(case.model)
+    ones = {n: torch.ones_like(p) for n, p in partition.parameters.items()}
+    close(summarized(case, partition, ones, order=2).hessian, case.model.a)
+
+
+def test_taylor_models_agree_with_the_loss_to_their_order(case):
+    # The remainder of order d is c h^(d+1) + O(h^(d+2)): halving a small h must divide it by about 2^(d+1).
+    partition = gn.Partition.by_tensor(case.model)
+    u = case.direction(partition)
+    phi, summary = case.phi(partition, u), summarized(case, partition, u, full_third=True)
+    eta = torch.randn(len(partition), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for order in (0, 1, 2, 3):
+        errors = [(phi(h * eta) - summary.taylor(h * eta, order)).abs().item() for h in (2e-3, 1e-3)]
+        rounding = 1e-14 * max(1.0, abs(phi(0 * eta).item()))
+        assert errors[1] <= rounding or errors[0] / errors[1] > 2 ** (order + 0.7), (order, errors)
+
+
+def transformed(case, partition, scales, rotations):
+    """The same function of theta~, where theta_s = a_s Q_s theta~_s for every whole-tensor group s."""
+
+    class Rescaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for i, (name, p) in enumerate(partition.parameters.items()):
+                flat = rotations[name].T @ p.detach().flatten() / scales[name]
+                self.register_parameter(f"p{i}", nn.Parameter(flat))
+
+        def forward(self, x):
+            theta = {
+                name: (scales[name] * (rotations[name] @ getattr(self, f"p{i}"))).reshape(p.shape)
+                for i, (name, p) in enumerate(partition.parameters.items())
+            }
+            return torch.func.functional_call(case.model, theta, (x,))
+
+    model = Rescaled()
+    return model, lambda: case.criterion(model(case.x), case.y)
+
+
+def orthogonal(n):
+    return torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0]
+
+
+def metric(summary):
+    return summary.third.abs().pow(1 / 3)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "elu", "regression", "convolution"])
+def test_invariance_under_a_scale_and_a_rotation_per_group(name):
+    torch.manual_seed(0)
+    case = build(name)
+    partition = gn.Partition.by_tensor(case.model)
+    a = torch.exp(torch.randn(len(partition), dtype=torch.float64))
+    scales = dict(zip(partition.parameters, a, strict=True))
+    rotations = {n: orthogonal(p.numel()) for n, p in partition.parameters.items()}
+    model, loss = transformed(case, partition, scales, rotations)
+    other = gn.Partition.by_tensor(model)
+    one = summarized(case, partition, gn.direction.gradient(case.loss, partition))
+    two = gn.summarize(loss, other, gn.direction.gradient(loss, other))
+    close(two.gradient, a**2 * one.gradient)
+    close(two.hessian, a[:, None] ** 2 * one.hessian * a**2)
+    close(two.third, a**6 * one.third)
+    step, step2 = (gn.newton_step(s, cubic=1.0) for s in (one, two))
+    torch.testing.assert_close(step2.learning_rates, step.learning_rates / a**2, rtol=1e-8, atol=0)
+    assert step2.radius == pytest.approx(step.radius, rel=1e-8)
+
+
+def test_two_scales_inside_one_group_break_the_invariance():
+    # The negative control: the exact group is one scalar and one orthogonal map per group, no more.
+    case = build("perceptron")
+    partition = gn.Partition.by_tensor(case.model)
+    rotations = {n: torch.eye(p.numel(), dtype=torch.float64) for n, p in partition.parameters.items()}
+    scales = {n: torch.ones(p.numel(), dtype=torch.float64) for n, p in partition.parameters.items()}
+    scales["0.weight"][::2] = 3.0
+    model, loss = transformed(case, partition, scales, rotations)
+    other = gn.Partition.by_tensor(model)
+    radii = [
+        gn.newton_step(gn.summarize(f, p, gn.direction.gradient(f, p)), cubic=1.0).radius
+        for f, p in ((case.loss, partition), (loss, other))
+    ]
+    assert abs(radii[0] / radii[1] - 1) > 1e-2
+
+
+@pytest.mark.parametrize("size", [1, 7, 12, 96])
+def test_a_data_set_is_the_mean_weighted_by_the_samples(size):
+    case = build("perceptron")
+    case.x, case.y = torch.randn(96, 5, dtype=torch.float64), torch.randint(3, (96,))
+    partition = gn.Partition.by_tensor(case.model)
+    u = case.direction(partition)
+    batches = list(zip(case.x.split(size), case.y.split(size), strict=True))
+    whole = summarized(case, partition, u, full_third=True)
+    same(gn.summarize(case.loss_on, partition, u, data=batches, full_third=True), whole)
+    uneven = gn.summarize(case.loss_on, partition, u, data=batches, weight=lambda x, y: 1.0, full_third=True)
+    if 96 % size:
+        assert not torch.allclose(uneven.hessian, whole.hessian, rtol=1e-6)  # the ragged last batch must weigh less
+
+
+def test_a_data_loader_and_a_generator_are_data():
+    case = build("perceptron")
+    partition = gn.Partition.by_tensor(case.model)
+    u = case.direction(partition)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(case.x, case.y), batch_size=5)
+    whole = summarized(case, partition, u)
+    same(gn.summarize(case.loss_on, partition, u, data=loader), whole)
+    same(gn.summarize(case.loss_on, partition, u, data=iter(list(loader))), whole)
+
+
+@pytest.mark.parametrize("what", ["frozen", "unused", "zero direction"])
+def test_a_group_without_derivative_is_zero_not_an_error(what):
+    case = build("perceptron")
+    if what == "unused":
+        case.model.register_parameter("extra", nn.Parameter(torch.randn(3, dtype=torch.float64)))
+    partition = gn.Partition.by_tensor(case.model)
+    u = case.direction(partition)
+    group = partition.names.index("extra" if what == "unused" else "2.weight")
+    full = summarized(case, partition, u, full_third=True)
+    if what == "frozen":
+        case.model[2].weight.requires_grad_(False)
+    if what == "zero direction":
+        u["2.weight"].zero_()
+    s = summarized(case, partition, u, full_third=True)
+    assert s.gradient[group] == s.third[group] == 0
+    assert not s.hessian[group].any()
+    assert not s.third_full[group].any()
+    kept = [i for i in range(len(partition)) if i != group]
+    close(s.hessian[kept][:, kept], full.hessian[kept][:, kept])
+
+
+def test_a_parameter_that_enters_linearly():
+    w = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    partition = gn.Partition.from_groups([{"w": w}])
+    s = gn.summarize(lambda: w.sum(), partition, {"w": torch.randn(3, dtype=torch.float64)}, full_third=True)
+    assert s.gradient.abs() > 0
+    assert not s.hessian.any()
+    assert not s.third_full.any()
+
+
+def test_float32_models_under_accumulation_in_float64():
+    case = build("perceptron")
+    partition = gn.Partition.by_tensor(case.model)
+    u = case.direction(partition)
+    exact = summarized(case, partition, u)
+    case.model.to(torch.float32)
+    case.x = case.x.float()
+    got = summarized(case, partition, u)
+    assert got.hessian.dtype == torch.float64
+    # A few hundred float32 roundings (6e-8 each) of terms no larger than the largest entry.
+    torch.testing.assert_close(got.hessian, exact.hessian, rtol=0, atol=2e-5 * exact.hessian.abs().max().item())
+
+
+def test_orders_hold_what_was_asked():
+    case = build("perceptron")
+    partition = gn.Partition.single(case.model)
+    first, second = (summarized(case, partition, order=order) for order in (1, 2))
+    assert first.hessian is None
+    assert second.third is None
+    assert second.hessian is not None
+
+
+def test_parameters_and_grad_stay_as_they_were():
+    case = build("convolution")
+    partition = gn.Partition.by_tensor(case.model)
+    before = [p.detach().clone() for p in case.model.parameters()]
+    summarized(case, partition)
+    assert all(torch.equal(p, q) and p.grad is None for p, q in zip(case.model.parameters(), before, strict=True))
+
+
+def test_state_dict_round_trip_under_weights_only():
+    case = build("perceptron")
+    summary = summarized(case, gn.Partition.by_layer(case.model), full_third=True)
+    buffer = io.BytesIO()
+    torch.save(summary.state_dict(), buffer)
+    buffer.seek(0)
+    loaded = gn.Summary.from_state_dict(torch.load(buffer, weights_only=True))
+    assert loaded.names == summary.names
+    assert torch.equal(loaded.third_full, summary.third_full)
+
+
+def test_sums_and_multiples():
+    case = build("perceptron")
+    partition = gn.Partition.by_tensor(case.model)
+    u = case.direction(partition)
+    one = summarized(case, partition, u)
+    two = gn.summarize(lambda: 3 * case.loss(), partition, u)
+    same(one + 2 * one, two)
+
+
+CASE = build("perceptron")
+LAYERS = gn.Partition.by_layer(CASE.model)
+PLAIN = gn.Summary.from_tensors(gradient=[1.0, 2.0], hessian=[[1.0, 0.0], [0.0, 1.0]], third=[1.0, 1.0])
+
+
+def ask(**options):
+    return lambda: summarized(CASE, LAYERS, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (ask(order=4), "order 1, 2 or 3, got 4"),
+        (ask(order=2, full_third=True), "order=3 with full_third=True"),
+        (ask(engine="magic"), "engine among auto, nested, got 'magic'"),
+        (lambda: gn.summarize(CASE.loss_on, LAYERS, CASE.direction(LAYERS), data=[]), "at least one batch"),
+        (
+            lambda: gn.summarize(
+                CASE.loss_on, LAYERS, CASE.direction(LAYERS), data=[(CASE.x, CASE.y)], weight=lambda x, y: 0
+            ),
+            "positive batch weight, got 0",
+        ),
+        (lambda: PLAIN + gn.Summary.from_tensors(gradient=[1.0, 2.0]), "difference in hessian, third"),
+        (lambda: PLAIN.coarsen([[0, 1]]), "full order-3 tensor to merge groups"),
+        (lambda: PLAIN.taylor([1.0, 1.0], 3), "expected third_full for order 3"),
+        (lambda: PLAIN.taylor([1.0], 2), r"eta of shape \(..., 2\), got \(1,\)"),
+        (lambda: gn.Summary.from_tensors(gradient=[1.0], hessian=[1.0]), r"hessian of shape \(1, 1\), got \(1,\)"),
+        (lambda: gn.Summary.from_tensors(gradient=[1.0], names=["a", "b"]), "1 names, got 2"),
+        (lambda: gn.Summary.from_tensors(gradient=[]), "at least one group"),
+    ],
+)
+def test_bad_requests_are_refused_by_name(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+def test_cross_entropy_of_relu_layers_has_third_order_and_mse_has_none():
+    # A ReLU network is piecewise affine in each tensor: under MSE its order-3 diagonal vanishes.
+    torch.manual_seed(1)
+    model = gn.models.perceptron([5, 4, 3], activation="relu", dtype=torch.float64)
+    x = torch.randn(9, 5, dtype=torch.float64)
+    partition = gn.Partition.by_tensor(model)
+    u = {n: torch.randn_like(p) for n, p in partition.parameters.items()}
+    mse = gn.summarize(lambda: F.mse_loss(model(x), x[:, :3]), partition, u)
+    entropy = gn.summarize(lambda: F.cross_entropy(model(x), torch.arange(9) % 3), partition, u)
+    assert mse.third.abs().max() < 1e-12 * mse.hessian.abs().max()
+    assert entropy.third.abs().max() > 1e-6
