@@ -7,7 +7,7 @@ NB ?=
 LAB_ARGS ?=
 WORKERS ?= 2
 
-# Everything that pip, Jupyter, matplotlib and torch would keep in the home folder stays in this checkout.
+# Everything that pip, Jupyter, npm, matplotlib and torch would keep in the home folder stays in this checkout.
 CACHE := $(CURDIR)/.cache
 export PIP_CACHE_DIR := $(CACHE)/pip
 export XDG_CACHE_HOME := $(CACHE)/xdg
@@ -19,6 +19,8 @@ export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
 export JUPYTERLAB_SETTINGS_DIR := $(CACHE)/jupyter/settings
 export JUPYTERLAB_WORKSPACES_DIR := $(CACHE)/jupyter/workspaces
 export JUPYTER_PLATFORM_DIRS := 1
+# JupyterLab asks npm, where there is one, for language servers.
+export npm_config_cache := $(CACHE)/npm
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
@@ -39,7 +41,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 
 lab: $(VENV)/.installed-lab  ## open the course in JupyterLab, on your own copy in learn/ (LAB_ARGS="--no-browser --port=8899")
 	@$(BIN)/python tools/copy_notebooks.py notebooks learn
-	$(BIN)/jupyter lab learn/00-tour.ipynb $(LAB_ARGS)
+	$(BIN)/jupyter lab --ServerApp.root_dir=learn --LabApp.default_url=/lab/tree/00-tour.ipynb $(LAB_ARGS)
 
 test: $(VENV)/.installed-test lint types unit notebooks-test  ## run every check: linter, types, unit and law tests, doctests, notebooks
 
@@ -68,4 +70,4 @@ book: $(VENV)/.installed-book  ## build the web book into book/_build/html
 	@echo "The book: book/_build/html/index.html"
 
 clean:  ## remove .venv, caches and the built book; learn/ stays
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache book/_build
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache book/_build book/notebooks

@@ -81,7 +81,7 @@ class GroupedNewton(torch.optim.Optimizer):
         self,
         partition: Partition,
         direction: torch.optim.Optimizer | None = None,
-        lr: float = 1.0,
+        lr: float = 0.3,
         cubic: float = 1.0,
         period: int = 1,
         ridge: float = 0.0,

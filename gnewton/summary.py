@@ -172,7 +172,8 @@ class Summary:
         tensor([1., 4.], dtype=torch.float64)
         """
         names = state["names"]
-        return cls(*(state[name] for name in _TENSORS), names=None if names is None else tuple(names))
+        tensors = {name: state[name] for name in _TENSORS}
+        return cls(**tensors, names=None if names is None else tuple(names))
 
     def _mapped(self, function: Any) -> "Summary":
         tensors = {name: getattr(self, name) for name in _TENSORS}

@@ -14,7 +14,6 @@ import mpmath as mp
 import numpy as np
 
 DIGITS = 60
-TOLERANCE = mp.mpf("1e-8")
 
 
 class Problem(NamedTuple):
@@ -59,9 +58,8 @@ def factor(A):
         for i in range(k + 1, n):
             if A[i][k]:
                 ratio = A[i][k] / A[k][k]
-                row, column = A[i], [A[j][k] for j in range(k + 1, i + 1)]
-                for j, entry in enumerate(column, k + 1):
-                    row[j] -= ratio * entry
+                for j in range(k + 1, i + 1):
+                    A[i][j] -= ratio * A[j][k]
         for i in range(k + 1, n):
             A[i][k] /= A[k][k]
     return A
@@ -79,35 +77,33 @@ def solve(LD, rhs):
 
 
 def gap(problem: Problem, eta, radius: float) -> float:
-    """A proven bound on (m(eta) - m*) / |m*|; the search for its sigma starts at the radius that the solver claims."""
+    """A proven bound on (m(eta) - m*) / |m*|; the search for its sigma starts at the radius that the solver claims.
+
+    The dual is concave in sigma: Newton's method on the secular equation, kept inside a bracket [not psd or too small, psd
+    and too large], finds its maximum. inf where no bound was found.
+    """
     with mp.workdps(DIGITS):
         g, H, d, cubic = exact(problem)
         value = model(problem, eta)
         best, low, high = mp.mpf("inf"), mp.mpf(0), None
         sigma, push = cubic * mp.mpf(radius) / 2, mp.mpf("1e-16")
         for _ in range(120):
-            LD = factor([[x + (sigma * d[i] ** 2 if i == j else 0) for j, x in enumerate(row)] for i, row in enumerate(H)])
+            A = [[x + (sigma * d[i] ** 2 if i == j else 0) for j, x in enumerate(row)] for i, row in enumerate(H)]
+            LD = factor(A)
             if LD is None:
-                low = sigma
-                push *= 16
-                newton = None
+                low, newton, push = sigma, None, 16 * push
             else:
-                step = solve(LD, g)
-                r = 2 * sigma / cubic
+                step, r = solve(LD, g), 2 * sigma / cubic
                 dual = -mp.fdot(g, step) / 2 - cubic * r**3 / 12
                 best = min(best, (value - dual) / abs(dual) if dual else mp.mpf(0 if value == 0 else "inf"))
                 if best <= mp.mpf("1e-12"):
                     break
                 z = [di**2 * x for di, x in zip(d, step, strict=True)]
-                radius_ = mp.sqrt(mp.fdot(z, step))
-                if radius_ > r:
-                    low = sigma
-                else:
-                    high = sigma
-                newton = None
-                if radius_ and sigma:
-                    slope = mp.fdot(z, solve(LD, z)) / radius_**3 + cubic / (2 * sigma**2)
-                    newton = sigma + (cubic / (2 * sigma) - 1 / radius_) / slope
+                norm, newton = mp.sqrt(mp.fdot(z, step)), None
+                low, high = (sigma, high) if norm > r else (low, sigma)
+                if norm and sigma:
+                    slope = mp.fdot(z, solve(LD, z)) / norm**3 + cubic / (2 * sigma**2)
+                    newton = sigma + (cubic / (2 * sigma) - 1 / norm) / slope
             if newton is not None and newton > low and (high is None or newton < high):
                 sigma = newton
             elif high is None:
@@ -126,7 +122,7 @@ def spectrum(rng, values):
 
 
 def size(rng):
-    return int(rng.choice([1, 2, 3, 4, 5, 6, 8, 10, 12], p=[.06, .14, .15, .15, .15, .1, .1, .1, .05]))
+    return int(rng.choice([1, 2, 3, 4, 5, 6, 8, 10, 12], p=[0.06, 0.14, 0.15, 0.15, 0.15, 0.1, 0.1, 0.1, 0.05]))
 
 
 def base(rng, S=None, cubic=None):
@@ -135,9 +131,13 @@ def base(rng, S=None, cubic=None):
     return Problem(rng.normal(size=S), (H + H.T) / 2, rng.normal(size=S), cubic or float(10 ** rng.uniform(-2, 2)))
 
 
+def definite_like(rng, S):
+    return spectrum(rng, rng.uniform(0.1, 3, S))[0]
+
+
 def definite(rng):
     p = base(rng)
-    return p._replace(hessian=spectrum(rng, rng.uniform(0.1, 3, len(p.gradient)))[0])
+    return p._replace(hessian=definite_like(rng, len(p.gradient)))
 
 
 def indefinite(rng):
@@ -218,10 +218,6 @@ def wide_metric(rng):
     return p._replace(third=d**3 * np.sign(p.third), hessian=H)
 
 
-def definite_like(rng, S):
-    return spectrum(rng, rng.uniform(0.1, 3, S))[0]
-
-
 def wide_both(rng):
     p = wide_spectrum(rng)
     d = 10.0 ** rng.uniform(-9, 0, len(p.third))
@@ -296,17 +292,56 @@ def singular(rng):
     return p._replace(gradient=p.gradient[index], hessian=p.hessian[np.ix_(index, index)], third=rng.normal(size=S + 1))
 
 
+def weak(rng):
+    """H psd of low rank or with a pair of like groups, and a cubic term down to 1e-32, below the rounding of H."""
+    return singular(rng)._replace(cubic=float(10 ** rng.uniform(-32, -10)))
+
+
+def graded_hard(rng):
+    """Near-hard in K, with D over nine decades."""
+    p = near_hard(rng)
+    scale = 10.0 ** rng.uniform(-9, 0, len(p.third)) / np.cbrt(p.third)
+    H = p.hessian * np.outer(scale, scale)
+    return p._replace(gradient=p.gradient * scale, hessian=(H + H.T) / 2, third=p.third * scale**3)
+
+
+def hard_wide(rng):
+    """One negative curvature, a spectrum over twelve decades, a gradient that may hardly see the lowest curvature."""
+    S = size(rng) + 1
+    values = 10.0 ** rng.uniform(-12, 0, S)
+    values[0] *= -1
+    H, Q = spectrum(rng, values)
+    c = rng.normal(size=S) * 10 ** rng.uniform(-9, 0)
+    c[0] *= 10 ** rng.uniform(-30, 0)
+    return Problem(Q @ c, H, rng.choice([1.0, 8.0, 1e-9], S), float(10 ** rng.uniform(-3, 3)))
+
+
+def zero_diagonal(rng):
+    p = base(rng)
+    np.fill_diagonal(p.hessian, 0)
+    return p._replace(gradient=p.gradient * rng.choice([0, 1]))
+
+
 def large(rng):
-    p = base(rng, int(rng.integers(15, 30)))
-    if rng.random() < 0.5:
-        p = p._replace(third=p.third * 10.0 ** rng.uniform(-12, 0, len(p.third)))
+    """S = 40, well scaled, or D over seven decades, or a spectrum over twelve, or hard with a double lowest curvature."""
+    S, case = 40, rng.integers(4)
+    p = base(rng, S)
+    if case == 1:
+        return p._replace(third=10.0 ** rng.uniform(-21, 0, S))
+    if case == 2:
+        return p._replace(hessian=spectrum(rng, 10.0 ** rng.uniform(-12, 0, S))[0])
+    if case == 3:
+        values = np.append([-3.0, -3.0], rng.uniform(-2, 3, S - 2))
+        H, Q = spectrum(rng, values)
+        return Problem(Q[:, 2:] @ rng.normal(size=S - 2), H, np.ones(S), 1.0)
     return p
 
 
 FAMILIES = {
-    f.__name__: f
-    for f in (
+    make.__name__: make
+    for make in (
         definite, indefinite, small_metric, kernel, several_kernels, harmless_null, frozen, unbounded, wide_spectrum,
-        wide_metric, wide_both, hard, near_hard, zero_gradient, layer_scales, units, strength, singular,
+        wide_metric, wide_both, hard, near_hard, graded_hard, hard_wide, zero_gradient, zero_diagonal, layer_scales, units,
+        strength, singular, weak,
     )
 }  # fmt: skip

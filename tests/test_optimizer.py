@@ -402,3 +402,15 @@ def test_what_is_no_partition_and_a_second_group_are_refused():
         gn.GroupedNewton(case.model.parameters())
     with pytest.raises(ValueError, match="another group"):
         optimizer_for(case).add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_setting_trains_the_digits_on_every_seed(seed):
+    data = gn.datasets.digits()
+    model = gn.models.perceptron([64, 32, 32, 10], generator=torch.Generator().manual_seed(seed))
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), momentum(model), lr=0.3, cubic=1.0, period=1)
+    batches = data.batches(100, torch.Generator().manual_seed(seed))
+    history = gn.training.fit(model, optimizer, batches, epochs=15, evaluate=data, progress=False)
+    assert not history.diverged
+    assert max(history.losses) < 2 * history.losses[0]
+    assert history.test_accuracies[-1] >= 0.94

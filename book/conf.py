@@ -1,0 +1,69 @@
+"""The web book: the notebooks as they were saved, and reference pages from the docstrings. Build it with `make book`."""
+
+import shutil
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+
+
+def copy_notebooks() -> None:
+    """Bring ../notebooks under the book's own folder, which Sphinx wants of its sources; unchanged files keep their date."""
+    target = HERE / "notebooks"
+    target.mkdir(exist_ok=True)
+    sources = {path.name: path for path in (HERE.parent / "notebooks").glob("*.ipynb")}
+    for stale in {path.name for path in target.iterdir()} - sources.keys():
+        (target / stale).unlink()
+    for name, source in sources.items():
+        copy = target / name
+        if not copy.exists() or copy.read_bytes() != source.read_bytes():
+            shutil.copyfile(source, copy)
+
+
+copy_notebooks()
+
+project = PROJECT["name"]
+author = PROJECT["authors"][0]["name"]
+project_copyright = f"2026 {author}. Text CC BY 4.0, code MIT"
+release = PROJECT["version"]
+language = "en"
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # formulas without a network
+]
+exclude_patterns = ["_build", "LICENSE"]
+
+# Notebooks: nothing runs here, so the page shows what the tests compare with. A widget is shown by its picture.
+nb_execution_mode = "off"
+nb_mime_priority_overrides = [("html", "image/png", 1)]
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3
+
+# Reference: types of other packages cannot be linked without a network; our own must resolve.
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+python_use_unqualified_type_names = True
+nitpick_ignore_regex = [("py:.*", r"(?!gnewton).*")]
+
+html_theme = "sphinx_book_theme"
+html_title = "gnewton"
+html_show_sourcelink = False
+html_theme_options = {
+    "use_download_button": True,
+    "use_fullscreen_button": False,
+    "home_page_in_toc": True,
+    "show_navbar_depth": 1,
+}
+if repository := PROJECT.get("urls", {}).get("Repository"):
+    # Buttons and badges need an address; as long as the project has none, there are none.
+    html_theme_options |= {
+        "repository_url": repository,
+        "use_repository_button": True,
+        "path_to_docs": "book",
+        "launch_buttons": {"binderhub_url": "https://mybinder.org", "colab_url": "https://colab.research.google.com"},
+    }

@@ -1,0 +1,105 @@
+"""The reader's copy: what the reader touched is sacred, what the reader did not touch follows the course."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "copy_notebooks.py"
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Path:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    (folder / "00-tour.ipynb").write_text("tour, first edition")
+    (folder / "01-bowls.ipynb").write_text("bowls, first edition")
+    (folder / "LICENSE").write_text("not a notebook")
+    return folder
+
+
+@pytest.fixture
+def learn(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "learn"
+
+
+def copy(course: Path, learn: Path) -> str:
+    command = [sys.executable, str(TOOL), str(course), str(learn)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.glob("*.ipynb")}
+
+
+def test_copies_notebooks_and_nothing_else(course: Path, learn: Path) -> None:
+    assert copy(course, learn) == ""
+    assert texts(learn) == texts(course)
+    assert sorted(path.name for path in learn.iterdir()) == [".copied.json", "00-tour.ipynb", "01-bowls.ipynb"]
+
+
+def test_second_run_changes_no_file(course: Path, learn: Path) -> None:
+    copy(course, learn)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in learn.glob("*.ipynb")}
+    copy(course, learn)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in learn.glob("*.ipynb")} == before
+
+
+def test_untouched_follows_the_course(course: Path, learn: Path) -> None:
+    copy(course, learn)
+    (course / "00-tour.ipynb").write_text("tour, second edition")
+    (course / "02-new.ipynb").write_text("new")
+    assert copy(course, learn) == ""
+    assert texts(learn) == texts(course)
+
+
+def test_touched_stays_in_silence_while_the_course_rests(course: Path, learn: Path) -> None:
+    copy(course, learn)
+    (learn / "00-tour.ipynb").write_text("my notes")
+    assert copy(course, learn) == ""
+    assert texts(learn)["00-tour.ipynb"] == "my notes"
+
+
+def test_touched_stays_and_says_so_when_the_course_moves(course: Path, learn: Path) -> None:
+    copy(course, learn)
+    (learn / "00-tour.ipynb").write_text("my notes")
+    (course / "00-tour.ipynb").write_text("tour, second edition")
+    for _ in range(2):
+        (line,) = copy(course, learn).splitlines()
+        assert str(learn / "00-tour.ipynb") in line
+        assert "rename or delete" in line
+        assert texts(learn)["00-tour.ipynb"] == "my notes"
+
+
+def test_the_advice_works(course: Path, learn: Path) -> None:
+    copy(course, learn)
+    (learn / "00-tour.ipynb").write_text("my notes")
+    (course / "00-tour.ipynb").write_text("tour, second edition")
+    (learn / "00-tour.ipynb").rename(learn / "mine.ipynb")
+    assert copy(course, learn) == ""
+    assert texts(learn) == texts(course) | {"mine.ipynb": "my notes"}
+
+
+def test_touched_back_to_the_new_edition_follows_again(course: Path, learn: Path) -> None:
+    copy(course, learn)
+    for edition in ("second", "third"):
+        (course / "00-tour.ipynb").write_text(f"tour, {edition} edition")
+        (learn / "00-tour.ipynb").write_text("tour, second edition")
+        copy(course, learn)
+    assert texts(learn) == texts(course)
+
+
+def test_foreign_file_of_the_same_name_is_not_overwritten(course: Path, learn: Path) -> None:
+    learn.mkdir(parents=True)
+    (learn / "00-tour.ipynb").write_text("somebody else's")
+    assert "00-tour.ipynb" in copy(course, learn)
+    assert texts(learn)["00-tour.ipynb"] == "somebody else's"
+
+
+def test_lost_record_overwrites_nothing(course: Path, learn: Path) -> None:
+    copy(course, learn)
+    (learn / "00-tour.ipynb").write_text("my notes")
+    (learn / ".copied.json").unlink()
+    copy(course, learn)
+    assert texts(learn) == texts(course) | {"00-tour.ipynb": "my notes"}
