@@ -1,8 +1,10 @@
-r"""The Newton step from a summary: η = H̄⁻¹ ḡ, or its cubic-regularized form, the global minimizer of
+r"""The Newton step from a summary: one learning rate per group, and what is known about it.
+
+Without a cubic term it is η = H̄⁻¹ ḡ; with one, the global minimizer of
 
     m(η) = -ḡ·η + ηᵀ H̄ η / 2 + λ ‖D η‖³ / 6,        D = Diag(|D3_sss|^(1/3)),  λ = `cubic`.
 
-and what is known about it. `secular` does the numerics.
+This module checks, names and reports; the numerics are in `gnewton.secular`.
 """
 
 import math

@@ -22,6 +22,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import SymLogNorm
 from numpy.typing import ArrayLike, NDArray
 
@@ -36,7 +37,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 GREY = "#777777"
 
 
-class Figure(matplotlib.figure.Figure):  # type: ignore[misc]  # matplotlib is untyped here
+class Figure(matplotlib.figure.Figure):
     """A figure made without pyplot that shows itself in a notebook as a PNG."""
 
     def _repr_png_(self) -> bytes:
@@ -47,7 +48,8 @@ def png(figure: matplotlib.figure.Figure) -> bytes:
     """The figure as the bytes of a PNG file, at the figure's own size and resolution."""
     buffer = io.BytesIO()
     # Software is left out: a matplotlib version inside the file would change saved notebooks for no visible reason.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    # The canvas itself, not savefig, which would draw everything twice.
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -102,12 +104,13 @@ def heat_map(
     matrix = _square(hessian)
     labels = _names(names, len(matrix))
     ax = ax or new_figure(width=5.4, height=4.4).axes[0]
-    image = ax.imshow(matrix, cmap="RdBu_r", norm=signed_log(matrix, decades), interpolation="nearest")
+    norm = signed_log(matrix, decades)
+    image = ax.imshow(matrix, cmap="RdBu_r", norm=norm, interpolation="nearest")
     ax.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=_small(labels))
     ax.set_yticks(range(len(labels)), labels, fontsize=_small(labels))
     ax.set(xlabel="group", ylabel="group")
-    mark_signs(ax, matrix, image.norm)
-    bar = ax.figure.colorbar(image, ax=ax, ticks=_signed_ticks(image.norm))
+    mark_signs(ax, matrix, norm)
+    bar = ax.figure.colorbar(image, ax=ax, ticks=_signed_ticks(norm))
     bar.minorticks_off()
     bar.set_label("H-bar (unit of the loss)")
     return ax
@@ -135,7 +138,7 @@ def mark_signs(ax: Axes, matrix: Array, norm: SymLogNorm) -> list[Any]:
 
 def _signed_ticks(norm: SymLogNorm) -> list[float]:
     """Powers of ten on both sides of zero."""
-    high, low = int(np.floor(np.log10(norm.vmax))), int(np.ceil(np.log10(norm.linthresh)))
+    high, low = int(np.floor(np.log10(norm.vmax or 1.0))), int(np.ceil(np.log10(norm.linthresh)))
     powers = [10.0**k for k in range(low, high + 1)][-3:]
     return [-power for power in reversed(powers)] + [0.0, *powers]
 
@@ -184,15 +187,21 @@ def _set_signed_scale(ax: Axes, scale: str, values: Array) -> None:
         ax.set_yscale(scale)
         return
     sizes = np.abs(values[np.isfinite(values) & (values != 0)])
-    ax.set_yscale("symlog", linthresh=float(np.median(sizes)) / 10 if sizes.size else 1.0)
+    linear = float(np.median(sizes)) / 10 if sizes.size else 1.0
+    ax.set_yscale("symlog", linthresh=linear)
+    ax.autoscale_view()
+    low, high = ax.get_ylim()
+    # Ticks next to zero would print over it.
+    ax.set_yticks([tick for tick in ax.get_yticks() if (tick == 0 or abs(tick) > linear) and low <= tick <= high])
 
 
 def _label_ends(ax: Axes, when: Array, table: Array, labels: Sequence[str]) -> None:
     """Write each name at the right of its line, moved apart vertically where lines end close together."""
     last = [next((v for v in reversed(column) if np.isfinite(v)), 0.0) for column in table.T]
     ends = np.column_stack([np.full(len(last), when[-1]), last])
+    ax.autoscale_view()  # limits are lazy, and the transform below needs them now
     heights = ax.transAxes.inverted().transform(ax.transData.transform(ends))[:, 1]
-    for s, height in enumerate(spread(np.nan_to_num(heights), gap=min(0.065, 1.0 / len(labels)))):
+    for s, height in enumerate(spread(heights, gap=min(0.065, 1.0 / len(labels)))):
         colour = style(s)["color"]
         ax.annotate(
             labels[s], ends[s], xytext=(1.03, height), textcoords="axes fraction", va="center", color=colour,

@@ -1,0 +1,112 @@
+"""Derivations that can be checked: every line an equation, the reason why it is legal, and both sides as numbers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import ipywidgets
+from torch import Tensor
+
+Sides = Callable[[Any], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: ``equation`` in LaTeX, ``why`` it is legal, and ``sides(example)``, its left and right side as tensors.
+
+    ``tolerance`` is how far apart they may be, relative to the right side: by default what float64 roundings explain.
+    """
+
+    equation: str
+    why: str
+    sides: Sides
+    tolerance: float = 1e-10
+
+    def residual(self, example: Any) -> float:
+        """max |left - right| over max |right| (over 1 where the right side is 0): dimensionless."""
+        left, right = self.sides(example)
+        return float((left - right).abs().max() / (right.abs().max() or 1.0))
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A title, the example that the lines are checked on (made from a seed), and the lines.
+
+    >>> import torch
+    >>> binomial = Line("(a+b)^2 = a^2 + 2ab + b^2", "multiply out", lambda x: ((x[0] + x[1])**2, x[0]**2 + 2*x[0]*x[1] + x[1]**2))
+    >>> derivation = Derivation("A square", lambda seed: torch.tensor([1.0 + seed, 2.0]), [binomial])
+    >>> derivation.holds(seed=3)
+    [True]
+    """
+
+    title: str
+    example: Callable[[int], Any]
+    lines: Sequence[Line]
+
+    def residuals(self, seed: int = 0) -> list[float]:
+        """The residual of every line on the example of this seed."""
+        example = self.example(seed)
+        return [line.residual(example) for line in self.lines]
+
+    def holds(self, seed: int = 0) -> list[bool]:
+        """Which lines hold to their tolerance."""
+        return [residual <= line.tolerance for line, residual in zip(self.lines, self.residuals(seed), strict=True)]
+
+    def to_html(self, seed: int = 0, shown: int | None = None, residuals: bool = False) -> str:
+        """The first ``shown`` lines (all by default) with their verdicts; mathematics between dollars, for MathJax."""
+        parts = []
+        for line, residual in list(zip(self.lines, self.residuals(seed), strict=True))[:shown]:
+            verdict = "holds" if residual <= line.tolerance else "FAILS"
+            number = f" (off by {residual:.0e})" if residuals else ""
+            parts.append(
+                f"<li style='margin-bottom:.8em'>$\\displaystyle {escape(line.equation)}$<br>"
+                f"<i>{escape(line.why)}</i><br>checked: {verdict} to {line.tolerance:.0e}{number}</li>"
+            )
+        return f"<b>{escape(self.title)}</b><ol>{''.join(parts)}</ol>"
+
+
+class Walker(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
+    """A derivation one line at a time: next, back, show all, and another seed for the live checks.
+
+    ``shown`` is how many lines are on the page, ``seed`` a slider. Without a kernel all lines are there to read.
+
+    >>> import torch
+    >>> line = Line("2a = a + a", "add", lambda a: (2 * a, a + a))
+    >>> walker = Walker(Derivation("Double", lambda seed: torch.tensor(float(seed)), [line, line]))
+    >>> walker.next.click(); walker
+    Walker: Double, 2 of 2 lines, all hold.
+    """
+
+    def __init__(self, derivation: Derivation, shown: int = 1) -> None:
+        self.derivation, self.shown = derivation, shown
+        self.back, self.next = ipywidgets.Button(description="Back"), ipywidgets.Button(description="Next")
+        self.all = ipywidgets.Button(description="Show all")
+        self.seed = ipywidgets.IntSlider(value=0, min=0, max=9, description="seed")
+        self._page = ipywidgets.HTMLMath()
+        for button, move in ((self.back, -1), (self.next, 1), (self.all, len(derivation.lines))):
+            button.on_click(lambda _, move=move: self._move(move))
+        self.seed.observe(lambda _: self._show(), names="value")
+        self._show()
+        super().__init__([ipywidgets.HBox([self.back, self.next, self.all, self.seed]), self._page])
+
+    def _move(self, lines: int) -> None:
+        self.shown = min(max(self.shown + lines, 1), len(self.derivation.lines))
+        self._show()
+
+    def _show(self) -> None:
+        try:
+            self._page.value = self.derivation.to_html(self.seed.value, self.shown, residuals=True)
+        except Exception as error:  # a callback has no cell to show it in
+            self._page.value = f"<b>{escape(type(error).__name__)}:</b> {escape(str(error))}"
+        self.back.disabled = self.shown == 1
+        self.next.disabled = self.all.disabled = self.shown == len(self.derivation.lines)
+
+    def __repr__(self) -> str:
+        holds = self.derivation.holds(self.seed.value)
+        verdict = "all hold" if all(holds) else f"{holds.count(False)} fail"
+        return f"Walker: {self.derivation.title}, {self.shown} of {len(holds)} lines, {verdict}."
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        bundle: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
+        return bundle | {"text/plain": repr(self), "text/html": self.derivation.to_html(self.seed.value)}

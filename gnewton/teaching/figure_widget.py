@@ -1,0 +1,80 @@
+"""The one pattern of every widget: named controls, a picture, and a sentence that says what it shows."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import ipywidgets
+
+from gnewton.plots import Figure, png
+
+
+class FigureWidget(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
+    """Controls above a picture that redraws when one of them changes.
+
+    A subclass draws its artists once, names its controls, and writes ``draw()``, which updates the artists and returns
+    one sentence: the text alternative of the picture in its present state. ``sentence`` keeps it, ``png`` is the picture
+    as bytes. An error while redrawing is shown in the status line below. Without a kernel the saved picture remains.
+    """
+
+    def __init__(self, figure: Figure, controls: Mapping[str, ipywidgets.Widget]) -> None:
+        self.figure = figure
+        self.sentence = ""
+        width = int(figure.get_figwidth() * figure.dpi)
+        # A fixed width: an image without one stretches to the cell, and the page jumps while it loads.
+        self._image = ipywidgets.Image(format="png", width=width, layout=ipywidgets.Layout(max_width="100%"))
+        self._caption, self._status = ipywidgets.HTML(), ipywidgets.HTML()
+        self.redraw()
+        # The panels stay where the first drawing put them: nothing jumps, and a redraw costs half.
+        figure.set_layout_engine("none")
+        for name, control in controls.items():
+            setattr(self, name, control)
+            control.observe(self._on_change, names="value")
+        super().__init__([*controls.values(), self._image, self._caption, self._status])
+
+    @property
+    def png(self) -> bytes:
+        """The picture as it is shown now."""
+        return bytes(self._image.value)
+
+    def draw(self) -> str:
+        """Bring the artists up to date with the controls and return the sentence."""
+        raise TypeError(f"expected {type(self).__name__} to define draw()")
+
+    def redraw(self) -> None:
+        """Draw now; an error is raised here, in the cell, not swallowed."""
+        self.sentence = self.draw()
+        self._image.value = png(self.figure)
+        self._caption.value = escape(self.sentence)
+        self._status.value = ""
+
+    def _on_change(self, change: Any) -> None:
+        try:
+            self.redraw()
+        except Exception as error:
+            self._status.value = f"<b>{escape(type(error).__name__)}:</b> {escape(str(error))}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: {self.sentence}"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        bundle: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
+        return bundle | {"text/plain": repr(self), "image/png": self.png}
+
+
+def slider(text: str, values: Any, value: Any, format: Any = str) -> ipywidgets.SelectionSlider:
+    """A slider over a list of values, each shown by ``format``."""
+    return ipywidgets.SelectionSlider(options=[(format(v), v) for v in values], value=value, **_wide(text))
+
+
+def choice(text: str, values: Any, value: Any) -> ipywidgets.Dropdown:
+    """A drop-down list."""
+    return ipywidgets.Dropdown(options=list(values), value=value, **_wide(text))
+
+
+def _wide(text: str) -> dict[str, Any]:
+    return {
+        "description": text,
+        "style": {"description_width": "11em"},
+        "layout": ipywidgets.Layout(width="34em", max_width="100%"),
+    }

@@ -1,0 +1,68 @@
+"""The curvature timeline: H-bar and the learning rates, update by update."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gnewton.optimizer import Update
+from gnewton.plots import COLOURS, array, heat_map, mark_signs, new_figure, signed_log
+from gnewton.teaching.figure_widget import FigureWidget, slider
+
+
+class CurvatureTimeline(FigureWidget):
+    """H-bar as a heat map beside the learning rates, for one update of an optimizer's history.
+
+    history: the records of ``GroupedNewton.history``; names: the S group names. ``update`` is the step number. One colour
+    scale and one axis serve all updates, so that what moves is the curvature. Raises ValueError for an empty history.
+
+    >>> import torch, gnewton as gn
+    >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
+    >>> optimizer = gn.GroupedNewton(gn.Partition.by_scalar(model), lr=1.0, cubic=1.0, period=1)
+    >>> losses = [optimizer.step(model) for _ in range(3)]
+    >>> widget = CurvatureTimeline(optimizer.history, names=["x", "y"])
+    >>> widget.update.value = 2
+    >>> widget
+    CurvatureTimeline: Step 2, loss 4.51, CONVERGED: largest rate x 0.0098, smallest y -0.2.
+    """
+
+    def __init__(self, history: Sequence[Update], names: Sequence[str]) -> None:
+        if not history:
+            raise ValueError("expected at least one update, got an empty history; train first")
+        self._updates = {update.step: update for update in history}
+        self._names = list(names)
+        self.update = slider("step", self._updates, next(iter(self._updates)))
+        figure = new_figure(columns=2, height=4.2)
+        self._heat, self._bars = figure.axes
+        self._largest = max((update.hessian for update in history), key=lambda hessian: float(hessian.abs().max()))
+        self._picture = heat_map(self._largest, self._names, self._heat).get_images()[0]
+        self._marks = list(self._heat.get_lines())
+        self._lengths = self._prepare_bars(np.stack([array(update.learning_rates) for update in history]))
+        super().__init__(figure, {"update": self.update})
+
+    def draw(self) -> str:
+        update = self._updates[self.update.value]
+        hessian, rates = array(update.hessian), array(update.learning_rates)
+        self._picture.set_data(hessian)
+        for mark in self._marks:
+            mark.remove()
+        self._marks = mark_signs(self._heat, hessian, signed_log(array(self._largest)))
+        for bar, rate in zip(self._lengths, rates, strict=True):
+            bar.set(width=rate, color=COLOURS[0] if rate >= 0 else COLOURS[1])
+        top, low = int(rates.argmax()), int(rates.argmin())
+        return (
+            f"Step {update.step}, loss {update.value:.3g}, {update.status}: largest rate {self._names[top]} "
+            f"{rates[top]:.2g}, smallest {self._names[low]} {rates[low]:.2g}."
+        )
+
+    def _prepare_bars(self, rates: np.ndarray) -> list[Any]:
+        reach = float(np.abs(rates).max()) or 1.0
+        ax = self._bars
+        bars = ax.barh(self._names, np.zeros(len(self._names)))
+        ax.axvline(0.0, color="black", linewidth=0.8)
+        ax.invert_yaxis()
+        ax.set_xscale("symlog", linthresh=reach / 1000)
+        decade = 10.0 ** np.floor(np.log10(reach))
+        ax.set(xlim=(-1.5 * reach, 1.5 * reach), xlabel="learning rate η of the group")
+        ax.set_xticks([-decade, -decade / 100, 0, decade / 100, decade])
+        return list(bars)
