@@ -149,6 +149,7 @@ def learning_rates(
     names: Sequence[str] | None = None,
     ax: Axes | None = None,
     scale: str = "linear",
+    xlabel: str = "step",
 ) -> Axes:
     """The learning rates (eta) of the groups over time: one line each, named at its right end.
 
@@ -158,6 +159,7 @@ def learning_rates(
         names: S group names; numbers when None.
         ax: where to draw; a new figure when None.
         scale: "linear", "log" or "symlog" (logarithmic on both sides of zero).
+        xlabel: what ``steps`` counts.
 
     Raises:
         ValueError: the shapes do not fit each other, or there is no row.
@@ -177,7 +179,7 @@ def learning_rates(
     for s, column in enumerate(table.T):
         ax.plot(when, column, **style(s, marker=True), markevery=every, linewidth=1.6, label=labels[s])
     _set_signed_scale(ax, scale, table)
-    ax.set(xlabel="step", ylabel="learning rate η of the group")
+    ax.set(xlabel=xlabel, ylabel="learning rate η of the group")
     _label_ends(ax, when, table, labels)
     return ax
 
@@ -267,6 +269,7 @@ def level_sets(
     extent: tuple[float, float, float, float] | None = None,
     levels: int = 12,
     ax: Axes | None = None,
+    equal: bool = True,
 ) -> Axes:
     """Level sets of a function of two variables, and trajectories over them.
 
@@ -278,6 +281,7 @@ def level_sets(
         extent: (left, right, bottom, top); the paths with a margin when None.
         levels: how many level sets.
         ax: where to draw; a new figure when None.
+        equal: one scale on both axes, so that right angles look right.
 
     Raises:
         ValueError: neither paths nor extent, or a path that is not (n, 2).
@@ -297,6 +301,7 @@ def level_sets(
         ax.plot(*track.T, **style(index, marker=True), linewidth=1.5, label=name)
         ax.plot(*track[0], marker="o", markersize=11, markerfacecolor="none", color="black")
     ax.set(xlim=(left, right), ylim=(bottom, top), xlabel="first parameter", ylabel="second parameter")
+    ax.set_aspect("equal" if equal else "auto")
     if tracks:
         ax.legend(framealpha=0.9)
     return ax

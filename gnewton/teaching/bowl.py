@@ -39,7 +39,6 @@ class QuadraticBowl(FigureWidget):
         left.clear()
         right.clear()
         level_sets(lambda x, y: height(matrix, np.stack([x, y], -1)), paths, (-2.4, 2.4, -2.4, 2.4), ax=left)
-        left.set_aspect("equal")
         losses = {name: height(matrix, path) for name, path in paths.items()}
         floor = 1e-12
         training_curves(

@@ -1,0 +1,136 @@
+"""Each plot draws the numbers that it was given, can be read in grey, and keeps nothing alive."""
+
+import gc
+import weakref
+
+import matplotlib.figure
+import numpy as np
+import pytest
+import torch
+
+from gnewton import plots
+
+RNG = np.random.default_rng(0)
+
+
+def line_data(ax, label):
+    return next(line.get_xydata() for line in ax.get_lines() if line.get_label() == label)
+
+
+def looks(ax):
+    return [
+        (line.get_linestyle(), line.get_marker()) for line in ax.get_lines() if not line.get_label().startswith("_")
+    ]
+
+
+def test_heat_map_shows_the_matrix_its_names_and_its_signs():
+    hessian = torch.tensor([[4.0, -2.0, 1e-9], [-2.0, 3.0, 0.0], [1e-9, 0.0, 1.0]])
+    ax = plots.heat_map(hessian, names=["a", "b", "c"])
+    np.testing.assert_array_equal(ax.get_images()[0].get_array(), hessian)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "c"]
+    marks = {line.get_marker(): 0 for line in ax.get_lines()}
+    for line in ax.get_lines():
+        marks[line.get_marker()] += len(line.get_xdata())
+    assert marks == {"+": 3, "_": 2}  # entries that are as good as zero carry none
+
+
+def test_the_colour_scale_is_symmetric_about_zero():
+    norm = plots.heat_map([[5.0, 0.0], [0.0, -0.1]]).get_images()[0].norm
+    assert (norm.vmin, norm.vmax) == (-5.0, 5.0)
+    assert norm(0.0) == pytest.approx(0.5)
+
+
+def test_a_zero_matrix_is_drawn():
+    assert plots.heat_map(np.zeros((3, 3))).figure._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("scale", ["linear", "symlog"])
+def test_learning_rates_are_named_at_the_end_of_their_lines_and_inside_the_picture(scale):
+    rates = RNG.normal(size=(15, 6)) * 10.0 ** np.arange(-3, 3)
+    names = [f"group {s}" for s in range(6)]
+    ax = plots.learning_rates(rates, range(1, 16), names, scale=scale, xlabel="epoch")
+    for s, name in enumerate(names):
+        np.testing.assert_allclose(line_data(ax, name)[:, 1], rates[:, s])
+    assert sorted(t.get_text() for t in ax.texts) == names
+    assert ax.get_xlabel() == "epoch"
+    plots.png(ax.figure)
+    frame = ax.figure.bbox
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
+    # Heights are fractions of the axes; a line of text takes about .05.
+    assert np.diff(sorted(text.xyann[1] for text in ax.texts)).min() > 0.05
+
+
+def test_a_failed_update_is_a_gap():
+    ax = plots.learning_rates([[0.1, 0.2], [np.nan, np.nan], [0.3, 0.1]])
+    assert np.isnan(line_data(ax, "0")[1, 1])
+
+
+def test_taylor_models_follow_the_loss_and_leave_the_picture_by_themselves():
+    t = np.linspace(-1, 1, 21)
+    ax = plots.taylor_models(t, np.exp(-t), {1: 1 - t, 2: 1 - t + 100 * t**2})
+    assert ax.get_ylim()[1] < 5
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["true loss", "order 1", "order 2"]
+
+
+def test_level_sets_show_every_path_from_its_start():
+    paths = {"one": RNG.normal(size=(5, 2)), "other": RNG.normal(size=(7, 2))}
+    ax = plots.level_sets(lambda x, y: x**2 + 3 * y**2, paths)
+    for name, path in paths.items():
+        np.testing.assert_allclose(line_data(ax, name), path)
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    points = np.concatenate(list(paths.values()))
+    assert (points >= [left, bottom]).all()
+    assert (points <= [right, top]).all()
+    assert ax.get_aspect() == 1.0
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_training_curves_keep_their_own_lengths(scale):
+    runs = {"a": (range(3), [3.0, 2.0, 1.0]), "b": ([0.0, 0.5], torch.tensor([2.0, 0.1]))}
+    ax = plots.training_curves(runs, xlabel="seconds", scale=scale)
+    assert (len(line_data(ax, "a")), len(line_data(ax, "b"))) == (3, 2)
+    assert (ax.get_xlabel(), ax.get_yscale()) == ("seconds", scale)
+
+
+def test_curves_differ_by_more_than_colour():
+    runs = {str(i): ([0, 1], [i, i + 1]) for i in range(12)}
+    assert len(set(looks(plots.training_curves(runs)))) == 12
+
+
+def test_neighbouring_colours_differ_in_grey():
+    # Luma of the first three curves, which is what a grey print keeps.
+    weights = [0.299, 0.587, 0.114]
+    grey = [np.dot(weights, matplotlib.colors.to_rgb(colour)) for colour in plots.COLOURS[:3]]
+    assert abs(np.subtract.outer(grey, grey))[~np.eye(3, dtype=bool)].min() > 0.01
+
+
+def test_a_given_axes_is_drawn_into_and_no_figure_is_kept_alive():
+    figure = plots.new_figure(columns=2)
+    assert plots.heat_map(np.eye(2), ax=figure.axes[1]) is figure.axes[1]
+    gone = weakref.ref(plots.heat_map(np.eye(2)).figure)
+    gc.collect()
+    assert gone() is None
+
+
+def test_the_same_numbers_give_the_same_bytes():
+    one, two = (plots.png(plots.heat_map(np.eye(2)).figure) for _ in range(2))
+    assert one == two
+    assert b"matplotlib" not in one.lower()
+
+
+@pytest.mark.parametrize(
+    ("draw", "text"),
+    [
+        (lambda: plots.heat_map(np.ones((2, 3))), r"\(S, S\)"),
+        (lambda: plots.heat_map(np.eye(2), names=["a"]), "2"),
+        (lambda: plots.learning_rates([1.0, 2.0]), r"\(T, S\), got \(2,\)"),
+        (lambda: plots.level_sets(lambda x, y: x), "paths"),
+        (lambda: plots.level_sets(lambda x, y: x, {"p": [1.0, 2.0]}), r"\(n, 2\)"),
+        (lambda: plots.training_curves({"a": ([1, 2], [1.0])}), r"as many values as points, \(2,\), got \(1,\)"),
+        (lambda: plots.taylor_models([0, 1], [1.0], {}), r"as many values as points, \(2,\), got \(1,\)"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(draw, text):
+    with pytest.raises(ValueError, match=text):
+        draw()
