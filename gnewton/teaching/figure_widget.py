@@ -75,6 +75,6 @@ def choice(text: str, values: Any, value: Any) -> ipywidgets.Dropdown:
 def _wide(text: str) -> dict[str, Any]:
     return {
         "description": text,
-        "style": {"description_width": "11em"},
+        "style": {"description_width": "12em"},
         "layout": ipywidgets.Layout(width="34em", max_width="100%"),
     }

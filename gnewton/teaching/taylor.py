@@ -45,7 +45,7 @@ class TaylorSlice(FigureWidget):
             eta,
         )
         self.group = choice("group that moves", [EVERYTHING, *partition.names], EVERYTHING)
-        self.reach = slider("how far (multiples of η)", REACHES, 1.5)
+        self.reach = slider("how far (in η)", REACHES, 1.5)
         super().__init__(new_figure(width=6.4), {"group": self.group, "reach": self.reach})
 
     def draw(self) -> str:
