@@ -45,7 +45,11 @@ def perceptron(
     make, sigma = _ACTIVATIONS[activation]
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
-        weight = torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64) * sigma / math.sqrt(fan_in)
+        weight = (
+            torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64, device="cpu")
+            * sigma
+            / math.sqrt(fan_in)
+        )
         layers += [_linear(weight, dtype, device), make()]
     return nn.Sequential(*layers[:-1])
 
@@ -142,7 +146,9 @@ class Rosenbrock(nn.Module):
 
 def _linear(weight: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> nn.Linear:
     # Built on the meta device: Linear's own initialization would draw from the global random state.
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta", dtype=dtype).to_empty(device=device or "cpu")
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta", dtype=dtype).to_empty(
+        device=device or torch.get_default_device()
+    )
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.bias.zero_()

@@ -1,0 +1,171 @@
+"""The split is disjoint, stratified and repeatable; batches cover every sample once; the teacher's rule holds."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gnewton.datasets import digits, teacher_student
+from gnewton.models import perceptron
+
+DTYPE = torch.float64
+DIGITS = digits(dtype=DTYPE)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def rows(x):
+    return sorted(map(tuple, x.tolist()))
+
+
+def test_the_parts_together_are_all_digits_once():
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.cat([DIGITS.train_x, DIGITS.test_x])
+    y = torch.cat([DIGITS.train_y, DIGITS.test_y])
+    assert (DIGITS.train_x.shape, DIGITS.test_x.shape) == ((1437, 64), (360, 64))
+    # Undone, the preprocessing gives whole pixels from 0 to 16: round, then compare exactly, each with its label.
+    whole = ((x - x.min()) * 16).round().to(torch.int64)
+    theirs = torch.from_numpy(pixels).to(torch.int64)
+    ours = torch.cat([whole, y[:, None]], dim=1)
+    assert rows(ours) == rows(torch.cat([theirs, torch.from_numpy(labels)[:, None].to(torch.int64)], dim=1))
+
+
+def test_the_split_is_stratified():
+    # Of n samples in a class, n M / N belong in the test part; rounding may move one.
+    whole = torch.cat([DIGITS.train_y, DIGITS.test_y]).bincount()
+    share = len(DIGITS.test_y) / whole.sum()
+    assert ((DIGITS.test_y.bincount() - share * whole).abs() <= 1).all()
+
+
+def test_pixels_are_centred_on_the_training_part_alone():
+    assert abs(DIGITS.train_x.mean()) < 1e-12
+    assert abs(DIGITS.test_x.mean()) > 1e-5  # its own mean, were it subtracted, would leave 1e-16
+    assert DIGITS.train_x.max() - DIGITS.train_x.min() == pytest.approx(1.0, rel=1e-12)
+
+
+def test_two_calls_agree_and_another_seed_splits_otherwise():
+    before = torch.get_rng_state()
+    again, other = digits(dtype=DTYPE), digits(seed=1, dtype=DTYPE)
+    assert torch.equal(torch.get_rng_state(), before)
+    for part in ("train_x", "train_y", "test_x", "test_y"):
+        assert torch.equal(getattr(DIGITS, part), getattr(again, part))
+    assert not torch.equal(DIGITS.train_y, other.train_y)
+
+
+def test_dtype_and_classes():
+    single = digits()
+    assert (single.train_x.dtype, single.train_y.dtype) == (torch.get_default_dtype(), torch.int64)
+    torch.testing.assert_close(single.test_x, DIGITS.test_x.to(single.test_x.dtype))
+    assert digits(test_fraction=0.5).test_x.shape == (899, 64)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_an_unfit_fraction_is_refused(fraction):
+    with pytest.raises(ValueError, match=r"expected a test fraction from 0.01 to 0.99"):
+        digits(test_fraction=fraction)
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r"install it: pip install 'gnewton\[lab\]'"):
+        digits()
+
+
+def test_importing_the_data_sets_does_not_import_scikit_learn():
+    code = "import sys, gnewton.datasets as d; d.teacher_student(samples=2); assert 'sklearn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(4, [4, 4, 2]), (5, [5, 5]), (10, [10]), (100, [10]), (1, [1] * 10)])
+def test_a_pass_covers_every_sample_once_with_its_target(size, sizes):
+    data = teacher_student((2, 3, 1), samples=10, dtype=DTYPE)
+    batches = data.batches(size, seeded())
+    for _ in range(2):  # iterated again, it starts again
+        drawn = list(batches)
+        assert [len(x) for x, _ in drawn] == sizes
+        assert len(batches) == len(sizes)
+        pairs = torch.cat([torch.cat([x, y], dim=1) for x, y in drawn])
+        assert rows(pairs) == rows(torch.cat([data.train_x, data.train_y], dim=1))
+
+
+def test_drop_last_leaves_out_the_ragged_batch():
+    data = teacher_student((2, 3, 1), samples=10)
+    batches = data.batches(4, seeded(), drop_last=True)
+    assert [len(x) for x, _ in batches] == [4, 4]
+    assert len(batches) == 2
+    assert len(data.batches(5, seeded(), drop_last=True)) == 2
+
+
+def test_the_order_is_the_generator_s_and_new_at_each_pass():
+    data = teacher_student((2, 3, 1), samples=50)
+    before = torch.get_rng_state()
+    batches, again = data.batches(50, seeded(1)), data.batches(50, seeded(1))
+    (first,), (second,), (same,) = ([x for x, _ in b] for b in (batches, batches, again))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, second)
+    with torch.random.fork_rng():
+        list(data.batches(50))
+        assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_either_part_can_be_drawn():
+    data = teacher_student((2, 3, 1), samples=5, test_samples=7)
+    assert sum(len(x) for x, _ in data.batches(3, seeded(), part="test")) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, r"expected a batch size from 1 to 10 samples \(train\), got 0"),
+        ({"size": 11, "drop_last": True}, r"expected a batch size from 1 to 10 samples \(train\), got 11"),
+        ({"size": 2, "part": "all"}, "expected part="),
+    ],
+)
+def test_unfit_batches_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        teacher_student(samples=10).batches(**options)
+
+
+def test_targets_come_from_the_teacher_that_the_docstring_names():
+    widths = (4, 6, 2)
+    data = teacher_student(widths, samples=20, test_samples=30, seed=3, activation="elu", dtype=DTYPE)
+    teacher = perceptron(widths, "elu", seeded(3), DTYPE)
+    assert data.train_y.shape == (20, 2)
+    with torch.no_grad():
+        assert F.mse_loss(teacher(data.train_x), data.train_y) < 1e-28
+        assert F.mse_loss(teacher(data.test_x), data.test_y) < 1e-28
+
+
+def test_noise_is_the_loss_that_the_teacher_keeps():
+    noise, n = 0.3, 20_000
+    data = teacher_student((4, 6, 1), samples=n, noise=noise, dtype=DTYPE)
+    with torch.no_grad():
+        loss = F.mse_loss(perceptron((4, 6, 1), generator=seeded(), dtype=DTYPE)(data.train_x), data.train_y)
+    # The mean of n squares of N(0, noise^2): noise^2, standard deviation noise^2 sqrt(2/n); five of them.
+    assert abs(loss / noise**2 - 1) < 5 * (2 / n) ** 0.5
+
+
+def test_the_toy_is_repeatable_in_every_dtype_and_leaves_the_global_state():
+    before = torch.get_rng_state()
+    double, single, other = teacher_student(dtype=DTYPE), teacher_student(), teacher_student(seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(double.train_x.to(single.train_x.dtype), single.train_x)
+    assert not torch.equal(single.train_x, other.train_x)
+
+
+@pytest.mark.parametrize("options", [{"samples": 0}, {"test_samples": 0}, {"noise": -1.0}, {"noise": float("inf")}])
+def test_an_unfit_toy_is_refused(options):
+    with pytest.raises(ValueError, match=r"expected .* got"):
+        teacher_student(**options)
+
+
+def test_the_repr_says_what_it_is_in_one_line():
+    assert repr(DIGITS) == "digits: 1,437 training and 360 test samples of 64 numbers"
+    assert "scikit-learn" in DIGITS.source

@@ -1,0 +1,338 @@
+"""The loop trains with either kind of optimizer, keeps an honest record, and says one repeatable line."""
+
+import io
+import json
+import math
+import sys
+
+import nbclient
+import nbformat
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gnewton as gn
+from gnewton.training import History, fit
+
+DTYPE = torch.float64
+DATA = gn.datasets.teacher_student((3, 4, 1), samples=50, test_samples=20, dtype=DTYPE)
+
+
+def student(seed=1):
+    return gn.models.perceptron([3, 4, 1], generator=torch.Generator().manual_seed(seed), dtype=DTYPE)
+
+
+def sgd(model, lr=0.1):
+    return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def newton(model, **options):
+    return gn.GroupedNewton(gn.Partition.by_tensor(model), **{"lr": 0.5, "cubic": 1.0, "ridge": 1e-3} | options)
+
+
+def batches(size=16, seed=0):
+    return DATA.batches(size, torch.Generator().manual_seed(seed))
+
+
+def run(make=sgd, model=None, loader=None, **options):
+    model = model or student()
+    options = {"loss_fn": F.mse_loss, "epochs": 3, "progress": False} | options
+    return fit(model, make(model), batches() if loader is None else loader, **options)
+
+
+MAKERS = {
+    "SGD": sgd,
+    "Adam": lambda m: torch.optim.Adam(m.parameters(), lr=0.02),
+    "LBFGS": lambda m: torch.optim.LBFGS(m.parameters(), lr=0.1, max_iter=2),
+    "GroupedNewton": newton,
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_kind_of_optimizer_reduces_the_loss(name):
+    history = run(MAKERS[name], epochs=8, evaluate=DATA)
+    assert not history.diverged
+    assert history.train_losses[-1] < 0.8 * history.train_losses[0]
+    assert history.test_losses[-1] < history.test_losses[0]
+
+
+def test_the_loop_is_the_one_a_person_writes():
+    model, twin = student(), student()
+    history = run(model=model, loader=batches(seed=4))
+    optimizer, losses = sgd(twin), []
+    loader = batches(seed=4)
+    for _ in range(3):
+        for x, y in loader:
+            optimizer.zero_grad()
+            loss = F.mse_loss(twin(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert history.losses == losses
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_the_record_has_an_entry_per_step_and_per_epoch():
+    history = run(evaluate=DATA)
+    # 50 samples in batches of 16: three whole ones and one of 2, which weighs 2/50 in the epoch's mean.
+    assert history.epoch_steps == [4, 8, 12]
+    assert len(history.losses) == len(history.seconds) == 12
+    assert history.seconds == sorted(history.seconds)
+    assert history.seconds[0] > 0
+    weighted = sum(n * loss for n, loss in zip([16, 16, 16, 2], history.losses[:4], strict=True)) / 50
+    assert history.train_losses[0] == pytest.approx(weighted, rel=1e-12)
+    assert history.epoch_seconds == [history.seconds[3], history.seconds[7], history.seconds[11]]
+    assert (len(history.test_losses), history.test_accuracies, history.learning_rates) == (3, [], [])
+
+
+def test_evaluation_costs_no_training_time(monkeypatch):
+    # A clock that ticks once per reading, and a test loss that takes a thousand ticks.
+    ticks = [0.0]
+
+    def clock():
+        ticks[0] += 1
+        return ticks[0]
+
+    def loss_fn(output, y):
+        ticks[0] += 0 if output.requires_grad else 1000
+        return F.mse_loss(output, y)
+
+    monkeypatch.setattr("time.perf_counter", clock)
+    history = run(loss_fn=loss_fn, evaluate=DATA)
+    assert ticks[0] > 3000
+    assert history.seconds == [float(n) for n in range(1, 13)]
+
+
+def test_the_test_part_is_measured_in_evaluation_mode_after_each_epoch():
+    model = nn.Sequential(nn.Linear(3, 1, dtype=DTYPE), nn.Dropout(0.9))
+    with torch.random.fork_rng():
+        history = run(model=model, evaluate=DATA, epochs=1)
+    with torch.no_grad():
+        expected = F.mse_loss(model.eval()(DATA.test_x), DATA.test_y).item()
+    assert history.test_losses == [expected]
+
+
+def test_a_pair_and_a_data_set_measure_the_same():
+    assert run(evaluate=DATA).test_losses == run(evaluate=(DATA.test_x, DATA.test_y)).test_losses
+
+
+def test_classes_have_an_accuracy():
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=DTYPE)
+    y = (x[:, 0] > 0).long()
+    model = gn.models.perceptron([3, 2], generator=torch.Generator().manual_seed(1), dtype=DTYPE)
+    history = fit(model, sgd(model, 1.0), [(x, y)], epochs=5, evaluate=(x, y), progress=False)
+    with torch.no_grad():
+        right = (model(x).argmax(dim=1) == y).sum().item()
+    assert history.test_accuracies[-1] == pytest.approx(right / 60, rel=1e-14)
+    assert len(history.test_accuracies) == 5
+
+
+def test_modes_are_restored_module_by_module():
+    model = nn.Sequential(student(), nn.Dropout(0.0), nn.Dropout(0.0))
+    model[1].eval()
+    before = [m.training for m in model.modules()]
+    seen = []
+    model[1].register_forward_hook(lambda module, *_: seen.append(module.training))
+    run(model=model, evaluate=DATA, epochs=1)
+    assert seen == [True] * 4 + [False]
+    assert [m.training for m in model.modules()] == before
+    with pytest.raises(ValueError, match="loader with batches"):
+        run(model=model, loader=[])
+    assert [m.training for m in model.modules()] == before
+
+
+def test_the_global_random_state_does_not_move():
+    before = torch.get_rng_state()
+    run(newton, evaluate=DATA, curvature=batches(40))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_learning_rates_are_the_optimizer_s_and_counted_from_this_run():
+    model = student()
+    optimizer = newton(model, period=5)
+    for _ in range(2):  # a second run counts its own steps; the period goes on where it was
+        history = run(lambda _: optimizer, model=model, epochs=3)
+        known = {u.step for u in optimizer.history}
+        start = optimizer.history[-1].step - history.learning_rate_steps[-1]
+        assert {start + s for s in history.learning_rate_steps} <= known
+        assert history.learning_rates[-1] == optimizer.history[-1].learning_rates.tolist()
+        assert history.group_names == ["0.weight", "0.bias", "2.weight", "2.bias"]
+        assert 2 <= len(history.learning_rates) < 12
+    assert start == 12
+
+
+def test_summaries_may_come_from_a_loader_of_their_own():
+    drawn = []
+
+    class Spy:
+        def __iter__(self):
+            for x, y in batches(40):
+                drawn.append(len(x))
+                yield x, y
+
+    model = student()
+    optimizer = newton(model)
+    run(lambda _: optimizer, model=model, epochs=1, curvature=Spy())
+    assert drawn == [40, 10, 40, 10]  # four steps, two passes
+    again = student()
+    x, y = next(iter(batches(40)))
+    assert optimizer.history[0].value == pytest.approx(F.mse_loss(again(x), y).item(), rel=1e-12)
+
+
+def test_a_run_that_diverges_ends_and_says_so():
+    history = run(lambda m: sgd(m, 1e6), epochs=200)
+    assert history.diverged
+    assert history.reason.startswith(f"step {len(history.losses)}: expected a finite loss, got")
+    assert all(map(math.isfinite, history.losses))
+    assert len(history.train_losses) == len(history.epoch_steps) < 200
+    assert "diverged: step" in repr(history)
+
+
+def test_inputs_that_are_not_finite_end_a_grouped_newton_run_with_its_reason():
+    model = student()
+    before = [p.clone() for p in model.parameters()]
+    x = torch.full((4, 3), float("nan"), dtype=DTYPE)
+    history = run(newton, model=model, loader=[(x, x[:, :1])])
+    assert history.diverged
+    assert "step 0: expected a finite loss, got nan" in history.reason
+    assert history.losses == history.train_losses == []
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("make", [sgd, newton])
+def test_schedulers_are_stepped_once_per_epoch(make):
+    model = student()
+    optimizer = make(model)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    first = optimizer.param_groups[0]["lr"]
+    run(lambda _: optimizer, model=model, epochs=4, scheduler=scheduler)
+    assert optimizer.param_groups[0]["lr"] == first / 4
+
+
+def test_a_plateau_scheduler_sees_the_training_loss():
+    model = student()
+    optimizer = sgd(model)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    history = run(lambda _: optimizer, model=model, scheduler=scheduler)
+    assert scheduler.best == min(history.train_losses)
+
+
+def test_the_record_survives_json():
+    history = run(newton, evaluate=DATA)
+    assert History(**json.loads(json.dumps(history.to_dict()))) == history
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_outside_a_terminal_there_is_one_repeatable_line(capsys):
+    printed = []
+    for _ in range(2):
+        history = run(evaluate=DATA, progress=True)
+        printed.append(capsys.readouterr())
+    assert printed[0] == printed[1]
+    loss, test = history.train_losses[-1], history.test_losses[-1]
+    assert printed[0].out == f"3 epochs: training loss {loss:.2g}, test loss {test:.2g}\n"
+    assert printed[0].err == ""
+
+
+def test_in_a_terminal_the_bar_moves_and_goes(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run(progress=True)
+    states = sys.stderr.getvalue().split("\r")
+    assert any("0/12" in state for state in states)
+    assert states[-2].strip() == states[-1].strip() == ""  # wiped
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_progress_false_is_silent(capsys):
+    run(progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+NOTEBOOK = """
+import torch.nn.functional as F, torch, gnewton as gn
+data = gn.datasets.teacher_student((3, 4, 1), samples=50)
+def run(**options):
+    model = gn.models.perceptron([3, 4, 1], generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = data.batches(16, torch.Generator().manual_seed(0))
+    return gn.training.fit(model, optimizer, loader, F.mse_loss, epochs=3, **options)
+class Shell:  # a kernel whose request names its cell, as JupyterLab's do
+    kernel = True
+    def get_parent(self): return {"metadata": {"cellId": "a"}}
+"""
+WATCHED = """
+import IPython; from unittest.mock import patch
+with patch("IPython.get_ipython", Shell): run()
+"""
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
+    sources = [NOTEBOOK, "history = run()", "a = run(); b = run()", "run(progress=False);", WATCHED]
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    nb = nbformat.v4.new_notebook(cells=cells)
+    nbclient.NotebookClient(nb, kernel_name="python3", timeout=120).execute()
+    patch.undo()
+    return [cell.outputs for cell in nb.cells]
+
+
+def test_a_notebook_cell_keeps_the_one_line(notebook):
+    (line,) = notebook[1]
+    assert line.data["text/plain"].startswith("3 epochs: training loss ")
+    assert set(line.data) == {"text/plain"}
+    assert notebook[2] == [line, line]
+    assert notebook[3] == []
+
+
+def test_where_somebody_watches_the_line_takes_the_bar_s_place(notebook):
+    assert notebook[4] == notebook[1]
+
+
+def test_a_watched_cell_first_shows_the_bar(monkeypatch):
+    from IPython import display
+
+    shown = []
+
+    class Handle:
+        def update(self, data, raw):
+            shown.append(data["text/plain"])
+
+    def first(data, raw, display_id):
+        shown.append(data["text/plain"])
+        return Handle()
+
+    class Shell:
+        kernel = True
+
+        def get_parent(self):
+            return {"metadata": {"cellId": "a"}}
+
+    monkeypatch.setattr(display, "display", first)
+    monkeypatch.setattr("IPython.get_ipython", Shell)
+    history = run(progress=True)
+    assert "0/12" in shown[0]
+    assert shown[-1] == repr(history)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"epochs": 0}, ValueError, "expected at least one epoch, got 0"),
+        ({"loader": []}, ValueError, "expected a loader with batches for every epoch"),
+        ({"loader": iter([(DATA.train_x, DATA.train_y)])}, ValueError, "a generator is used up after one pass"),
+        ({"make": lambda m: "sgd"}, TypeError, "expected a torch.optim optimizer or GroupedNewton, got str"),
+        ({"curvature": []}, TypeError, "expected no curvature loader with SGD"),
+        ({"make": newton, "curvature": []}, ValueError, "expected a curvature loader with batches"),
+        ({"evaluate": (DATA.test_x,)}, ValueError, "expected evaluate as a Dataset or"),
+    ],
+)
+def test_unfit_arguments_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        run(**options)
