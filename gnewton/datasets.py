@@ -79,7 +79,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # The order is drawn on the CPU: one seed gives one order on every device.
-        order = torch.randperm(len(self._x), generator=self._generator).to(self._x.device)
+        order = torch.randperm(len(self._x), generator=self._generator, device="cpu").to(self._x.device)
         for start in range(0, len(self) * self._size, self._size):
             rows = order[start : start + self._size]
             yield self._x[rows], self._y[rows]
@@ -109,14 +109,14 @@ def digits(
     pixels, labels = load_digits(return_X_y=True)
     split = train_test_split(pixels, labels, test_size=test_fraction, stratify=labels, random_state=seed)
     train_x, test_x = (torch.from_numpy(part) / 16 for part in split[:2])
-    train_y, test_y = (torch.from_numpy(part).to(device, torch.int64) for part in split[2:])
     mean = train_x.mean()
-    dtype = dtype or torch.get_default_dtype()
+    dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
     source = (
         "The test part of the UCI 'Optical Recognition of Handwritten Digits' data (Alpaydin and Kaynak, 1998), "
         "as shipped with scikit-learn (sklearn.datasets.load_digits)."
     )
     train_x, test_x = ((part - mean).to(device, dtype) for part in (train_x, test_x))
+    train_y, test_y = (torch.from_numpy(part).to(device, torch.int64) for part in split[2:])
     return Dataset(train_x, train_y, test_x, test_y, "digits", source)
 
 
@@ -144,14 +144,15 @@ def teacher_student(
         raise ValueError(f"expected at least one sample in each part, got {samples} and {test_samples}; ask for more")
     if not 0 <= noise < float("inf"):
         raise ValueError(f"expected noise >= 0 and finite, got {noise}; 0 means exact targets")
-    generator = torch.Generator().manual_seed(seed)
-    teacher = perceptron(widths, activation, generator, torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
     # In float64 on the CPU, then converted: one seed gives one data set on every device.
-    x = torch.randn(samples + test_samples, widths[0], generator=generator, dtype=torch.float64)
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):
+        teacher = perceptron(widths, activation, generator, torch.float64)
+        x = torch.randn(samples + test_samples, widths[0], generator=generator, dtype=torch.float64)
         y = teacher(x)
-    y = y + noise * torch.randn(y.shape, generator=generator, dtype=torch.float64)
-    x, y = (part.to(device, dtype or torch.get_default_dtype()) for part in (x, y))
+        y = y + noise * torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    x, y = (part.to(device, dtype) for part in (x, y))
     source = f"Drawn from a random {'-'.join(map(str, widths))} {activation} perceptron (seed {seed}, noise {noise:g})."
     return Dataset(x[:samples], y[:samples], x[samples:], y[samples:], "teacher-student", source)
 

@@ -94,9 +94,9 @@ class Quadratic(nn.Module):
         d = len(values)
         q = _basis(d, angle, basis, generator)
         matrix = q @ torch.diag(values) @ q.T
-        lowest = _vector("minimiser", torch.zeros(d) if minimiser is None else minimiser, d)
-        first = _vector("start", torch.ones(d) if start is None else start, d)
-        dtype = dtype or torch.get_default_dtype()
+        lowest = _vector("minimiser", [0.0] * d if minimiser is None else minimiser, d)
+        first = _vector("start", [1.0] * d if start is None else start, d)
+        dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
         # Symmetric to the last bit, whatever the products above rounded.
         self.register_buffer("A", ((matrix + matrix.T) / 2).to(device, dtype))
         self.register_buffer("minimiser", lowest.to(device, dtype))
@@ -135,7 +135,7 @@ class Rosenbrock(nn.Module):
             raise ValueError(f"expected d >= 2 coordinates, got {d}; Rosenbrock's function couples neighbours")
         classic = [-1.2 if i % 2 == 0 else 1.0 for i in range(d)]
         first = _vector("start", classic if start is None else start, d)
-        self.theta = nn.Parameter(first.to(device, dtype or torch.get_default_dtype()))
+        self.theta = nn.Parameter(first.to(device or torch.get_default_device(), dtype or torch.get_default_dtype()))
 
     def forward(self, theta: Tensor | None = None) -> Tensor:
         """L at the parameter, (); or at the points ``theta`` (..., d), as (...)."""
@@ -164,21 +164,21 @@ def _basis(d: int, angle: float | None, basis: Tensor | None, generator: torch.G
         return _rotation(d, angle)
     if basis is not None:
         return _orthogonal(d, basis)
-    return torch.eye(d, dtype=torch.float64) if generator is None else _random_basis(d, generator)
+    return torch.eye(d, dtype=torch.float64, device="cpu") if generator is None else _random_basis(d, generator)
 
 
 def _rotation(d: int, angle: float) -> Tensor:
     if d != 2:
         raise ValueError(f"expected 2 eigenvalues with an angle, got {d}; give basis= or generator= instead")
     c, s = math.cos(angle), math.sin(angle)
-    return torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+    return torch.tensor([[c, -s], [s, c]], dtype=torch.float64, device="cpu")
 
 
 def _orthogonal(d: int, basis: Tensor) -> Tensor:
-    q = torch.as_tensor(basis).detach().to("cpu", torch.float64)
+    q = torch.as_tensor(basis, dtype=torch.float64, device="cpu").detach()
     if q.shape != (d, d):
         raise ValueError(f"expected a basis of shape ({d}, {d}), got {tuple(q.shape)}; give one column per eigenvalue")
-    error = (q.T @ q - torch.eye(d, dtype=torch.float64)).abs().max().item()
+    error = (q.T @ q - torch.eye(d, dtype=torch.float64, device="cpu")).abs().max().item()
     # A basis computed in float32 is orthogonal to about 1e-6: what was meant to be orthogonal passes.
     if not error < 1e-4:
         raise ValueError(f"expected an orthogonal basis, got Q^T Q - I of {error:.1g}; use torch.linalg.qr(q).Q")
@@ -186,14 +186,14 @@ def _orthogonal(d: int, basis: Tensor) -> Tensor:
 
 
 def _random_basis(d: int, generator: torch.Generator) -> Tensor:
-    q, r = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))
+    q, r = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64, device="cpu"))
     # QR fixes the columns' signs by a convention; with the signs of R's diagonal undone the basis is Haar distributed.
     basis: Tensor = q * r.diagonal().sign()
     return basis
 
 
 def _vector(name: str, values: Sequence[float] | Tensor, d: int | None) -> Tensor:
-    vector = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
+    vector = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
     if vector.ndim != 1 or len(vector) != (d or len(vector)) or not len(vector):
         shape = "(d,)" if d is None else f"({d},)"
         raise ValueError(f"expected {name} of shape {shape}, got {tuple(vector.shape)}; give one number per coordinate")

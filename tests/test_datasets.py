@@ -65,6 +65,17 @@ def test_dtype_and_classes():
     assert digits(test_fraction=0.5).test_x.shape == (899, 64)
 
 
+@pytest.mark.parametrize("make", [digits, teacher_student])
+def test_the_data_follow_the_default_device(make):
+    with torch.device("meta"):
+        data = make()
+        (x, y), *_ = data.batches(8, torch.Generator("cpu"))
+    assert x.is_meta
+    assert y.is_meta
+    assert data.test_x.is_meta
+    assert data.test_y.is_meta
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_an_unfit_fraction_is_refused(fraction):
     with pytest.raises(ValueError, match=r"expected a test fraction from 0.01 to 0.99"):

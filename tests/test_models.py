@@ -60,6 +60,22 @@ def test_one_seed_gives_one_network_in_every_dtype():
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        lambda: perceptron([3, 2], generator=torch.Generator("cpu")),
+        lambda: Rosenbrock(2),
+        lambda: Quadratic([1.0, 2.0]),
+        lambda: Quadratic([1.0, 2.0], angle=0.3),
+        lambda: Quadratic([1.0, 2.0], generator=torch.Generator("cpu")),
+        lambda: Quadratic([1.0, 2.0], basis=torch.eye(2, device="cpu")),
+    ],
+)
+def test_models_follow_the_default_device(make):
+    with torch.device("meta"):
+        assert all(t.is_meta for t in make().state_dict().values())
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (([3],), "expected two or more widths"),

@@ -51,10 +51,12 @@ MAKERS = {
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_kind_of_optimizer_reduces_the_loss(name):
-    history = run(MAKERS[name], epochs=8, evaluate=DATA)
+    # On the whole data set at once, so that no batch's luck is in it.
+    history = run(MAKERS[name], loader=batches(50), epochs=20, evaluate=(DATA.train_x, DATA.train_y))
     assert not history.diverged
-    assert history.train_losses[-1] < 0.8 * history.train_losses[0]
-    assert history.test_losses[-1] < history.test_losses[0]
+    assert history.losses[-1] < 0.8 * history.losses[0]
+    # The loss measured after an epoch is the one that the next epoch starts from.
+    assert history.test_losses[:-1] == pytest.approx(history.losses[1:], rel=1e-12)
 
 
 def test_the_loop_is_the_one_a_person_writes():
@@ -295,7 +297,8 @@ def test_where_somebody_watches_the_line_takes_the_bar_s_place(notebook):
     assert notebook[4] == notebook[1]
 
 
-def test_a_watched_cell_first_shows_the_bar(monkeypatch):
+@pytest.mark.parametrize("metadata", [{"cellId": "a"}, {}], ids=["watched", "unwatched"])
+def test_only_a_watched_cell_first_shows_the_bar(monkeypatch, metadata):
     from IPython import display
 
     shown = []
@@ -312,13 +315,14 @@ def test_a_watched_cell_first_shows_the_bar(monkeypatch):
         kernel = True
 
         def get_parent(self):
-            return {"metadata": {"cellId": "a"}}
+            return {"metadata": metadata}
 
     monkeypatch.setattr(display, "display", first)
     monkeypatch.setattr("IPython.get_ipython", Shell)
     history = run(progress=True)
-    assert "0/12" in shown[0]
     assert shown[-1] == repr(history)
+    # nbval compares the first state of an output: where nobody watches it must be the last.
+    assert "0/12" in shown[0] if metadata else len(shown) == 1
 
 
 @pytest.mark.parametrize(
