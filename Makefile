@@ -55,6 +55,9 @@ types: $(VENV)/.installed-test  ## mypy on the package
 unit: $(VENV)/.installed-test  ## unit and law tests, doctests
 	$(BIN)/pytest -n $(WORKERS)
 
+# One thread each: two runners fill two cores, and more threads than cores made a network this small ten times slower.
+notebooks-test notebooks: export OMP_NUM_THREADS := 1
+
 notebooks-test: $(VENV)/.installed-test  ## run every notebook and compare with its saved outputs
 	$(BIN)/pytest -n $(WORKERS) --dist loadscope --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider -o addopts= -o testpaths= notebooks
 

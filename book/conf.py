@@ -43,6 +43,9 @@ nb_execution_mode = "off"
 nb_mime_priority_overrides = [("html", "image/png", 1)]
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
+# MyST leaves raw HTML alone, and the questions to unfold hold formulas: MathJax looks at the whole page instead.
+myst_update_mathjax = False
+mathjax3_config = {"tex": {"inlineMath": [["$", "$"], ["\\(", "\\)"]], "processEscapes": True}}
 
 # Reference: types of other packages cannot be linked without a network; our own must resolve.
 autodoc_member_order = "bysource"
@@ -58,6 +61,7 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "home_page_in_toc": True,
     "show_navbar_depth": 1,
+    "navbar_persistent": [],  # a search field stands in the sidebar already
 }
 if repository := PROJECT.get("urls", {}).get("Repository"):
     # Buttons and badges need an address; as long as the project has none, there are none.

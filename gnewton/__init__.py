@@ -1,19 +1,20 @@
 """gnewton: Newton's method for neural networks, one learning rate per group of parameters.
 
-========================  =====================================================================
-name                      what it is
-========================  =====================================================================
-``Partition``             which scalar of the model belongs to which of the S groups
-``direction``             u: the gradient, or the step that any ``torch.optim`` optimizer proposes
-``summarize``             (model, loss, partition, u) -> ``Summary``
-``Summary``               g-bar (S,), H-bar (S, S) and order 3, exact
-``newton_step``           ``Summary`` -> ``Step``: one learning rate per group, cubic-regularized
-``Step``, ``Status``      the result and what became of it; ``NewtonStepError`` when it is raised
-``GroupedNewton``         all of it as a ``torch.optim.Optimizer``
-``derivatives``           the engines; ``derivatives.nested`` is the slow oracle
-``models``                small networks and test functions
-``datasets``, ``training``, ``plots``, ``teaching``   the laboratory, imported on first use
-========================  =====================================================================
+=============  ====================================================================
+name           what it is
+=============  ====================================================================
+Partition      which scalar of the model belongs to which of the S groups
+direction      u: the gradient, or the step that any torch optimizer proposes
+summarize      the summary of a loss along u, exact, over one batch or a data set
+Summary        g-bar (S,), H-bar (S, S) and order 3
+newton_step    one learning rate per group from a summary, cubic-regularized
+Step, Status   its result and what became of it; NewtonStepError when raised
+GroupedNewton  all of it as a torch.optim.Optimizer
+derivatives    the engines; derivatives.nested is the slow oracle
+models         small networks and test functions
+=============  ====================================================================
+
+The laboratory, imported on first use: datasets, training, plots, teaching.
 """
 
 import importlib

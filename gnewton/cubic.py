@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gnewton.secular import Array, NoMinimum, Problem, cubic_minimum, in_units, stationary_point
 
@@ -87,16 +88,22 @@ def newton_step(
 ) -> Step:
     """The learning rate of every group that minimizes the local model m of the loss.
 
-    summary: ḡ `.gradient` (S,), symmetric H̄ `.hessian` (S, S) and, for cubic > 0, `.third` (S,), the diagonal of D3; real
-        tensors of any dtype and device (the solver works in float64 on the CPU).
-    cubic: λ >= 0. At 0 the step is Newton's, η = H̄⁻¹ ḡ; above 0 it is the global minimizer of
-        m(η) = -ḡ·η + ηᵀH̄η/2 + λ‖Dη‖³/6 with D = Diag(|third|^(1/3)) ("Method 1" of arXiv 2312.03885).
-    ridge: >= 0, added to the diagonal of H̄.   diagonal: use the diagonal of H̄ only.
-    on_failure: where the status is not ok, "raise" `NewtonStepError`, or "report" a `Step` whose rates are zero.
+    Args:
+        summary: ḡ ``.gradient`` (S,), symmetric H̄ ``.hessian`` (S, S) and, for cubic > 0, ``.third`` (S,), the diagonal of
+            D3; real tensors of any dtype and device (the solver works in float64 on the CPU).
+        cubic: λ >= 0. At 0 the step is Newton's, η = H̄⁻¹ ḡ; above 0 it is the global minimizer of
+            m(η) = -ḡ·η + ηᵀH̄η/2 + λ‖Dη‖³/6, D the cube roots of the absolute ``third`` ("Method 1" of arXiv 2312.03885).
+        ridge: >= 0, added to the diagonal of H̄.
+        diagonal: use the diagonal of H̄ only.
+        on_failure: where the status is not ok, "raise" NewtonStepError, or "report" a Step whose rates are zero.
+
+    Raises:
+        ValueError: an argument or a shape is wrong.
+        NewtonStepError: there is no step, and ``on_failure`` is "raise".
 
     Where H̄ is singular and a minimum exists, the one of least Σ_s H̄_ss η_s² is returned: frozen, unused and
-    zero-direction groups (rows of zeros) get 0. No threshold is absolute, so that rescaling a group rescales its rate.
-    Raises ValueError where an argument or a shape is wrong.
+    zero-direction groups (rows of zeros, or of roundings beside the rest) get 0. No threshold is absolute, so that
+    rescaling a group rescales its rate.
 
     >>> import gnewton as gn
     >>> summary = gn.Summary.from_tensors(gradient=[1.0, 4.0], hessian=[[1.0, 6.0], [6.0, 16.0]], third=[1.0, 8.0])
@@ -169,9 +176,11 @@ def _solve(p: Problem) -> _Outcome:
     broken = ~(np.isfinite(p.g) & np.isfinite(p.H).all(1) & np.isfinite(p.d))
     if broken.any():
         return _fail(broken, "a derivative that is not finite", Status.NOT_FINITE)
-    live, eta = (p.d > 0) | p.H.any(1), np.zeros_like(p.g)
-    if p.g[~live].any():
-        return _fail(~live & (p.g != 0), "a gradient, but neither curvature nor third derivative")
+    live, eta = ((p.d > 0) | p.H.any(1)) & ~_is_rounding(p), np.zeros_like(p.g)
+    # A bias before batch norm has no effect: its gradient is the rounding of a sum that cancels.
+    falling = ~live & (np.abs(p.g) > 1e-10 * np.abs(p.g).max())
+    if falling.any():
+        return _fail(falling, "a gradient, but neither curvature nor third derivative")
     if not live.any():
         return _Outcome(Status.STATIONARY, eta)
     small, unit, curvature, lost = in_units(Problem(p.g[live], p.H[live][:, live], p.d[live], p.cubic))
@@ -189,6 +198,15 @@ def _solve(p: Problem) -> _Outcome:
     if not np.isfinite(eta).all():
         return _fail(~np.isfinite(eta), "a step beyond float64", Status.NOT_FINITE)
     return _Outcome(status, eta, float(np.ldexp(decrease, curvature + 2 * unit)))
+
+
+def _is_rounding(p: Problem) -> NDArray[np.bool_]:
+    """The groups whose every number is below 1e-24 of the largest of its kind: what a sum that cancels leaves behind.
+
+    The square of the rounding of float64 is 5e-32; a layer would have to be scaled by 1e-12 to look like that.
+    """
+    kinds = (np.abs(p.g), np.abs(p.H).max(1), p.d**3)
+    return np.asarray(np.all([size <= 1e-24 * size.max() for size in kinds], axis=0))
 
 
 def _step(p: Problem) -> tuple[Status, Array, float]:

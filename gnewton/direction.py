@@ -51,7 +51,8 @@ def value_and_gradient(
         # A running mean: its rounding does not grow with the number of samples.
         value = value + (one.detach() - value) * (n / samples)
         for name, g in zip(trainable, differentiate(one, list(trainable.values())), strict=True):
-            total[name].lerp_(torch.zeros_like(total[name]) if g is None else g, n / samples)
+            # Embeddings may give sparse gradients, which cannot be averaged with dense ones.
+            total[name].lerp_(torch.zeros_like(total[name]) if g is None else g.to_dense(), n / samples)
     return value, total
 
 
@@ -140,9 +141,6 @@ class Proposer:
         _check_optimizer(optimizer, partition)
         self.optimizer = optimizer
         self._partition = partition
-        self._from_zero = type(optimizer) in self._TRANSLATION_INVARIANT and not any(
-            group.get("weight_decay", 0) for group in optimizer.param_groups
-        )
         self._before: dict[str, Any] | None = None
         short = [n for n, p in partition.parameters.items() if p.dtype != torch.float64]
         if short and not self._from_zero:
@@ -153,18 +151,33 @@ class Proposer:
                 stacklevel=2,
             )
 
+    @property
+    def _from_zero(self) -> bool:
+        # Asked each time: weight decay may be scheduled, or come with a loaded state.
+        decays = any(group.get("weight_decay", 0) for group in self.optimizer.param_groups)
+        return type(self.optimizer) in self._TRANSLATION_INVARIANT and not decays
+
     def propose(self, gradients: Mapping[str, Tensor]) -> Direction:
         """The proposed direction for these gradients (by parameter name); shapes and dtypes are the parameters'."""
+        _check_held(self.optimizer, self._partition)
         self._before = _state_copy(self.optimizer)
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
         values = [p.data for p in held]
+        before = dict(zip(map(id, held), values, strict=True))
+        from_zero = self._from_zero
         try:
             with _gradients_set(held, self._partition, gradients), torch.no_grad():
                 for p in held:
                     # The parameter lends its name to another storage, so that its own values are never written.
-                    p.data = torch.zeros_like(p) if self._from_zero else p.detach().clone()
+                    p.data = torch.zeros_like(p) if from_zero else p.detach().clone()
                 self.optimizer.step()
-            return {name: self._moved(p, held, values) for name, p in self._partition.parameters.items()}
+            # A frozen parameter need not be held, and does not move.
+            return {
+                name: (-p.detach() if from_zero else before[id(p)] - p.detach())
+                if id(p) in before
+                else torch.zeros_like(p)
+                for name, p in self._partition.parameters.items()
+            }
         except BaseException:
             self.take_back()
             raise
@@ -182,20 +195,24 @@ class Proposer:
             group.update(saved)
         self._before = None
 
-    def _moved(self, p: Tensor, held: list[Tensor], values: list[Tensor]) -> Tensor:
-        if self._from_zero:
-            return p.detach().neg()
-        before = next(value for q, value in zip(held, values, strict=True) if q is p)
-        return before - p.detach()
-
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, partition: Partition) -> None:
+    kind = type(optimizer).__name__
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"expected a torch.optim optimizer as the direction, got {type(optimizer).__name__}")
-    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TypeError(f"expected a torch.optim optimizer as the direction, got {kind}; use SGD or Adam")
+    refused = {
+        "LBFGS": "drives the closure itself",
+        "SparseAdam": "takes sparse gradients alone",
+        "GroupedNewton": "is what u is for",
+    }
+    if kind in refused:
         raise TypeError(
-            "expected an optimizer that steps on given gradients, got LBFGS, which drives the closure itself; use SGD or Adam"
+            f"expected an optimizer that steps on given gradients, got {kind}, which {refused[kind]}; use SGD or Adam"
         )
+    _check_held(optimizer, partition)
+
+
+def _check_held(optimizer: torch.optim.Optimizer, partition: Partition) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for name, p in partition.parameters.items() if id(p) not in held and p.requires_grad]
     if missing:

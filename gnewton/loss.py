@@ -4,14 +4,16 @@ A loss is a callable that returns a scalar tensor with its graph; gnewton evalua
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gnewton.elementary import ElementaryNorms
 from gnewton.partition import Partition
 
 Loss = Callable[..., Tensor]
@@ -37,11 +39,17 @@ def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Ten
         raise TypeError(
             f"expected a callable that returns the loss, got {type(loss).__name__}; write lambda: F.cross_entropy(model(x), y)"
         )
+    _check_surroundings(partition)
     before, newest = RandomState(partition), _newest_node()
     value = _called(loss, batch)
     if RandomState(partition) != before:
-        warnings.warn(_random_text(partition.module), RandomLossWarning, stacklevel=3)
+        _warn_of_randomness(partition)
     _check_value(value)
+    if not _reaches_ours(value, partition):
+        raise ValueError(
+            "expected a loss that depends on the partition's parameters, got one that reaches none of them; "
+            "build the Partition anew from the very model that the closure calls"
+        )
     if _is_stored(value, newest, partition):
         # Another evaluation settles it: only a stored graph comes back as the very same nodes.
         with before.replayed():
@@ -67,26 +75,57 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
     try:
         return list(torch.autograd.grad(value, inputs, allow_unused=True, **options))
     except RuntimeError as error:
-        if "backward through the graph a second time" not in str(error):
-            raise
-        raise ValueError(
-            "expected a loss whose graph is whole, got one that backward() has used up; "
-            "return the loss from the closure without calling backward(): gnewton differentiates it itself"
-        ) from error
+        if "backward through the graph a second time" in str(error):
+            raise ValueError(
+                "expected a loss whose graph is whole, got one that backward() has used up; "
+                "return the loss from the closure without calling backward(): gnewton differentiates it itself"
+            ) from error
+        if "not implemented" in str(error) or "donated buffer" in str(error):
+            raise NotImplementedError(
+                "expected a loss that torch can differentiate to the order asked for, got an operation that it cannot: "
+                f"{error}. Replace that operation (or leave out torch.compile), or lower the order"
+            ) from error
+        raise
 
 
 @contextmanager
 def prepared(partition: Partition, restore_buffers: bool = True) -> Iterator[None]:
-    """Gradients on, attention by its math back end (the fused one has no second derivative), buffers restored after."""
-    module = partition.module if restore_buffers else None
-    buffers = [(b, b.detach().clone()) for b in module.buffers()] if module else []
+    """Gradients on, every operation in a form whose derivatives are right to every order, buffers restored after.
+
+    Attention runs by its math back end, as the fused one has no second derivative; norm layers are written out, as torch's
+    kernels have a wrong third one.
+    """
+    if not isinstance(partition, Partition):
+        raise TypeError(f"expected a Partition, got {type(partition).__name__}; write Partition.by_tensor(model)")
+    buffers = Buffers(partition.module if restore_buffers else None)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), ElementaryNorms():
             yield
     finally:
+        buffers.restore()
+
+
+class Buffers:
+    """The buffers of a module (batch norm's running statistics) as they are now, to be put back."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        owners = list(module.modules()) if module else []
+        self._held = [(m, dict(m._buffers)) for m in owners]
+        self._saved = [
+            (b, b.detach().clone(), _version(b)) for m in owners for b in m._buffers.values() if b is not None
+        ]
+
+    def restore(self) -> None:
+        """Put back every buffer, also where the module replaced the tensor or made a new one."""
+        for module, buffers in self._held:
+            if module._buffers != buffers:
+                module._buffers.clear()
+                module._buffers.update(buffers)
         with torch.no_grad():
-            for buffer, saved in buffers:
-                buffer.copy_(saved)
+            for buffer, saved, version in self._saved:
+                # Writing counts as a change, which would break graphs that the caller still holds.
+                if _version(buffer) != version:
+                    buffer.copy_(saved)
 
 
 def batches(data: Iterable[Any] | None, weight: Weight | None) -> Iterator[tuple[Sequence[Any], float]]:
@@ -101,7 +140,7 @@ def batches(data: Iterable[Any] | None, weight: Weight | None) -> Iterator[tuple
     empty = True
     for batch in data:
         arguments = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-        size = float(len(arguments[0]) if weight is None else weight(*arguments))
+        size = float(_samples(arguments) if weight is None else weight(*arguments))
         if not 0 < size < float("inf"):
             raise ValueError(f"expected a positive batch weight, got {size}; drop empty batches or mend weight=")
         empty = False
@@ -110,13 +149,29 @@ def batches(data: Iterable[Any] | None, weight: Weight | None) -> Iterator[tuple
         raise ValueError("expected at least one batch, got none; a generator that was used up must be made anew")
 
 
+def _samples(arguments: Sequence[Any]) -> int:
+    first = arguments[0] if arguments else None
+    # The length of a dictionary is its number of keys, not of samples.
+    if (
+        first is None
+        or isinstance(first, Mapping)
+        or not getattr(first, "shape", True)
+        or not hasattr(first, "__len__")
+    ):
+        raise ValueError(
+            f"expected batches whose first element has one row per sample, got {type(first).__name__}; "
+            "give weight=, a function of the batch that returns its number of samples"
+        )
+    return len(first)
+
+
 class RandomState:
     """The random state of the CPU and of the partition's device, to be compared and replayed."""
 
     def __init__(self, partition: Partition) -> None:
-        self._device = (
-            torch.get_device_module(partition.device) if partition.device.type in ("cuda", "mps", "xpu") else None
-        )
+        device = partition.device
+        self._generator = torch.get_device_module(device) if device.type in ("cuda", "mps", "xpu") else None
+        self._which = () if device.type == "mps" else (device,)
         self._states = self._read()
 
     def __eq__(self, other: object) -> bool:
@@ -128,19 +183,36 @@ class RandomState:
     def replayed(self) -> Iterator[None]:
         """Inside, random numbers come as they came after this state was read; afterwards nothing was drawn."""
         now = self._read()
-        self._write(self._states)
+        self.restore()
         try:
             yield
         finally:
             self._write(now)
 
+    def restore(self) -> None:
+        """Go back to this state."""
+        self._write(self._states)
+
     def _read(self) -> list[Tensor]:
-        return [torch.get_rng_state()] + ([self._device.get_rng_state()] if self._device else [])
+        return [torch.get_rng_state()] + ([self._generator.get_rng_state(*self._which)] if self._generator else [])
 
     def _write(self, states: list[Tensor]) -> None:
         torch.set_rng_state(states[0])
-        if self._device:
-            self._device.set_rng_state(states[1])
+        if self._generator:
+            self._generator.set_rng_state(states[1], *self._which)
+
+
+def _version(tensor: Tensor) -> int:
+    # Inference tensors count no changes, and cannot be written to outside inference mode either.
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _check_surroundings(partition: Partition) -> None:
+    if torch.is_autocast_enabled(partition.device.type):
+        raise ValueError(
+            "expected no active autocast, got one around the call, whose casts outlive the closure; "
+            "enter torch.autocast inside the closure, or leave it away"
+        )
 
 
 def _called(loss: Loss, batch: Sequence[Any]) -> Any:
@@ -166,13 +238,23 @@ def _check_value(value: Any) -> None:
         )
 
 
-def _random_text(module: nn.Module | None) -> str:
-    drops = [f"{name} ({type(m).__name__})" for name, m in module.named_modules() if _draws(m)] if module else []
+# Training calls the loss thousands of times: one warning for a partition says it.
+_WARNED: WeakSet[Partition] = WeakSet()
+
+
+def _warn_of_randomness(partition: Partition) -> None:
+    if partition in _WARNED:
+        return
+    modules = partition.module.named_modules() if partition.module else []
+    drops = [f"{name} ({type(m).__name__})" for name, m in modules if _draws(m)]
     found = f"; in training mode: {', '.join(drops)}" if drops else ""
-    return (
+    warnings.warn(
         f"the loss is not deterministic: it drew random numbers{found}. Its derivatives hold for this one draw. "
-        "Call model.eval(), set the dropout probability to 0, or draw outside the closure"
+        "Call model.eval(), set the dropout probability to 0, or draw outside the closure",
+        RandomLossWarning,
+        stacklevel=4,
     )
+    _WARNED.add(partition)
 
 
 def _draws(module: nn.Module) -> bool:
@@ -188,6 +270,11 @@ def _draws(module: nn.Module) -> bool:
 def _newest_node() -> int:
     with torch.inference_mode(False), torch.enable_grad():
         return int(torch.empty(0, requires_grad=True).clone().grad_fn._sequence_nr())  # type: ignore[union-attr]
+
+
+def _reaches_ours(value: Tensor, partition: Partition) -> bool:
+    ours = {id(p) for p in partition.parameters.values()}
+    return id(value) in ours or any(id(getattr(node, "variable", None)) in ours for node in _reachable([value.grad_fn]))
 
 
 def _is_stored(value: Tensor, newest: int, partition: Partition) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gnewton.cubic import Step, newton_step
 from gnewton.direction import Proposer, value_and_gradient
-from gnewton.loss import RandomState, prepared
+from gnewton.loss import Buffers, RandomState, prepared
 from gnewton.partition import Partition
 from gnewton.summary import Summary, summarize
 
@@ -37,7 +37,8 @@ class StepWarning(UserWarning):
 class Update:
     """One recomputation of the learning rates, for plots: numbers (S,) or (S, S) in float64 on the CPU.
 
-    step: the step's number from 0; value: the loss on the curvature batch; gradient (S,) g-bar; hessian (S, S) H-bar;
+    step: the step's number from 0; value: the loss on the curvature batch; gradient (S,) g-bar; hessian (S, S) H-bar,
+    or None where S is so large that ten of them would take 64 MB;
     metric (S,) the diagonal of D, or None without the cubic term; learning_rates (S,) eta as used, lambda_1 not included;
     lr: lambda_1; status: the name of a ``Status``; predicted_decrease: -m at the step taken, lambda_1 eta;
     actual_decrease: what the loss of the curvature batch then lost (nan where no step was taken).
@@ -46,7 +47,7 @@ class Update:
     step: int
     value: float
     gradient: Tensor
-    hessian: Tensor
+    hessian: Tensor | None
     metric: Tensor | None
     learning_rates: Tensor
     lr: float
@@ -63,8 +64,8 @@ class GroupedNewton(torch.optim.Optimizer):
     of eta*, 1 being the pure step; it is ``param_groups[0]["lr"]``, so every scheduler in ``torch.optim.lr_scheduler``
     drives it. cubic: lambda_int; 0 leaves the order-2 step. period: steps between summaries. ridge, diagonal: as in
     ``newton_step``. eta_momentum: 0 <= beta < 1, eta <- beta eta + (1 - beta) eta*. remove_negative: negative rates become
-    0. on_failure: "report" (an update without a solution leaves the parameters where they are, warns once per status
-    and is tried again at the next step) or "raise" (NewtonStepError, nothing changed).
+    0. on_failure: "report" (an update without a solution leaves parameters and direction as they were, warns once per
+    status and is tried again at the next step) or "raise" (NewtonStepError, nothing changed).
 
     ``param_groups`` is torch's bookkeeping and has one entry; the partition decides the groups. ``history`` holds the
     last updates. Raises ValueError or TypeError for settings out of range.
@@ -134,54 +135,98 @@ class GroupedNewton(torch.optim.Optimizer):
         advance once per step, as in any training loop. An error leaves parameters and state as they were: ValueError or
         TypeError for an unfit loss, FloatingPointError for a loss or gradient that is not finite.
         """
-        settings, memory = self.param_groups[0], self._memory
-        _check_settings(settings)
-        random = RandomState(self.partition)
-        with prepared(self.partition, restore_buffers=False):
-            value, gradients = value_and_gradient(closure, self.partition)
-        _check_finite(gradients)
-        u = gradients if self.proposer is None else self.proposer.propose(gradients)
+        _check_settings(self.param_groups[0])
+        random, buffers = RandomState(self.partition), Buffers(self.partition.module)
         try:
-            if memory["eta"] is None or memory["age"] >= settings["period"]:
-                # The same closure must be the same function again: it replays the random numbers of its first call.
-                self._update(curvature or closure, u, nullcontext if curvature else random.replayed)
-            else:
-                self._move(u, memory["eta"])
+            with prepared(self.partition, restore_buffers=False):
+                value, gradients = value_and_gradient(closure, self.partition)
+            _check_finite(gradients, "gradient")
+            self._step_along(gradients, closure, curvature, value, random)
         except BaseException:
-            if self.proposer is not None:
-                self.proposer.take_back()
+            buffers.restore()
+            random.restore()
             raise
-        memory["step"] += 1
-        memory["age"] += 1
+        self._memory["step"] += 1
+        self._memory["age"] += 1
         return value
+
+    def _step_along(
+        self,
+        gradients: dict[str, Tensor],
+        closure: Closure,
+        curvature: Closure | None,
+        value: Tensor,
+        random: RandomState,
+    ) -> None:
+        u = gradients if self.proposer is None else self.proposer.propose(gradients)
+        moved = False
+        try:
+            _check_finite(u, "direction")
+            if self._memory["eta"] is not None and self._memory["age"] < self.param_groups[0]["period"]:
+                self._move(u, self._memory["eta"])
+                moved = True
+            elif curvature is None:
+                # The same closure must be the same function again: it replays the random numbers of its first call.
+                moved = self._update(closure, u, random, value)
+            else:
+                moved = self._update(curvature, u, RandomState(self.partition), None)
+        finally:
+            if self.proposer is not None and not moved:
+                self.proposer.take_back()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, the proposer's state and the history included; loads under weights_only=True."""
-        extra = {
-            "direction": None if self.proposer is None else self.proposer.optimizer.state_dict(),
-            "history": [{f.name: getattr(update, f.name) for f in fields(Update)} for update in self.history],
-        }
         packed = super().state_dict()
         # A saved state must not follow the run that goes on: torch's packing shares this dictionary.
         packed["state"] = packed["state"] | {"grouped_newton": copy.deepcopy(self._memory)}
-        return packed | extra
+        return packed | {
+            "groups": list(self.partition.names),
+            "direction": None if self.proposer is None else self.proposer.optimizer.state_dict(),
+            "direction_kind": self._direction_kind,
+            "history": [{f.name: getattr(update, f.name) for f in fields(Update)} for update in self.history],
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Inverse of ``state_dict``, for an optimizer built with the same partition and kind of direction."""
-        if (state_dict.get("direction") is None) != (self.proposer is None):
-            raise ValueError(
-                "expected a state saved with the same kind of direction; build the optimizer as it was then"
-            )
-        eta = state_dict["state"]["grouped_newton"]["eta"]
-        if eta is not None and len(eta) != len(self.partition):
-            raise ValueError(
-                f"expected a state of {len(self.partition)} groups, got {len(eta)}; build the partition as it was then"
-            )
-        super().load_state_dict({k: v for k, v in state_dict.items() if k in ("state", "param_groups")})
+        """Inverse of ``state_dict``, for an optimizer built with the same partition and kind of direction.
+
+        Raises ValueError, and changes nothing, where the state is another optimizer's.
+        """
+        self._check_state(state_dict)
+        state = copy.deepcopy(dict(state_dict))
         if self.proposer is not None:
-            self.proposer.optimizer.load_state_dict(state_dict["direction"])
+            # torch checks the groups before it changes anything, so that a misfit stops here.
+            self.proposer.optimizer.load_state_dict(state["direction"])
+        super().load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
+        eta = self._memory["eta"]
+        self._memory["eta"] = None if eta is None else eta.cpu()
         self.history.clear()
-        self.history.extend(Update(**record) for record in state_dict["history"])
+        self.history.extend(Update(**{k: _on_cpu(v) for k, v in record.items()}) for record in state["history"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch copies and pickles its own attributes alone.
+        ours = ("partition", "proposer", "history", "_warned")
+        return dict(super().__getstate__()) | {name: getattr(self, name) for name in ours}
+
+    @property
+    def _direction_kind(self) -> str:
+        return "gradient" if self.proposer is None else type(self.proposer.optimizer).__name__
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        if "grouped_newton" not in state.get("state", {}):
+            raise ValueError(
+                "expected the state of a GroupedNewton, got another optimizer's; load what its state_dict() returned"
+            )
+        if state["direction_kind"] != self._direction_kind:
+            raise ValueError(
+                f"expected a state whose direction is {self._direction_kind}, got {state['direction_kind']}; "
+                "build the optimizer as it was then"
+            )
+        if state["groups"] != list(self.partition.names):
+            raise ValueError(
+                f"expected a state of the {len(self.partition)} groups of this partition, got {len(state['groups'])} groups"
+                + (" of other names" if len(state["groups"]) == len(self.partition) else "")
+                + "; build the partition as it was then"
+            )
 
     # -- one update ------------------------------------------------------------------------------------------------
 
@@ -190,23 +235,27 @@ class GroupedNewton(torch.optim.Optimizer):
         memory: dict[str, Any] = self.state["grouped_newton"]  # type: ignore[index]
         return memory
 
-    def _update(self, closure: Closure, u: dict[str, Tensor], replayed: Callable[[], Any]) -> None:
-        """New learning rates from a new summary, the step with them, and its record."""
+    def _update(self, closure: Closure, u: dict[str, Tensor], random: RandomState, value: Tensor | None) -> bool:
+        """New learning rates from a new summary, the step with them, and its record; whether it moved."""
         settings = self.param_groups[0]
-        with replayed():
+        # A separate curvature closure draws its own random numbers, once; its second call repeats them.
+        with random.replayed() if value is not None else nullcontext():
             summary = summarize(closure, self.partition, u, order=3 if settings["cubic"] > 0 else 2)
+        if value is not None:
+            self._check_same(float(value), float(summary.value))
         step = newton_step(summary, settings["cubic"], settings["ridge"], settings["diagonal"], settings["on_failure"])
         if not step.status.ok:
             self._warn(step)
             self._memory["eta"] = None
-            self._record(summary, step, torch.zeros(len(summary)), float("nan"))
-            return
+            self._record(summary, step, step.learning_rates, float("nan"))
+            return False
         eta = self._smoothed(step.learning_rates)
-        with self._undone_on_error(), replayed():
+        with self._undone_on_error(), random.replayed():
             self._move(u, eta)
             after = self._value(closure)
         self._record(summary, step, eta, float(summary.value) - after)
         self._memory["eta"], self._memory["age"] = eta, 0
+        return True
 
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:
@@ -233,24 +282,33 @@ class GroupedNewton(torch.optim.Optimizer):
 
     def _value(self, closure: Closure) -> float:
         # After the step the loss may well be infinite: that is a fact for the record, not an error of this step.
-        with prepared(self.partition), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with prepared(self.partition):
             return float(closure().detach())
+
+    def _check_same(self, first: float, second: float) -> None:
+        # Roundings in another order differ by far less; another batch by far more.
+        if abs(first - second) > 1e-3 * max(abs(first), abs(second)) and "ANOTHER LOSS" not in self._warned:
+            warnings.warn(
+                f"expected the same loss when the closure is called again, got {first:.4g} and then {second:.4g}; "
+                "draw the mini-batch outside the closure",
+                StepWarning,
+                stacklevel=6,
+            )
+            self._warned.add("ANOTHER LOSS")
 
     def _record(self, summary: Summary, step: Step, eta: Tensor, actual: float) -> None:
         settings = self.param_groups[0]
         metric = None if summary.third is None else summary.third.abs().pow(1 / 3).cpu()
-        hessian = summary.hessian
-        assert hessian is not None  # summaries here have order 2 or 3
+        small = 10 * 8 * len(summary) ** 2 <= _HISTORY_BYTES
         self.history.append(
             Update(
                 step=self._memory["step"],
                 value=float(summary.value),
                 gradient=summary.gradient.cpu(),
-                hessian=hessian.cpu(),
+                hessian=summary.hessian.cpu() if small and summary.hessian is not None else None,
                 metric=metric,
                 learning_rates=eta,
-                lr=settings["lr"],
+                lr=float(settings["lr"]),
                 status=step.status.name,
                 predicted_decrease=_predicted_decrease(summary, settings["lr"] * eta, settings),
                 actual_decrease=actual,
@@ -259,12 +317,12 @@ class GroupedNewton(torch.optim.Optimizer):
 
     def _warn(self, step: Step) -> None:
         if step.status.name not in self._warned:
+            warnings.warn(f"no step was taken, parameters unchanged: {step.message}", StepWarning, stacklevel=6)
             self._warned.add(step.status.name)
-            warnings.warn(
-                f"no step was taken, parameters unchanged: {step.message or step.status.value}",
-                StepWarning,
-                stacklevel=4,
-            )
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def _predicted_decrease(summary: Summary, eta: Tensor, settings: Mapping[str, Any]) -> float:
@@ -277,7 +335,9 @@ def _predicted_decrease(summary: Summary, eta: Tensor, settings: Mapping[str, An
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
-    for name in ("lr", "cubic", "ridge"):
+    for name in ("lr", "cubic", "ridge", "eta_momentum"):
+        if not isinstance(settings[name], int | float | Tensor):
+            raise TypeError(f"expected a number for {name}, got {settings[name]!r}")
         if not 0 <= settings[name] < float("inf"):
             raise ValueError(f"expected {name} >= 0 and finite, got {settings[name]}")
     if not 0 <= settings["eta_momentum"] < 1:
@@ -288,11 +348,11 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f'expected on_failure="report" or "raise", got {settings["on_failure"]!r}')
 
 
-def _check_finite(gradients: Mapping[str, Tensor]) -> None:
-    for name, g in gradients.items():
+def _check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    for name, g in tensors.items():
         if g.device.type != "meta" and not torch.isfinite(g).all():
             raise FloatingPointError(
-                f"expected a finite gradient, got NaN or infinity in {name}; check the inputs or lower the learning rate"
+                f"expected a finite {what}, got NaN or infinity in {name}; check the inputs or lower the learning rate"
             )
 
 

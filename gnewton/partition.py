@@ -7,6 +7,7 @@ and turn "sum over p in T_s" into one pass over the parameters, whatever S is.
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import product
 from typing import Literal, Self
 
 import torch
@@ -95,7 +96,7 @@ class Partition:
         >>> gn.Partition.by_layer(gn.models.perceptron([4, 3, 2])).names
         ('0', '2')
         """
-        return cls._by_key(module, lambda name: _layer(name) or "model")
+        return cls._by_key(module, _layer)
 
     @classmethod
     def blocks(cls, module: nn.Module, n: int) -> Self:
@@ -133,6 +134,10 @@ class Partition:
         """
         _check_rest(rest)
         parameters = _named_parameters(module)
+        if not isinstance(patterns, Mapping):
+            raise TypeError(
+                f'expected patterns as {{group name: "glob"}}, got {type(patterns).__name__}; name each group'
+            )
         groups = {
             group: {name: parameters[name] for glob in _listed(globs) for name in _matches(glob, parameters, group)}
             for group, globs in patterns.items()
@@ -155,7 +160,7 @@ class Partition:
         >>> gn.Partition.by_row(gn.models.perceptron([3, 2])).names
         ('0[0]', '0[1]')
         """
-        return cls._by_keys(module, lambda name, p: _layer(name) or "model", rows=True)
+        return cls._by_keys(module, _layer, rows=True)
 
     @classmethod
     def by_scalar(cls, module: nn.Module) -> Self:
@@ -165,7 +170,7 @@ class Partition:
         >>> gn.Partition.by_scalar(gn.models.perceptron([2, 1])).names
         ('0.weight[0,0]', '0.weight[0,1]', '0.bias[0]')
         """
-        return cls._by_keys(module, lambda name, p: name, rows=False)
+        return cls._by_keys(module, lambda name: name, rows=False)
 
     @classmethod
     def from_groups(
@@ -173,11 +178,13 @@ class Partition:
         groups: Sequence[Mapping[str, Tensor | tuple[Tensor, Tensor]]]
         | Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tensor]]],
         rest: Rest = "error",
+        module: nn.Module | None = None,
     ) -> Self:
         """Groups written out: a list (or a dictionary by group name) of ``{name: parameter}``.
 
         For a part of a tensor give ``{name: (parameter, mask)}`` with a boolean mask of the parameter's shape; scalars
         of a named parameter that no mask holds are an error, or stay where they are with ``rest="ignore"``.
+        ``module`` is the model whose buffers (batch norm) are to be restored after its loss was differentiated.
         Raises ValueError for overlapping or empty groups, masks of another shape, one name for two tensors.
 
         >>> import torch, gnewton as gn
@@ -188,7 +195,7 @@ class Partition:
         """
         _check_rest(rest)
         named = groups if isinstance(groups, Mapping) else {f"group {i}": group for i, group in enumerate(groups)}
-        return cls._claimed(named, _parameters_of(named), rest, None)
+        return cls._claimed(named, _parameters_of(named), rest, module)
 
     # -- what the engines and the optimizer ask ------------------------------------------------------------------
 
@@ -236,6 +243,8 @@ class Partition:
         >>> partition.scale(ones, torch.tensor([2.0, 5.0]))["0.bias"]
         tensor([2., 5.])
         """
+        if eta.shape != (len(self),):
+            raise ValueError(f"expected eta of shape ({len(self)},), got {tuple(eta.shape)}; give one rate per group")
         padded = torch.cat([eta, eta.new_zeros(1)])
         return {name: u * padded.to(u)[self.label(name)] for name, u in direction.items()}
 
@@ -248,6 +257,8 @@ class Partition:
         >>> partition.restrict(ones, 1)["0.bias"], partition.restrict(ones, 1)["0.weight"].sum()
         (tensor([1., 1.]), tensor(0.))
         """
+        if not 0 <= group < len(self):
+            raise ValueError(f"expected a group index below {len(self)}, got {group}; the names are in partition.names")
         # Not a product with 0 and 1: an infinite entry outside the group must stay outside.
         return {
             name: torch.where(self._inside(name, group, u), u, torch.zeros_like(u)) for name, u in direction.items()
@@ -262,7 +273,7 @@ class Partition:
         (18, 5)
         """
         merged = merged_groups(groups, self.names)
-        new = torch.empty(len(self) + 1, dtype=torch.int64)
+        new = torch.empty(len(self) + 1, dtype=torch.int64, device="cpu")
         for i, members in enumerate(merged.values()):
             new[members] = i
         new[-1] = len(merged)
@@ -300,7 +311,7 @@ class Partition:
         return torch.as_tensor(self.label(name) == group, device=like.device)
 
     def _count(self) -> tuple[int, ...]:
-        total = torch.zeros(len(self) + 1, dtype=torch.int64)
+        total = torch.zeros(len(self) + 1, dtype=torch.int64, device="cpu")
         for name, p in self.parameters.items():
             label = self._labels[name]
             if isinstance(label, int):
@@ -313,11 +324,13 @@ class Partition:
     def _by_key(cls, module: nn.Module, key: Callable[[str], str]) -> Self:
         """Whole tensors, grouped by a key of their names, in order of first appearance."""
         parameters = _named_parameters(module)
-        names = list(dict.fromkeys(key(name) for name in parameters))
-        return cls(names, parameters, {name: names.index(key(name)) for name in parameters}, module)
+        keys = list(dict.fromkeys(key(name) for name in parameters))
+        # Parameters of the root module have no layer name: "model", told apart from a layer of that name.
+        names = _distinct([k or "model" for k in keys])
+        return cls(names, parameters, {name: keys.index(key(name)) for name in parameters}, module)
 
     @classmethod
-    def _by_keys(cls, module: nn.Module, key: Callable[[str, Tensor], str], rows: bool) -> Self:
+    def _by_keys(cls, module: nn.Module, key: Callable[[str], str], rows: bool) -> Self:
         """Rows or scalars of tensors; tensors with the same key and the same number of rows share them."""
         parameters = _named_parameters(module)
         names: list[str] = []
@@ -325,13 +338,13 @@ class Partition:
         start: dict[Hashable, int] = {}
         for name, p in parameters.items():
             shape = tuple(p.shape[:1]) if rows else tuple(p.shape)
-            index = torch.arange(torch.Size(shape).numel()).reshape(shape)
-            if (key(name, p), shape) not in start:
-                start[key(name, p), shape] = len(names)
-                names += [key(name, p) + _bracket(i) for i in torch.ones(shape).nonzero().tolist()]
+            index = torch.arange(torch.Size(shape).numel(), device="cpu").reshape(shape)
+            if (key(name), shape) not in start:
+                start[key(name), shape] = len(names)
+                names += [(key(name) or "model") + _bracket(i) for i in product(*map(range, shape))]
             # A row's label holds for all of its scalars: append the missing axes and broadcast.
             index = index.reshape(shape + (1,) * (p.dim() - len(shape))).expand(p.shape)
-            labels[name] = start[key(name, p), shape] + index
+            labels[name] = start[key(name), shape] + index
         return cls(_distinct(names), parameters, labels, module)
 
     @classmethod
@@ -344,7 +357,7 @@ class Partition:
     ) -> Self:
         """Groups that claim tensors or masked parts of them; every claim is checked against the earlier ones."""
         free = len(groups)
-        labels = {name: torch.full(p.shape, free) for name, p in parameters.items()}
+        labels = {name: torch.full(p.shape, free, device="cpu") for name, p in parameters.items()}
         for i, (group, claims) in enumerate(groups.items()):
             for name, claim in claims.items():
                 mask = _mask(claim, name, group)
@@ -372,6 +385,10 @@ def merged_groups(groups: Groups, names: Sequence[str]) -> dict[str, list[int]]:
     {'a + c': [0, 2], 'b': [1]}
     """
     listed = list(groups.values()) if isinstance(groups, Mapping) else list(groups)
+    if any(isinstance(group, str) or not isinstance(group, Sequence) for group in listed):
+        raise TypeError(
+            "expected a list of lists of group names or indices, got a bare name or number; write [[0, 1], [2]]"
+        )
     indices = [[_group_index(g, names) for g in group] for group in listed]
     seen = sorted(i for group in indices for i in group)
     if seen != list(range(len(names))):
@@ -407,8 +424,14 @@ def _named_parameters(module: nn.Module) -> dict[str, Tensor]:
 def _parameters_of(groups: Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for group, claims in groups.items():
+        if not isinstance(claims, Mapping):
+            raise TypeError(
+                f"expected group {group!r} as {{name: parameter}}, got {type(claims).__name__}; key it by name"
+            )
         for name, claim in claims.items():
             tensor = claim[0] if isinstance(claim, tuple) else claim
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"expected a parameter for {name} in group {group!r}, got {type(tensor).__name__}")
             other = found.setdefault(name, tensor)
             if other is not tensor:
                 raise ValueError(
@@ -469,12 +492,12 @@ def _matches(glob: str, parameters: Iterable[str], group: str) -> list[str]:
 
 def _mask(claim: Tensor | tuple[Tensor, Tensor], name: str, group: str) -> Tensor:
     if not isinstance(claim, tuple):
-        return torch.ones(claim.shape, dtype=torch.bool)
+        return torch.ones(claim.shape, dtype=torch.bool, device="cpu")
     parameter, mask = claim
-    if mask.dtype != torch.bool or mask.shape != parameter.shape:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != parameter.shape:
         raise ValueError(
             f"expected a boolean mask of shape {tuple(parameter.shape)} for {name} in group {group!r}, "
-            f"got {mask.dtype} of shape {tuple(mask.shape)}; build it with torch.zeros_like({name}, dtype=torch.bool)"
+            f"got {getattr(mask, 'dtype', type(mask).__name__)} of shape {tuple(getattr(mask, 'shape', ()))}; build it with torch.zeros_like({name}, dtype=torch.bool)"
         )
     return mask.cpu()
 

@@ -81,7 +81,11 @@ def array(values: Any) -> Array:
 
 
 def heat_map(
-    hessian: ArrayLike, names: Sequence[str] | None = None, ax: Axes | None = None, decades: float = 3.0
+    hessian: ArrayLike,
+    names: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    decades: float = 3.0,
+    norm: SymLogNorm | None = None,
 ) -> Axes:
     """Heat map of the summary Hessian (H-bar), one row and one column per group.
 
@@ -93,6 +97,7 @@ def heat_map(
         names: S group names, in the order of the rows; numbers when None.
         ax: where to draw; a new figure when None.
         decades: factors of ten shown logarithmically.
+        norm: a colour scale that several heat maps share, made by ``signed_log``; ``decades`` then has no part.
 
     Raises:
         ValueError: the matrix is not square, or the names do not fit it.
@@ -104,7 +109,7 @@ def heat_map(
     matrix = _square(hessian)
     labels = _names(names, len(matrix))
     ax = ax or new_figure(width=5.4, height=4.4).axes[0]
-    norm = signed_log(matrix, decades)
+    norm = norm or signed_log(matrix, decades)
     image = ax.imshow(matrix, cmap="RdBu_r", norm=norm, interpolation="nearest")
     every = slice(None, None, 1 + (len(labels) - 1) // 24)
     ticks, shown = range(len(labels))[every], labels[every]
@@ -141,7 +146,8 @@ def mark_signs(ax: Axes, matrix: Array, norm: SymLogNorm) -> list[Any]:
 def _signed_ticks(norm: SymLogNorm) -> list[float]:
     """Powers of ten on both sides of zero."""
     high, low = int(np.floor(np.log10(norm.vmax or 1.0))), int(np.ceil(np.log10(norm.linthresh)))
-    powers = [10.0**k for k in range(low, high + 1)][-3:]
+    every = 1 + (high - low) // 4  # about four on each side are readable
+    powers = [10.0**k for k in range(high, low - 1, -every)][::-1]
     return [-power for power in reversed(powers)] + [0.0, *powers]
 
 
@@ -293,12 +299,9 @@ def level_sets(
     'descent'
     """
     tracks = {name: _track(name, path) for name, path in (paths or {}).items()}
-    left, right, bottom, top = extent or _around(tracks)
-    x, y = np.meshgrid(np.linspace(left, right, 161), np.linspace(bottom, top, 161))
-    values = array(function(x, y))
+    left, right, bottom, top = extent = extent or _around(tracks)
     ax = ax or new_figure(width=5.6, height=4.8).axes[0]
-    above = np.geomspace(1e-3, 1.0, levels) * np.ptp(values)
-    ax.contour(x, y, values, levels=values.min() + above, colors=GREY, linewidths=0.7)
+    contours(ax, function, extent, levels)
     for index, (name, track) in enumerate(tracks.items()):
         ax.plot(*track.T, **style(index, marker=True), linewidth=1.5, label=name)
         ax.plot(*track[0], marker="o", markersize=11, markerfacecolor="none", color="black")
@@ -307,6 +310,17 @@ def level_sets(
     if tracks:
         ax.legend(framealpha=0.9)
     return ax
+
+
+def contours(
+    ax: Axes, function: Callable[[Array, Array], ArrayLike], extent: tuple[float, float, float, float], levels: int = 12
+) -> Any:
+    """The level sets alone, without paths; returns matplotlib's contour set."""
+    left, right, bottom, top = extent
+    x, y = np.meshgrid(np.linspace(left, right, 161), np.linspace(bottom, top, 161))
+    values = array(function(x, y))
+    above = np.geomspace(1e-3, 1.0, levels) * np.ptp(values)
+    return ax.contour(x, y, values, levels=values.min() + above, colors=GREY, linewidths=0.7)
 
 
 def training_curves(

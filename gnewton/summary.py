@@ -95,7 +95,12 @@ class Summary:
             )
         return self._mapped(lambda name, t: t + getattr(other, name))
 
+    def __radd__(self, other: object) -> "Summary":
+        return self if other == 0 else NotImplemented  # sum() begins with 0
+
     def __mul__(self, weight: float) -> "Summary":
+        if not isinstance(weight, int | float):
+            return NotImplemented
         return self._mapped(lambda name, t: t * weight)
 
     __rmul__ = __mul__
@@ -111,6 +116,8 @@ class Summary:
         >>> s.taylor([0.4, 0.1])
         tensor(0.1000, dtype=torch.float64)
         """
+        if order not in (0, 1, 2, 3):
+            raise ValueError(f"expected an order from 0 to 3, got {order!r}")
         eta = torch.as_tensor(eta, dtype=self.gradient.dtype, device=self.gradient.device)
         if eta.shape[-1:] != self.gradient.shape:
             raise ValueError(
@@ -123,8 +130,6 @@ class Summary:
             third = self.third if len(self) == 1 and self.third is not None else self._needed("third_full", order)
             third = third.reshape((len(self),) * 3)
             terms.append(-torch.einsum("...r,...s,...t,rst->...", eta, eta, eta, third) / 6)
-        if not 0 <= order <= 3:
-            raise ValueError(f"expected an order from 0 to 3, got {order}")
         return torch.stack(terms[: order + 1]).sum(0)
 
     def coarsen(self, groups: Groups) -> "Summary":
@@ -265,8 +270,9 @@ def _check_shapes(summary: Summary) -> None:
 
 
 def _float64(values: Any) -> Tensor:
-    tensor: Tensor = torch.as_tensor(values).detach()
-    return tensor.to(accumulator_dtype(tensor.device))
+    # Python numbers go to float64 at once; through the default dtype they would lose half of their digits.
+    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64, device="cpu")
+    return tensor.detach().to(accumulator_dtype(tensor.device))
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

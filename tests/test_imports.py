@@ -16,6 +16,7 @@ ORDER = (
     "models",
     "datasets",
     "partition",
+    "elementary",
     "loss",
     "direction",
     "derivatives",

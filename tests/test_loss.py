@@ -1,5 +1,7 @@
 """Every unfit loss is refused by name, at the one door, and nothing is left changed."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,11 @@ def with_backward():
     return value
 
 
+def of_another_model():
+    other = build("perceptron", seed=1)
+    return other.loss()
+
+
 UNFIT = {
     "a value instead of a callable": (STORED, TypeError, "callable that returns the loss, got Tensor"),
     "no tensor": (lambda: CASE.loss().item(), TypeError, "as a tensor, got float"),
@@ -34,6 +41,7 @@ UNFIT = {
     "under no_grad": (under_no_grad, ValueError, "got a detached one"),
     "stored value": (lambda: STORED, ValueError, "computed outside the closure"),
     "stored output": (lambda: F.cross_entropy(OUTPUT, CASE.y), ValueError, "computed outside the closure"),
+    "another model's": (of_another_model, ValueError, "reaches none of them"),
     "calls backward": (with_backward, ValueError, "without calling backward"),
     "nan": (lambda: CASE.loss() * float("nan"), FloatingPointError, "finite loss, got nan"),
     "infinite": (lambda: CASE.loss() / 0, FloatingPointError, "finite loss, got inf"),
@@ -122,3 +130,89 @@ def test_attention_uses_its_math_back_end_only_meanwhile():
     summary = gn.summarize(lambda: attention(x, x, x)[0].square().mean(), partition, u)
     assert summary.hessian.abs().min() > 0
     assert flags == (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled())
+
+
+def test_randomness_is_warned_of_once_a_partition():
+    model, loss = dropout_case()
+    partition = gn.Partition.by_tensor(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            gn.direction.gradient(loss, partition)
+    assert len(caught) == 1
+
+
+def test_a_graph_that_the_caller_holds_survives():
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).to(torch.float64).eval()
+    held = F.cross_entropy(model(CASE.x), CASE.y)
+    gn.direction.gradient(lambda: F.cross_entropy(model(CASE.x), CASE.y), gn.Partition.by_tensor(model))
+    held.backward()
+
+
+def test_buffers_that_the_module_replaces_or_makes_are_put_back():
+    class Averaging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(5, 3, dtype=torch.float64)
+            self.register_buffer("mean", torch.zeros(3, dtype=torch.float64))
+
+        def forward(self, x):
+            out = self.linear(x)
+            self.mean = 0.9 * self.mean + out.detach().mean(0)
+            self.register_buffer("made", out.detach())
+            return out
+
+    model = Averaging()
+    mean = model.mean
+    gn.direction.gradient(lambda: F.cross_entropy(model(CASE.x), CASE.y), gn.Partition.by_tensor(model))
+    assert model.mean is mean
+    assert not mean.any()
+    assert "made" not in dict(model.named_buffers())
+
+
+def test_from_groups_restores_the_buffers_of_the_module_it_is_given():
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).to(torch.float64)
+    partition = gn.Partition.from_groups([{"w": model[0].weight}], module=model)
+    gn.direction.gradient(lambda: F.cross_entropy(model(CASE.x), CASE.y), partition)
+    assert model[1].num_batches_tracked == 0
+
+
+def test_active_autocast_is_refused_by_name():
+    with torch.autocast("cpu"), pytest.raises(ValueError, match=r"enter torch\.autocast inside the closure"):
+        gn.direction.gradient(CASE.loss, PARTITION)
+
+
+def test_an_operation_without_second_derivative_is_named():
+    def loss():
+        return nn.functional.hardsigmoid(CASE.model(CASE.x)).square().mean()
+
+    with pytest.raises(NotImplementedError, match=r"cannot: .*hardsigmoid"):
+        gn.summarize(loss, PARTITION, CASE.direction(PARTITION))
+
+
+def test_what_is_no_partition_is_named():
+    with pytest.raises(TypeError, match="expected a Partition, got Sequential"):
+        gn.direction.gradient(CASE.loss, CASE.model)
+
+
+def test_batches_whose_samples_cannot_be_counted_ask_for_a_weight():
+    data = [{"x": CASE.x[:7], "y": CASE.y[:7]}, {"x": CASE.x[7:], "y": CASE.y[7:]}]
+
+    def loss(batch):
+        return CASE.loss_on(batch["x"], batch["y"])
+
+    with pytest.raises(ValueError, match="got dict; give weight="):
+        gn.direction.gradient(loss, PARTITION, data=data)
+    got = gn.direction.gradient(loss, PARTITION, data=data, weight=lambda batch: len(batch["x"]))
+    torch.testing.assert_close(got["0.weight"], gn.direction.gradient(CASE.loss, PARTITION)["0.weight"])
+
+
+def test_sparse_gradients_of_an_embedding():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3)).to(torch.float64)
+    x = torch.randint(7, (9, 2))
+    partition = gn.Partition.by_tensor(model)
+    g = gn.direction.gradient(lambda: F.cross_entropy(model(x), x[:, 0] % 3), partition)
+    model[0].sparse = False
+    dense = gn.direction.gradient(lambda: F.cross_entropy(model(x), x[:, 0] % 3), partition)
+    torch.testing.assert_close(g["0.weight"], dense["0.weight"])

@@ -287,6 +287,21 @@ def test_dropout_is_one_function_within_a_step_and_one_draw():
     assert torch.equal(torch.get_rng_state(), after)  # as if the loss had been evaluated once
 
 
+def test_a_bias_before_batch_norm_is_frozen_and_does_not_stop_the_others():
+    # It has no effect on the loss: all its derivatives are roundings of sums that cancel.
+    dtype = torch.float64
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ELU(), nn.Flatten(), nn.Linear(3 * 36, 10)]
+    model = nn.Sequential(*layers).to(dtype)
+    data = gn.datasets.digits(dtype=dtype)
+    x, y = data.train_x[:200].reshape(-1, 1, 8, 8), data.train_y[:200]
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), momentum(model), lr=0.3)
+    losses = [optimizer.step(lambda: F.cross_entropy(model(x), y)).item() for _ in range(12)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert {update.status for update in optimizer.history} == {"CONVERGED"}
+    assert not any(update.learning_rates[1] for update in optimizer.history)
+
+
 def test_batch_norm_buffers_advance_once_a_step():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).to(torch.float64)
@@ -294,6 +309,111 @@ def test_batch_norm_buffers_advance_once_a_step():
     optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model))
     optimizer.step(lambda: F.cross_entropy(model(x), y))
     assert model[1].num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_buffers_and_random_state_too_are_as_they_were_after_an_error(at):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.1), nn.Linear(4, 3)).to(torch.float64)
+    x, y = torch.randn(20, 5, dtype=torch.float64), torch.randint(3, (20,))
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model))
+    calls = []
+
+    def failing():
+        calls.append(1)
+        value = F.cross_entropy(model(x * (float("nan") if at == 1 else 1)), y)
+        if len(calls) == at > 1:
+            raise KeyboardInterrupt
+        return value
+
+    buffers, random = {n: b.clone() for n, b in model.named_buffers()}, torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RandomLossWarning)
+        with pytest.raises((FloatingPointError, KeyboardInterrupt)):
+            optimizer.step(failing)
+    assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_warning_made_an_error_changes_nothing_and_comes_again():
+    model, loss = unbounded()
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model))
+    state = state_of(optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", StepWarning)
+        for _ in range(2):
+            with pytest.raises(StepWarning):
+                optimizer.step(loss)
+    assert same_state(state_of(optimizer), state)
+
+
+def test_a_failed_update_takes_the_proposal_back():
+    model, loss = unbounded()
+    direction = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), direction)
+    with pytest.warns(StepWarning):
+        optimizer.step(loss)
+    assert not direction.state
+
+
+def test_a_direction_that_is_not_finite_is_refused_between_updates_too():
+    class Bursting(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data.add_(p.grad, alpha=float("inf") if self.burst else -1.0)
+
+    case = build("perceptron")
+    direction = Bursting(case.model.parameters(), lr=1.0)
+    direction.burst = False
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), direction, period=5)
+    optimizer.step(case.loss)
+    before, direction.burst = values(case.model), True
+    with pytest.raises(FloatingPointError, match="finite direction"):
+        optimizer.step(case.loss)
+    assert unchanged(case.model, before)
+
+
+def test_a_closure_that_draws_another_batch_at_each_call_is_named():
+    case = build("perceptron")
+    batches = iter([slice(0, 4), slice(4, 8), slice(8, 12)] * 2)
+    optimizer = optimizer_for(case, direction=None, period=1)
+
+    def drawing():
+        rows = next(batches)
+        return case.loss_on(case.x[rows], case.y[rows])
+
+    with pytest.warns(StepWarning, match="draw the mini-batch outside the closure"):
+        optimizer.step(drawing)
+
+
+def test_a_curvature_closure_with_dropout_is_measured_on_one_mask():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 3)).to(torch.float64)
+    x, y = torch.randn(20, 5, dtype=torch.float64), torch.randint(3, (20,))
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=0.0)
+
+    def loss():
+        return F.cross_entropy(model(x), y)
+
+    with pytest.warns(RandomLossWarning):
+        optimizer.step(loss, curvature=loss)
+    assert optimizer.history[0].actual_decrease == 0.0
+
+
+def test_parameters_that_the_direction_does_not_hold_must_be_frozen_and_stay():
+    case = build("perceptron")
+    for p in case.model[0].parameters():
+        p.requires_grad_(False)
+    held = [p for p in case.model.parameters() if p.requires_grad]
+    before = values(case.model)
+    optimizer = gn.GroupedNewton(gn.Partition.by_layer(case.model), torch.optim.SGD(held, lr=1.0))
+    optimizer.step(case.loss)
+    assert all(torch.equal(p, q) for p, q in zip(list(case.model.parameters())[:2], before, strict=False))
+    assert not torch.equal(case.model[2].weight, before[2])
+    case.model[0].weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"got none of 0\.weight"):
+        optimizer.step(case.loss)
 
 
 # -- resuming and schedulers --------------------------------------------------------------------------------------------
@@ -342,13 +462,57 @@ def test_a_saved_state_does_not_follow_the_run():
 def test_a_state_of_another_kind_is_refused():
     case = build("perceptron")
     saved = optimizer_for(case).state_dict()
-    with pytest.raises(ValueError, match="same kind of direction"):
+    with pytest.raises(ValueError, match="direction is gradient, got SGD"):
         optimizer_for(case, direction=None).load_state_dict(saved)
     optimizer = optimizer_for(case, direction=None)
     optimizer.step(case.loss)
     other = gn.GroupedNewton(gn.Partition.single(case.model))
-    with pytest.raises(ValueError, match="1 groups, got 6"):
+    with pytest.raises(ValueError, match="the 1 groups of this partition, got 6 groups"):
         other.load_state_dict(optimizer.state_dict())
+
+
+def test_loading_leaves_the_saved_state_alone_and_a_misfit_changes_nothing():
+    case = build("perceptron")
+    optimizer = optimizer_for(case)
+    optimizer.step(case.loss)
+    saved = state_of(optimizer)
+    kept = copy.deepcopy(saved)
+    optimizer.load_state_dict(saved)
+    optimizer.step(case.loss)
+    assert same_state(saved, kept)
+    before = state_of(optimizer)
+    wrong = {
+        "another optimizer's": torch.optim.SGD(case.model.parameters(), lr=1.0).state_dict(),
+        "direction is SGD, got Adam": saved | {"direction_kind": "Adam"},
+        "of other names": saved | {"groups": [f"g{i}" for i in range(6)]},
+        "parameter group": saved | {"direction": saved["direction"] | {"param_groups": []}},
+    }
+    for text, state in wrong.items():
+        with pytest.raises(ValueError, match=text):
+            optimizer.load_state_dict(state)
+        assert same_state(state_of(optimizer), before)
+
+
+def test_weight_decay_that_comes_with_a_loaded_state_counts():
+    case = build("perceptron")
+    optimizer = optimizer_for(case)
+    optimizer.proposer.optimizer.param_groups[0]["weight_decay"] = 0.5
+    u = optimizer.proposer.propose(gn.direction.gradient(case.loss, optimizer.partition))
+    g = gn.direction.gradient(case.loss, optimizer.partition)
+    torch.testing.assert_close(u["2.weight"], g["2.weight"] + 0.5 * case.model[2].weight.detach())
+
+
+def test_a_copy_goes_its_own_way():
+    case = build("perceptron")
+    optimizer = optimizer_for(case)
+    optimizer.step(case.loss)
+    (twin_case, twin) = copy.deepcopy((case, optimizer))
+    for _ in range(3):
+        optimizer.step(case.loss)
+    assert len(twin.history) == 1
+    for _ in range(3):
+        twin.step(twin_case.loss)
+    assert unchanged(twin_case.model, values(case.model))
 
 
 SCHEDULERS = {

@@ -124,6 +124,23 @@ def test_it_follows_the_model_to_another_dtype():
     assert all(t.dtype == torch.float32 for t in partition.scale(u, torch.ones(len(partition))).values())
 
 
+def test_a_layer_called_model_is_not_the_root():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+            self.model = nn.Linear(2, 2)
+
+    assert gn.Partition.by_layer(Root()).sizes == (2, 6)
+    assert len(gn.Partition.by_row(Root())) == 4
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_a_default_device_does_not_matter(factory):
+    with torch.device("meta"):
+        assert FACTORIES[factory](MODEL).sizes == FACTORIES[factory](MODEL).sizes
+
+
 W = torch.zeros(2, 2, requires_grad=True)
 TOP = torch.tensor([[True, True], [False, False]])
 
@@ -172,6 +189,13 @@ TOP = torch.tensor([[True, True], [False, False]])
         (lambda: gn.Partition.by_layer(MODEL).coarsen([[0], [1]]), ValueError, "none or several of 4"),
         (lambda: gn.Partition.by_layer(MODEL).coarsen([[0, 1], [1, 2]]), ValueError, "none or several of 2"),
         (lambda: gn.Partition.by_layer(MODEL).coarsen([[0, 1, 3]]), ValueError, "index below 3, got 3"),
+        (lambda: gn.Partition.by_name(MODEL, ["0.*"]), TypeError, "expected patterns as"),
+        (lambda: gn.Partition.from_groups([{"w": 3}]), TypeError, "a parameter for w in group 'group 0', got int"),
+        (lambda: gn.Partition.from_groups([W]), TypeError, "group 'group 0' as .* got Tensor"),
+        (lambda: gn.Partition.from_groups([{"w": (W, [True])}]), ValueError, "boolean mask .* got list"),
+        (lambda: gn.Partition.by_layer(MODEL).coarsen(["0", "2", "4"]), TypeError, "a list of lists"),
+        (lambda: gn.Partition.by_layer(MODEL).scale({}, torch.ones(4)), ValueError, r"shape \(3,\), got \(4,\)"),
+        (lambda: gn.Partition.by_layer(MODEL).restrict({}, 3), ValueError, "below 3, got 3"),
         (lambda: gn.Partition.by_layer(MODEL).coarsen([["head"]]), ValueError, "got 'head'; the groups are 0, 2, 4"),
     ],
 )

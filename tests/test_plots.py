@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from itertools import pairwise
 
 import matplotlib.figure
 import numpy as np
@@ -38,6 +39,28 @@ def test_the_colour_scale_is_symmetric_about_zero():
     norm = plots.heat_map([[5.0, 0.0], [0.0, -0.1]]).get_images()[0].norm
     assert (norm.vmin, norm.vmax) == (-5.0, 5.0)
     assert norm(0.0) == pytest.approx(0.5)
+
+
+def test_two_heat_maps_can_share_one_scale():
+    norm = plots.signed_log(np.array([1e-6, 2.0]), decades=8)
+    one, other = (plots.heat_map(size * np.eye(2), norm=norm) for size in (1e-6, 2.0))
+    assert one.get_images()[0].norm is other.get_images()[0].norm
+    assert [len(ax.get_lines()[0].get_xdata()) + len(ax.get_lines()[1].get_xdata()) for ax in (one, other)] == [2, 2]
+
+
+@pytest.mark.parametrize("groups", [3, 42, 100])
+def test_names_of_many_groups_do_not_overlap(groups):
+    ax = plots.heat_map(np.eye(groups), names=[f"layer {s}" for s in range(groups)])
+    plots.png(ax.figure)
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert all(above.y0 >= below.y1 for above, below in pairwise(boxes))
+
+
+@pytest.mark.parametrize("decades", [1, 3, 10])
+def test_the_colour_bar_has_room_for_its_ticks(decades):
+    ticks = plots.heat_map(7 * np.eye(2), decades=decades).figure.axes[1].get_yticks()
+    assert 3 <= len(ticks) <= 11
+    np.testing.assert_allclose(ticks, -ticks[::-1])
 
 
 def test_a_zero_matrix_is_drawn():

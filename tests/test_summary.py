@@ -289,6 +289,24 @@ def test_sums_and_multiples():
     same(one + 2 * one, two)
 
 
+def test_python_numbers_keep_all_their_digits():
+    s = gn.Summary.from_tensors(gradient=[0.1], hessian=[[0.3]], third=[1e-50], value=0.7)
+    assert (s.gradient.item(), s.hessian.item(), s.third.item(), s.value.item()) == (0.1, 0.3, 1e-50, 0.7)
+
+
+def test_sum_and_bad_products():
+    one = gn.Summary.from_tensors(gradient=[0.1], hessian=[[0.3]])
+    assert torch.equal(sum([one, one]).hessian, (one + one).hessian)
+    with pytest.raises(TypeError):
+        one * one
+
+
+def test_products_of_half_precision_do_not_underflow():
+    w = torch.tensor(2e-4, dtype=torch.float16, requires_grad=True)
+    s = gn.summarize(lambda: w.square() / 2, gn.Partition.from_groups([{"w": w}]), {"w": w.detach()}, order=1)
+    assert s.gradient.item() == w.detach().double().square().item()
+
+
 CASE = build("perceptron")
 LAYERS = gn.Partition.by_layer(CASE.model)
 PLAIN = gn.Summary.from_tensors(gradient=[1.0, 2.0], hessian=[[1.0, 0.0], [0.0, 1.0]], third=[1.0, 1.0])
@@ -314,6 +332,7 @@ def ask(**options):
         (lambda: PLAIN + gn.Summary.from_tensors(gradient=[1.0, 2.0]), "difference in hessian, third"),
         (lambda: PLAIN.coarsen([[0, 1]]), "full order-3 tensor to merge groups"),
         (lambda: PLAIN.taylor([1.0, 1.0], 3), "expected third_full for order 3"),
+        (lambda: PLAIN.taylor([1.0, 1.0], 4), "order from 0 to 3, got 4"),
         (lambda: PLAIN.taylor([1.0], 2), r"eta of shape \(..., 2\), got \(1,\)"),
         (lambda: gn.Summary.from_tensors(gradient=[1.0], hessian=[1.0]), r"hessian of shape \(1, 1\), got \(1,\)"),
         (lambda: gn.Summary.from_tensors(gradient=[1.0], names=["a", "b"]), "1 names, got 2"),

@@ -1,13 +1,15 @@
 """Make or refresh the reader's own copy of the notebooks: ``python tools/copy_notebooks.py notebooks learn``.
 
 A notebook that the reader has not touched follows the course; one that differs from what was copied in stays as it is.
-"Touched" is decided by content: ``.copied.json`` in the target holds the hash of what was copied in.
+"Touched" is decided by the cells: ``.copied.json`` in the target holds the hash of those that were copied in. The rest of
+the file does not count, because JupyterLab adds the interpreter's version to a notebook that was only opened.
 """
 
 import hashlib
 import json
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 RECORD = ".copied.json"
@@ -37,8 +39,12 @@ def refresh(notebook: Path, copy: Path, copied: str | None) -> str | None:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """The SHA-256 of a notebook's cells, in hexadecimal; of the whole file if it is no notebook."""
+    content = path.read_bytes()
+    # A damaged file is the reader's, to be kept like any other change.
+    with suppress(ValueError, KeyError, TypeError):
+        content = json.dumps(json.loads(content)["cells"], sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 if __name__ == "__main__":

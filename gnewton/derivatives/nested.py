@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gnewton.loss import differentiate
-from gnewton.partition import Partition
+from gnewton.partition import Partition, accumulator_dtype
 
 Direction = Mapping[str, Tensor]
 
@@ -81,7 +81,8 @@ def contract(
     used = [n for n in names if partition.parameters[n].requires_grad]
     inputs = [partition.parameters[n] for n in used]
     gradients = differentiate(scalar, inputs, retain_graph=True, create_graph=create_graph)
-    return partition.sums({n: g * direction[n] for n, g in zip(used, gradients, strict=True) if g is not None})
+    wide = accumulator_dtype(partition.device)  # products of half-precision numbers underflow
+    return partition.sums({n: g.to(wide) * direction[n] for n, g in zip(used, gradients, strict=True) if g is not None})
 
 
 def _nested(value: Tensor, partition: Partition, direction: Direction, order: int) -> Tensor:

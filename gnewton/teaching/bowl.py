@@ -1,15 +1,19 @@
 """The quadratic bowl: gradient descent, one group and one group per coordinate, side by side."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gnewton.plots import level_sets, new_figure, training_curves
+from gnewton.plots import Figure, contours, level_sets, new_figure, training_curves
 from gnewton.teaching.figure_widget import FigureWidget, slider
 
 Array = NDArray[np.float64]
 STEPS = 25
+CONDITIONS = (1, 2, 5, 10, 20, 50, 100)
+VIEW = (-2.4, 2.4, -2.4, 2.4)
+FLOOR = 1e-12
 
 
 class QuadraticBowl(FigureWidget):
@@ -25,28 +29,53 @@ class QuadraticBowl(FigureWidget):
     """
 
     def __init__(self, condition: int = 20, angle: int = 30, start: int = 35) -> None:
-        self.condition = slider("condition number", [1, 2, 5, 10, 20, 50, 100], condition)
+        self.condition = slider("condition number", CONDITIONS, condition)
         self.angle = slider("turned by (degrees)", range(0, 181, 5), angle)
         self.start = slider("start at (degrees)", range(0, 361, 5), start)
         figure = new_figure(columns=2, height=4.4)
+        self._left, self._right = figure.axes
+        self._prepare(figure)
         super().__init__(figure, {"condition": self.condition, "angle": self.angle, "start": self.start})
 
+    def _prepare(self, figure: Figure) -> None:
+        """Draw everything once and keep the artists that ``draw`` moves."""
+        matrix, paths = self._descents()
+        level_sets(height_of(matrix), paths, VIEW, ax=self._left)
+        self._contours: Any = self._left.collections[0]
+        self._lines = {line.get_label(): line for line in self._left.get_lines() if line.get_label() in paths}
+        self._rings = [line for line in self._left.get_lines() if line.get_label() not in paths]
+        flat = {name: (range(STEPS + 1), np.ones(STEPS + 1)) for name in paths}
+        training_curves(flat, self._right, ylabel=f"loss (not below {FLOOR:.0e})", scale="log")
+        self._curves = {line.get_label(): line for line in self._right.get_lines()}
+        self._right.set_ylim(FLOOR / 3, 4 * max(CONDITIONS))
+        # One legend beside both panels: over them it would hide a path in some state or other.
+        for legend in filter(None, (ax.get_legend() for ax in figure.axes)):
+            legend.remove()
+        figure.legend(handles=list(self._curves.values()), loc="outside upper center", ncols=3, frameon=False)
+
     def draw(self) -> str:
+        matrix, paths = self._descents()
+        losses = {name: height(matrix, path) for name, path in paths.items()}
+        self._contours.remove()
+        self._contours = contours(self._left, height_of(matrix), VIEW)
+        for name, path in paths.items():
+            self._lines[name].set_data(*path.T)
+            self._curves[name].set_ydata(np.maximum(losses[name], FLOOR))
+        for ring in self._rings:
+            ring.set_data(*next(iter(paths.values()))[:1].T)
+        # Below the floor only rounding is left, which differs between processors.
+        ends = ", ".join(f"{name} has loss {v[-1] if v[-1] > FLOOR else 0:.1g}" for name, v in losses.items())
+        return f"Condition number {self.condition.value}, turned by {self.angle.value} degrees: after {STEPS} steps {ends}."
+
+    def _descents(self) -> tuple[Array, dict[str, Array]]:
         matrix = bowl(self.condition.value, np.deg2rad(self.angle.value))
         turn = np.deg2rad(self.start.value)
-        paths = descents(matrix, 2 * np.array([np.cos(turn), np.sin(turn)]))
-        left, right = self.figure.axes
-        left.clear()
-        right.clear()
-        level_sets(lambda x, y: height(matrix, np.stack([x, y], -1)), paths, (-2.4, 2.4, -2.4, 2.4), ax=left)
-        losses = {name: height(matrix, path) for name, path in paths.items()}
-        floor = 1e-12
-        training_curves(
-            {n: (range(len(v)), np.maximum(v, floor)) for n, v in losses.items()}, right, ylabel="loss", scale="log"
-        )
-        right.set_ylim(floor / 2, 4 * self.condition.value)
-        ends = ", ".join(f"{name} has loss {values[-1]:.1g}" for name, values in losses.items())
-        return f"Condition number {self.condition.value}, turned by {self.angle.value} degrees: after {STEPS} steps {ends}."
+        return matrix, descents(matrix, 2 * np.array([np.cos(turn), np.sin(turn)]))
+
+
+def height_of(matrix: Array) -> Callable[[Array, Array], Array]:
+    """The bowl as a function of x and y."""
+    return lambda x, y: height(matrix, np.stack([x, y], axis=-1))
 
 
 def bowl(condition: float, angle: float) -> Array:

@@ -13,7 +13,7 @@ Sides = Callable[[Any], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Line:
-    """One line: ``equation`` in LaTeX, ``why`` it is legal, and ``sides(example)``, its left and right side as tensors.
+    r"""One line: ``equation`` in LaTeX, ``why`` it is legal (mathematics between \( and \)), and ``sides(example)``, its left and right side as tensors.
 
     ``tolerance`` is how far apart they may be, relative to the right side: by default what float64 roundings explain.
     """
@@ -24,7 +24,7 @@ class Line:
     tolerance: float = 1e-10
 
     def residual(self, example: Any) -> float:
-        """max |left - right| over max |right| (over 1 where the right side is 0): dimensionless."""
+        """Largest entry of left - right, over the largest of right (over 1 where that is 0): dimensionless."""
         left, right = self.sides(example)
         return float((left - right).abs().max() / (right.abs().max() or 1.0))
 
@@ -54,16 +54,19 @@ class Derivation:
         return [residual <= line.tolerance for line, residual in zip(self.lines, self.residuals(seed), strict=True)]
 
     def to_html(self, seed: int = 0, shown: int | None = None, residuals: bool = False) -> str:
-        """The first ``shown`` lines (all by default) with their verdicts; mathematics between dollars, for MathJax."""
+        r"""The first ``shown`` lines (all by default) with their verdicts; mathematics between \( and \).
+
+        JupyterLab and the book's MathJax both read these delimiters, the book only inside the class ``mathjax_process``.
+        """
         parts = []
         for line, residual in list(zip(self.lines, self.residuals(seed), strict=True))[:shown]:
             verdict = "holds" if residual <= line.tolerance else "FAILS"
             number = f" (off by {residual:.0e})" if residuals else ""
             parts.append(
-                f"<li style='margin-bottom:.8em'>$\\displaystyle {escape(line.equation)}$<br>"
+                f"<li style='margin-bottom:.8em'>\\(\\displaystyle {escape(line.equation)}\\)<br>"
                 f"<i>{escape(line.why)}</i><br>checked: {verdict} to {line.tolerance:.0e}{number}</li>"
             )
-        return f"<b>{escape(self.title)}</b><ol>{''.join(parts)}</ol>"
+        return f"<div class='mathjax_process'><b>{escape(self.title)}</b><ol>{''.join(parts)}</ol></div>"
 
 
 class Walker(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped

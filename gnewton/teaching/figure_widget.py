@@ -15,9 +15,13 @@ class FigureWidget(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is unty
     A subclass draws its artists once, names its controls, and writes ``draw()``, which updates the artists and returns
     one sentence: the text alternative of the picture in its present state. ``sentence`` keeps it, ``png`` is the picture
     as bytes. An error while redrawing is shown in the status line below. Without a kernel the saved picture remains.
+
+    One state without any control, for the static reader: ``QuadraticBowl(condition=100).figure``, as a cell's last line.
+    Every control's first value is an argument of the constructor. ``still`` fixes the panels where the first drawing
+    puts them, so that nothing jumps; False where the labels of an axis change their width.
     """
 
-    def __init__(self, figure: Figure, controls: Mapping[str, ipywidgets.Widget]) -> None:
+    def __init__(self, figure: Figure, controls: Mapping[str, ipywidgets.Widget], still: bool = True) -> None:
         self.figure = figure
         self.sentence = ""
         width = int(figure.get_figwidth() * figure.dpi)
@@ -25,8 +29,8 @@ class FigureWidget(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is unty
         self._image = ipywidgets.Image(format="png", width=width, layout=ipywidgets.Layout(max_width="100%"))
         self._caption, self._status = ipywidgets.HTML(), ipywidgets.HTML()
         self.redraw()
-        # The panels stay where the first drawing put them: nothing jumps, and a redraw costs half.
-        figure.set_layout_engine("none")
+        if still:
+            figure.set_layout_engine("none")  # and a redraw costs half
         for name, control in controls.items():
             setattr(self, name, control)
             control.observe(self._on_change, names="value")

@@ -90,8 +90,20 @@ def merged(n: Network) -> tuple[Tensor, Tensor]:
     return layers @ n.hessian @ layers.T, m @ n.h_bar @ m.T
 
 
+def rescaled(n: Network) -> tuple[Tensor, Tensor]:
+    """The derivatives of phi for the direction c u, signs fixed, against c^d times the tensors of u, for all orders d."""
+    c = -1.5
+
+    def phi(eta: Tensor) -> Tensor:
+        return n.loss(n.theta - eta @ (c * n.parts))
+
+    left = -grad(phi)(n.zero), hessian(phi)(n.zero), -jacfwd(hessian(phi))(n.zero)
+    right = c * n.g_bar, c**2 * n.h_bar, c**3 * n.d3
+    return torch.cat([t.flatten() for t in left]), torch.cat([t.flatten() for t in right])
+
+
 def summary_tensors() -> Derivation:
-    """From phi(eta) to g-bar, H-bar and D3, in eight lines.
+    """From phi(eta) to g-bar, H-bar and D3, in nine lines.
 
     >>> all(summary_tensors().holds(seed=1))
     True
@@ -102,44 +114,49 @@ def summary_tensors() -> Derivation:
         [
             Line(
                 r"\theta - \sum_s \eta_s u_s = \theta - U I_{P:S}\, \eta",
-                "u_s is u inside group s and zero elsewhere; U = Diag(u), and I has a one where parameter p is in group s.",
+                r"\(u_s\) is \(u\) inside group \(s\) and zero elsewhere; \(U = \mathrm{Diag}(u)\), and \(I\) has a one where parameter \(p\) is in group \(s\).",
                 lambda n: (n.theta - n.eta @ n.parts, n.theta - torch.diag(n.u) @ n.groups.T @ n.eta),
             ),
             Line(
                 r"\frac{\partial \varphi}{\partial \eta_s}(\eta) = -\nabla L\Big(\theta - \sum_t \eta_t u_t\Big) \cdot u_s",
-                "The chain rule: the argument moves by -u_s per unit of eta_s.",
+                r"The chain rule: the argument moves by \(-u_s\) per unit of \(\eta_s\).",
                 lambda n: (grad(n.phi)(n.eta), -n.parts @ grad(n.loss)(n.theta - n.eta @ n.parts)),
             ),
             Line(
                 r"\bar g_s := -\frac{\partial \varphi}{\partial \eta_s}(0) = \sum_{p \in T_s} \frac{\partial L}{\partial \theta_p} u_p = D L[u_s]",
-                "Set eta = 0. The sum runs over the group alone, since u_s vanishes elsewhere.",
+                r"Set \(\eta = 0\). The sum runs over the group alone, since \(u_s\) vanishes elsewhere.",
                 lambda n: (-grad(n.phi)(n.zero), n.groups @ (n.gradient * n.u)),
             ),
             Line(
                 r"\bar H_{st} := \frac{\partial^2 \varphi}{\partial \eta_s \partial \eta_t}(0) = u_s^\top H u_t = D^2 L[u_s, u_t]",
-                "Differentiate once more: another factor -u_t, and the two signs cancel.",
+                r"Differentiate once more: another factor \(-u_t\), and the two signs cancel.",
                 lambda n: (hessian(n.phi)(n.zero), n.h_bar),
             ),
             Line(
                 r"\bar H_{st} = \sum_{p \in T_t} \frac{\partial \bar g_s}{\partial \theta_p}\, u_p",
-                "The same sum, applied to g-bar instead of the loss: contraction. The direction u is held constant.",
+                r"The same sum, applied to \(\bar g_s\) instead of the loss: contraction. The direction \(u\) is held constant.",
                 lambda n: (contracted(n), n.h_bar),
             ),
             Line(
                 r"\bar D_{rst} := -\frac{\partial^3 \varphi}{\partial \eta_r \partial \eta_s \partial \eta_t}(0) = D^3 L[u_r, u_s, u_t]",
-                "A third factor -u_t: the sign returns.",
+                r"A third factor \(-u_t\): the sign returns.",
                 lambda n: (-jacfwd(hessian(n.phi))(n.zero), n.d3),
             ),
             Line(
                 r"D^2 \varphi(0)[\eta, \eta] = \eta^\top \bar H \eta",
-                "The second-order Taylor term of phi, seen by differences of the loss alone, without any derivative.",
+                r"The second-order Taylor term of \(\varphi\), seen by differences of the loss alone, without any derivative.",
                 second_difference,
                 tolerance=1e-6,  # a difference quotient errs by eps L / h^2, about 1e-11, and by h^4
             ),
             Line(
                 r"\bar H_{AB} = \sum_{s \in A} \sum_{t \in B} \bar H_{st}",
-                "Merged groups: u_A is the sum of its u_s, and D^2 L is linear in each argument. Coarsening adds entries.",
+                r"Merged groups: \(u_A\) is the sum of its \(u_s\), and \(D^2 L\) is linear in each argument. Coarsening adds entries.",
                 merged,
+            ),
+            Line(
+                r"D^d L[c\,u_{s_1}, \dots, c\,u_{s_d}] = c^d\, D^d L[u_{s_1}, \dots, u_{s_d}], \qquad d = 1, 2, 3",
+                r"Linear in each of its \(d\) arguments: one factor \(c\) from each. So the best \(\eta\) shrinks by \(c\), and the step stays.",
+                rescaled,
             ),
         ],
     )

@@ -20,8 +20,9 @@ class TaylorSlice(FigureWidget):
     """L(theta - t U I eta) for t around 0, with the Taylor models of the summary.
 
     eta (S,) is the step to follow. ``group`` keeps all of it or one group's part; ``reach`` is how far t goes. The third
-    order appears where the summary holds it: for one group always, for all groups with ``third_full``. The parameters are
-    moved for each picture and put back, whatever happens.
+    order appears where the summary holds it: for one group always, for all groups with ``third_full``. theta is where the
+    parameters are now, also for pictures drawn after more training; they are moved for each picture and put back, whatever
+    happens.
 
     >>> import torch, gnewton as gn
     >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
@@ -35,18 +36,22 @@ class TaylorSlice(FigureWidget):
     """
 
     def __init__(
-        self, loss: Loss, partition: Partition, direction: Mapping[str, Tensor], summary: Summary, eta: Tensor
+        self,
+        loss: Loss,
+        partition: Partition,
+        direction: Mapping[str, Tensor],
+        summary: Summary,
+        eta: Tensor,
+        group: str = EVERYTHING,
+        reach: float = 1.5,
     ) -> None:
-        self._loss, self._partition, self._direction, self._summary, self._eta = (
-            loss,
-            partition,
-            direction,
-            summary,
-            eta,
-        )
-        self.group = choice("group that moves", [EVERYTHING, *partition.names], EVERYTHING)
-        self.reach = slider("how far (in η)", REACHES, 1.5)
-        super().__init__(new_figure(width=6.4), {"group": self.group, "reach": self.reach})
+        self._loss, self._partition, self._summary, self._eta = loss, partition, summary, eta
+        # Copies: training that goes on must not pull the true loss away from the summary of this point.
+        self._direction = {name: u.detach().clone() for name, u in direction.items()}
+        self._theta = _values(partition)
+        self.group = choice("group that moves", [EVERYTHING, *partition.names], group)
+        self.reach = slider("how far (in η)", REACHES, reach)
+        super().__init__(new_figure(width=6.4), {"group": self.group, "reach": self.reach}, still=False)
 
     def draw(self) -> str:
         reach = self.reach.value
@@ -89,18 +94,24 @@ class TaylorSlice(FigureWidget):
         return {order: along.taylor(steps, order).cpu().numpy() for order in range(1, 3 if third is None else 4)}
 
     def _losses(self, t: np.ndarray, eta: Tensor) -> np.ndarray:
-        parameters = self._partition.parameters
-        before = {name: p.detach().clone() for name, p in parameters.items()}
         change = self._partition.scale(self._direction, eta)
+        now = _values(self._partition)
         values = []
         try:
             with prepared(self._partition), torch.no_grad():
                 for step in t:
-                    for name, p in parameters.items():
-                        p.copy_(before[name] - float(step) * change[name])
+                    _put(self._partition, {name: p - float(step) * change[name] for name, p in self._theta.items()})
                     values.append(float(self._loss().detach()))
         finally:
-            with torch.no_grad():
-                for name, p in parameters.items():
-                    p.copy_(before[name])
+            _put(self._partition, now)
         return np.array(values)
+
+
+def _values(partition: Partition) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in partition.parameters.items()}
+
+
+@torch.no_grad()
+def _put(partition: Partition, values: Mapping[str, Tensor]) -> None:
+    for name, p in partition.parameters.items():
+        p.copy_(values[name])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import SymLogNorm
 
 from gnewton.optimizer import Update
 from gnewton.plots import COLOURS, array, heat_map, mark_signs, new_figure, signed_log
@@ -13,8 +14,9 @@ from gnewton.teaching.figure_widget import FigureWidget, slider
 class CurvatureTimeline(FigureWidget):
     """H-bar as a heat map beside the learning rates, for one update of an optimizer's history.
 
-    history: the records of ``GroupedNewton.history``; names: the S group names. ``update`` is the step number. One colour
-    scale and one axis serve all updates, so that what moves is the curvature. Raises ValueError for an empty history.
+    history: the records of ``GroupedNewton.history``; names: the S group names; update: the step number to begin with,
+    the first when None. One colour scale and one axis serve all updates, so that what moves is the curvature.
+    Raises ValueError for an empty history, or for a step at which there was no update.
 
     >>> import torch, gnewton as gn
     >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
@@ -26,18 +28,25 @@ class CurvatureTimeline(FigureWidget):
     CurvatureTimeline: Step 2, loss 4.51, CONVERGED: largest rate x 0.0098, smallest y -0.2.
     """
 
-    def __init__(self, history: Sequence[Update], names: Sequence[str]) -> None:
-        if not history:
-            raise ValueError("expected at least one update, got an empty history; train first")
-        self._updates = {update.step: update for update in history}
+    def __init__(self, history: Sequence[Update], names: Sequence[str], update: int | None = None) -> None:
+        if not history or any(record.hessian is None for record in history):
+            raise ValueError(
+                "expected updates with their Hessians, got an empty history or too many groups; train first"
+            )
+        self._updates = {record.step: record for record in history}
         self._names = list(names)
-        self.update = slider("step", self._updates, next(iter(self._updates)))
+        first = next(iter(self._updates)) if update is None else update
+        if first not in self._updates:
+            raise ValueError(f"expected a step with an update, {list(self._updates)[:5]} ..., got {first}")
+        self.update = slider("step", self._updates, first)
         figure = new_figure(columns=2, height=4.2)
         self._heat, self._bars = figure.axes
-        self._largest = max((update.hessian for update in history), key=lambda hessian: float(hessian.abs().max()))
-        self._picture = heat_map(self._largest, self._names, self._heat).get_images()[0]
+        self._norm = _common_scale(np.stack([array(record.hessian) for record in history]))
+        self._picture = heat_map(
+            array(self._updates[first].hessian), self._names, self._heat, norm=self._norm
+        ).get_images()[0]
         self._marks = list(self._heat.get_lines())
-        self._lengths = self._prepare_bars(np.stack([array(update.learning_rates) for update in history]))
+        self._lengths = self._prepare_bars(np.stack([array(record.learning_rates) for record in history]))
         super().__init__(figure, {"update": self.update})
 
     def draw(self) -> str:
@@ -46,7 +55,7 @@ class CurvatureTimeline(FigureWidget):
         self._picture.set_data(hessian)
         for mark in self._marks:
             mark.remove()
-        self._marks = mark_signs(self._heat, hessian, signed_log(array(self._largest)))
+        self._marks = mark_signs(self._heat, hessian, self._norm)
         for bar, rate in zip(self._lengths, rates, strict=True):
             bar.set(width=rate, color=COLOURS[0] if rate >= 0 else COLOURS[1])
         top, low = int(rates.argmax()), int(rates.argmin())
@@ -66,3 +75,11 @@ class CurvatureTimeline(FigureWidget):
         ax.set(xlim=(-1.5 * reach, 1.5 * reach), xlabel="learning rate η of the group")
         ax.set_xticks([-decade, -decade / 100, 0, decade / 100, decade])
         return list(bars)
+
+
+def _common_scale(hessians: np.ndarray) -> SymLogNorm:
+    """A colour scale for all updates (T, S, S), reaching two decades below the peak of the flattest."""
+    peaks = np.abs(hessians).max(axis=(1, 2))
+    peaks = peaks[np.isfinite(peaks) & (peaks > 0)]
+    between = float(np.log10(peaks.max() / peaks.min())) if peaks.size else 0.0
+    return signed_log(hessians, decades=float(np.clip(between + 2, 3, 10)))

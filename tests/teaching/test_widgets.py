@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import gnewton as gn
+from gnewton.optimizer import Update
 from gnewton.plots import new_figure
 from gnewton.teaching import CurvatureTimeline, FigureWidget, QuadraticBowl, StepExplorer, TaylorSlice
 from gnewton.teaching.bowl import STEPS, bowl, descents
@@ -27,21 +28,21 @@ def summarized(full_third=True):
     return model, loss, partition, u, gn.summarize(loss, partition, u, full_third=full_third)
 
 
-def explorer():
-    return StepExplorer(summarized()[-1])
+def explorer(**state):
+    return StepExplorer(summarized()[-1], **state)
 
 
-def taylor():
+def taylor(**state):
     _, loss, partition, u, summary = summarized()
-    return TaylorSlice(loss, partition, u, summary, gn.newton_step(summary).learning_rates)
+    return TaylorSlice(loss, partition, u, summary, gn.newton_step(summary).learning_rates, **state)
 
 
-def timeline():
+def timeline(**state):
     model, loss = network()
     optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model))
     for _ in range(4):
         optimizer.step(loss)
-    return CurvatureTimeline(optimizer.history, optimizer.partition.names)
+    return CurvatureTimeline(optimizer.history, optimizer.partition.names, **state)
 
 
 def drawn(widget):
@@ -77,6 +78,15 @@ def test_a_control_moves_picture_data_and_sentence(make, control, value):
     # How far a Taylor slice reaches changes the picture alone: the sentence speaks of t = 1.
     assert widget.sentence != sentence or control == "reach"
     assert widget.png.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("make", "control", "value"), CASES)
+def test_a_state_given_at_construction_is_the_state_that_the_control_reaches(make, control, value):
+    moved, given = make(), make(**{control: value})
+    getattr(moved, control).value = value
+    np.testing.assert_array_equal(drawn(given), drawn(moved))
+    assert repr(given) == repr(moved)
+    assert given.figure._repr_png_().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("make", [QuadraticBowl, explorer, taylor, timeline])
@@ -155,6 +165,47 @@ def test_the_taylor_slice_leaves_the_parameters_alone_even_when_the_loss_fails()
     widget.reach.value = 3.0
     assert "no more" in widget.children[-1].value
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_the_taylor_slice_stays_where_its_summary_was_taken():
+    model, loss, partition, u, summary = summarized()
+    widget = TaylorSlice(loss, partition, u, summary, gn.newton_step(summary).learning_rates)
+    before = drawn(widget)
+    trained = [p.detach().add_(0.1).clone() for p in model.parameters()]
+    for direction in u.values():
+        direction.mul_(2)
+    widget.redraw()
+    np.testing.assert_array_equal(drawn(widget), before)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), trained, strict=True))
+
+
+@pytest.mark.parametrize("group", ["all groups", "0.bias"])
+def test_no_label_of_the_taylor_slice_leaves_the_picture(group):
+    widget = taylor()
+    widget.group.value = group
+    boxes = [ax.get_tightbbox() for ax in widget.figure.axes]
+    assert all(box.x0 >= 0 and box.y0 >= 0 for box in boxes)
+
+
+def test_the_timeline_shows_flat_and_steep_updates_on_one_scale():
+    history = [make_update(step, size) for step, size in enumerate([1e-3, 1e4, 0.0])]
+    for step, marks in [(0, 4), (1, 4), (2, 0)]:
+        heat = CurvatureTimeline(history, ["a", "b"], update=step).figure.axes[0]
+        assert sum(len(line.get_xdata()) for line in heat.get_lines()) == marks
+        norm = heat.get_images()[0].norm
+        assert (norm.vmin, norm.vmax) == (-1e4, 1e4)
+
+
+def make_update(step, size):
+    fields = dict.fromkeys(("gradient", "metric", "lr", "predicted_decrease", "actual_decrease"))
+    hessian = size * torch.tensor([[1.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)
+    rates = torch.zeros(2, dtype=torch.float64)
+    return Update(step=step, value=1.0, hessian=hessian, learning_rates=rates, status="CONVERGED", **fields)
+
+
+def test_a_step_without_an_update_is_refused():
+    with pytest.raises(ValueError, match="expected a step with an update"):
+        timeline(update=99)
 
 
 def test_the_taylor_slice_draws_the_loss_and_models_that_touch_it():

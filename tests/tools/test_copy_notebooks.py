@@ -1,5 +1,6 @@
 """The reader's copy: what the reader touched is sacred, what the reader did not touch follows the course."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,16 @@ import pytest
 TOOL = Path(__file__).parents[2] / "tools" / "copy_notebooks.py"
 
 
+def notebook(source: str, **metadata: str) -> str:
+    return json.dumps({"cells": [{"cell_type": "markdown", "source": source}], "metadata": metadata})
+
+
 @pytest.fixture
 def course(tmp_path: Path) -> Path:
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    (folder / "00-tour.ipynb").write_text("tour, first edition")
-    (folder / "01-bowls.ipynb").write_text("bowls, first edition")
+    (folder / "00-tour.ipynb").write_text(notebook("tour, first edition"))
+    (folder / "01-bowls.ipynb").write_text(notebook("bowls, first edition"))
     (folder / "LICENSE").write_text("not a notebook")
     return folder
 
@@ -48,58 +53,66 @@ def test_second_run_changes_no_file(course: Path, learn: Path) -> None:
 
 def test_untouched_follows_the_course(course: Path, learn: Path) -> None:
     copy(course, learn)
-    (course / "00-tour.ipynb").write_text("tour, second edition")
-    (course / "02-new.ipynb").write_text("new")
+    (course / "00-tour.ipynb").write_text(notebook("tour, second edition"))
+    (course / "02-new.ipynb").write_text(notebook("new"))
+    assert copy(course, learn) == ""
+    assert texts(learn) == texts(course)
+
+
+def test_opened_alone_is_untouched(course: Path, learn: Path) -> None:
+    copy(course, learn)
+    (learn / "00-tour.ipynb").write_text(notebook("tour, first edition", version="3.12.1"))
+    (course / "00-tour.ipynb").write_text(notebook("tour, second edition"))
     assert copy(course, learn) == ""
     assert texts(learn) == texts(course)
 
 
 def test_touched_stays_in_silence_while_the_course_rests(course: Path, learn: Path) -> None:
     copy(course, learn)
-    (learn / "00-tour.ipynb").write_text("my notes")
+    (learn / "00-tour.ipynb").write_text(notebook("my notes"))
     assert copy(course, learn) == ""
-    assert texts(learn)["00-tour.ipynb"] == "my notes"
+    assert texts(learn)["00-tour.ipynb"] == notebook("my notes")
 
 
 def test_touched_stays_and_says_so_when_the_course_moves(course: Path, learn: Path) -> None:
     copy(course, learn)
-    (learn / "00-tour.ipynb").write_text("my notes")
-    (course / "00-tour.ipynb").write_text("tour, second edition")
+    (learn / "00-tour.ipynb").write_text(notebook("my notes"))
+    (course / "00-tour.ipynb").write_text(notebook("tour, second edition"))
     for _ in range(2):
         (line,) = copy(course, learn).splitlines()
         assert str(learn / "00-tour.ipynb") in line
         assert "rename or delete" in line
-        assert texts(learn)["00-tour.ipynb"] == "my notes"
+        assert texts(learn)["00-tour.ipynb"] == notebook("my notes")
 
 
 def test_the_advice_works(course: Path, learn: Path) -> None:
     copy(course, learn)
-    (learn / "00-tour.ipynb").write_text("my notes")
-    (course / "00-tour.ipynb").write_text("tour, second edition")
+    (learn / "00-tour.ipynb").write_text(notebook("my notes"))
+    (course / "00-tour.ipynb").write_text(notebook("tour, second edition"))
     (learn / "00-tour.ipynb").rename(learn / "mine.ipynb")
     assert copy(course, learn) == ""
-    assert texts(learn) == texts(course) | {"mine.ipynb": "my notes"}
+    assert texts(learn) == texts(course) | {"mine.ipynb": notebook("my notes")}
 
 
 def test_touched_back_to_the_new_edition_follows_again(course: Path, learn: Path) -> None:
     copy(course, learn)
     for edition in ("second", "third"):
-        (course / "00-tour.ipynb").write_text(f"tour, {edition} edition")
-        (learn / "00-tour.ipynb").write_text("tour, second edition")
+        (course / "00-tour.ipynb").write_text(notebook(f"tour, {edition} edition"))
+        (learn / "00-tour.ipynb").write_text(notebook("tour, second edition"))
         copy(course, learn)
     assert texts(learn) == texts(course)
 
 
 def test_foreign_file_of_the_same_name_is_not_overwritten(course: Path, learn: Path) -> None:
     learn.mkdir(parents=True)
-    (learn / "00-tour.ipynb").write_text("somebody else's")
+    (learn / "00-tour.ipynb").write_text("somebody else's, and damaged")
     assert "00-tour.ipynb" in copy(course, learn)
-    assert texts(learn)["00-tour.ipynb"] == "somebody else's"
+    assert texts(learn)["00-tour.ipynb"] == "somebody else's, and damaged"
 
 
 def test_lost_record_overwrites_nothing(course: Path, learn: Path) -> None:
     copy(course, learn)
-    (learn / "00-tour.ipynb").write_text("my notes")
+    (learn / "00-tour.ipynb").write_text(notebook("my notes"))
     (learn / ".copied.json").unlink()
     copy(course, learn)
-    assert texts(learn) == texts(course) | {"00-tour.ipynb": "my notes"}
+    assert texts(learn) == texts(course) | {"00-tour.ipynb": notebook("my notes")}
