@@ -80,7 +80,7 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
                 "expected a loss whose graph is whole, got one that backward() has used up; "
                 "return the loss from the closure without calling backward(): gnewton differentiates it itself"
             ) from error
-        if "not implemented" in str(error) or "donated buffer" in str(error):
+        if any(text in str(error) for text in ("not implemented", "donated buffer", "support double backward")):
             raise NotImplementedError(
                 "expected a loss that torch can differentiate to the order asked for, got an operation that it cannot: "
                 f"{error}. Replace that operation (or leave out torch.compile), or lower the order"
