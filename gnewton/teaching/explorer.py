@@ -62,10 +62,12 @@ class StepExplorer(FigureWidget):
         ax.axvline(0.0, color="black", linewidth=0.8)
         ax.invert_yaxis()
         # Fixed limits, from the weakest step to the strongest: a moving axis would hide what the slider does.
-        rates = torch.stack([newton_step(self._summary, c, on_failure="report").learning_rates for c in STRENGTHS[::4]])
+        rates = torch.stack(
+            [newton_step(self._summary, c, on_failure="report").learning_rates for c in STRENGTHS[1::4]]
+        )
         sizes = rates.abs()[rates != 0].numpy() if rates.any() else np.ones(1)
         low, high = np.floor(np.log10(np.quantile(sizes, 0.25))), np.ceil(np.log10(sizes.max()))
         ax.set_xscale("symlog", linthresh=10.0**low)
-        ax.set(xlim=(-(10.0 ** (high + 1)), 10.0 ** (high + 1)), xlabel="learning rate η of the group")
+        ax.set(xlim=(-(10.0 ** (high + 2)), 10.0 ** (high + 2)), xlabel="learning rate η of the group")
         decades = 10.0 ** np.arange(low + 1, high + 1, max(1, (high - low) // 3))
         ax.set_xticks([*-decades[::-1], 0.0, *decades])

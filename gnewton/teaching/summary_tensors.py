@@ -138,13 +138,13 @@ def summary_tensors() -> Derivation:
                 lambda n: (contracted(n), n.h_bar),
             ),
             Line(
-                r"\bar D_{rst} := -\frac{\partial^3 \varphi}{\partial \eta_r \partial \eta_s \partial \eta_t}(0) = D^3 L[u_r, u_s, u_t]",
+                r"D^3_{rst} := -\frac{\partial^3 \varphi}{\partial \eta_r \partial \eta_s \partial \eta_t}(0) = D^3 L[u_r, u_s, u_t]",
                 r"A third factor \(-u_t\): the sign returns.",
                 lambda n: (-jacfwd(hessian(n.phi))(n.zero), n.d3),
             ),
             Line(
                 r"D^2 \varphi(0)[\eta, \eta] = \eta^\top \bar H \eta",
-                r"The second-order Taylor term of \(\varphi\), seen by differences of the loss alone, without any derivative.",
+                r"Twice the second-order Taylor term of \(\varphi\), seen by differences of the loss alone, without any derivative.",
                 second_difference,
                 tolerance=1e-6,  # a difference quotient errs by eps L / h^2, about 1e-11, and by h^4
             ),
