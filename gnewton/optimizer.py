@@ -326,9 +326,11 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _predicted_decrease(summary: Summary, eta: Tensor, settings: Mapping[str, Any]) -> float:
-    """-m(eta) = g-bar . eta - 1/2 eta . (H-bar + ridge) eta - lambda_int/6 ||D eta||^3, for any eta."""
-    eta = eta.to(summary.gradient)
-    decrease = summary.value - summary.taylor(eta, 2) - settings["ridge"] / 2 * eta.square().sum()
+    """-m(eta) = g-bar . eta - 1/2 eta . (H-bar + ridge) eta - lambda_int/6 ||D eta||^3, for any eta; H-bar as the step used it."""
+    eta, hessian = eta.to(summary.gradient), summary.hessian
+    assert hessian is not None  # the summaries of an update have order 2 or 3
+    curvature = hessian.diagonal() * eta if settings["diagonal"] else hessian @ eta
+    decrease = summary.gradient @ eta - eta @ (curvature + settings["ridge"] * eta) / 2
     if summary.third is not None:
         decrease -= settings["cubic"] / 6 * (summary.third.abs().pow(1 / 3) * eta).norm() ** 3
     return float(decrease)

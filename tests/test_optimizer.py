@@ -144,6 +144,17 @@ def test_history_tells_the_truth_about_each_update():
         assert update.predicted_decrease == pytest.approx(-m.item(), rel=1e-10)
 
 
+@pytest.mark.parametrize("options", [{"diagonal": True}, {"ridge": 0.1}, {"cubic": 0.0, "diagonal": True}])
+def test_the_prediction_is_that_of_the_model_that_was_minimised(options):
+    case = build("perceptron")
+    optimizer = optimizer_for(case, direction=None, lr=1.0, **options)
+    u = gn.direction.gradient(case.loss, optimizer.partition)
+    settings = {"cubic": 1.0} | options
+    expected = gn.newton_step(gn.summarize(case.loss, optimizer.partition, u), **settings).predicted_decrease
+    optimizer.step(case.loss)
+    assert optimizer.history[0].predicted_decrease == pytest.approx(expected, rel=1e-9)
+
+
 def test_history_is_bounded_in_memory():
     model = gn.models.perceptron([64, 40, 10])
     optimizer = gn.GroupedNewton(gn.Partition.by_scalar(model))
@@ -577,4 +588,17 @@ def test_one_setting_trains_the_digits_on_every_seed(seed):
     history = gn.training.fit(model, optimizer, batches, epochs=15, evaluate=data, progress=False)
     assert not history.diverged
     assert max(history.losses) < 2 * history.losses[0]
+    assert history.test_accuracies[-1] >= 0.94
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rates_reused_for_ten_steps_need_a_larger_curvature_batch_and_short_steps(seed):
+    data = gn.datasets.digits()
+    model = gn.models.perceptron([64, 32, 32, 10], generator=torch.Generator().manual_seed(seed))
+    settings = {"lr": 0.1, "cubic": 1.0, "period": 10, "remove_negative": True}
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), momentum(model), **settings)
+    draw = torch.Generator().manual_seed(seed)
+    batches, curvature = data.batches(100, draw), data.batches(500, torch.Generator().manual_seed(seed + 1000))
+    history = gn.training.fit(model, optimizer, batches, epochs=15, evaluate=data, curvature=curvature, progress=False)
+    assert not history.diverged
     assert history.test_accuracies[-1] >= 0.94
