@@ -1,34 +1,74 @@
-"""Norm layers written out in elementary operations, whose derivatives are right to every order.
+"""Fused operations written out in elementary ones, whose derivatives are right to every order.
 
 torch computes layer norm, batch norm, instance norm and weight norm by fused kernels. Their first and second derivatives
 are right, but the derivative of the double backward treats the saved mean and variance as constants: the third order comes
 out wrong without any error (weight norm already at the second). Written out, each step is an operation that autograd
-differentiates to any order. `tests/test_elementary.py` shows both facts.
+differentiates to any order. `tests/test_elementary.py` shows both facts. Attention is written out too, as its parts are
+cheap to differentiate and the whole is not; recurrent layers leave the vendor kernels that have no second derivative.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, wraps
+from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 
-class ElementaryNorms(TorchFunctionMode):
-    """While it is active, norm layers run as elementary operations; values agree with torch's to rounding.
+class Elementary(TorchFunctionMode):
+    """While it is active, norm layers and attention run as elementary operations; values agree with torch's to rounding.
+
+    Composite Python functions of torch are opened, so that what they call is seen as well.
 
     >>> x = torch.randn(4, 3)
-    >>> with ElementaryNorms():
+    >>> with Elementary():
     ...     y = F.layer_norm(x, (3,))
     >>> torch.allclose(y, F.layer_norm(x, (3,)), atol=1e-5)
     True
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._opened: list[Any] = []
+
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return _WRITTEN_OUT.get(function, function)(*args, **(kwargs or {}))
+        # A function that calls itself again within its own parts is meant as it is.
+        parts = None if function in self._opened else WRITTEN_OUT.get(function) or _body(function)
+        if parts is None:
+            return self.run(function, args, kwargs or {})
+        self._opened.append(function)
+        try:
+            with self:
+                return parts(*args, **(kwargs or {}))
+        finally:
+            self._opened.pop()
+
+    def run(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What happens to a function that is not opened."""
+        return function(*args, **kwargs)
+
+
+COMPOSITE = {"torch.nn.functional", "torch.functional", "torch._tensor"}
+_ASKED_NO_MORE = dict.fromkeys(
+    ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *args: False
+)
+
+
+@cache
+def _body(function: Any) -> Callable[..., Any] | None:
+    """A composite Python function of torch without its own question for modes, so that its parts are seen."""
+    if not isinstance(function, FunctionType) or function.__module__ not in COMPOSITE:
+        return None
+    names = function.__globals__ | _ASKED_NO_MORE
+    body = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    body.__kwdefaults__ = function.__kwdefaults__
+    return body
 
 
 def layer_norm(
@@ -40,7 +80,7 @@ def layer_norm(
     cudnn_enable: bool = True,
 ) -> Tensor:
     """``torch.layer_norm`` over the last ``len(normalized_shape)`` axes."""
-    return _affine(_standardized(input, tuple(range(-len(normalized_shape), 0)), eps), weight, bias)
+    return _affine(standardized(input, tuple(range(-len(normalized_shape), 0)), eps), weight, bias)
 
 
 def batch_norm(
@@ -56,10 +96,11 @@ def batch_norm(
     """``F.batch_norm`` of (N, C, ...), its running statistics updated in training as torch does."""
     if not training:
         # With given statistics it is an affine map; the fused kernel differentiates that correctly.
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        given = (input, weight, bias, running_mean, running_var, training, momentum, eps)
+        return torch.batch_norm(*given, torch.backends.cudnn.enabled)
     axes = (0, *range(2, input.dim()))
     _update(running_mean, running_var, input, axes, momentum)
-    return _affine(_standardized(input, axes, eps), _channels(weight, input), _channels(bias, input))
+    return _affine(standardized(input, axes, eps), _channels(weight, input), _channels(bias, input))
 
 
 def instance_norm(
@@ -73,10 +114,33 @@ def instance_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """``F.instance_norm`` of (N, C, ...)."""
-    if not use_input_stats or running_mean is not None:
-        return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    if not use_input_stats:
+        given = (input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps)
+        return torch.instance_norm(*given, torch.backends.cudnn.enabled)
     axes = tuple(range(2, input.dim()))
-    return _affine(_standardized(input, axes, eps), _channels(weight, input), _channels(bias, input))
+    _update(running_mean, running_var, input, axes, momentum)
+    return _affine(standardized(input, axes, eps), _channels(weight, input), _channels(bias, input))
+
+
+def one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, as one operation to a torch function mode, which then does not see the steps inside."""
+
+    @wraps(function)
+    def shown(*args: Any, **kwargs: Any) -> Any:
+        if has_torch_function_unary(args[0]):
+            return handle_torch_function(shown, args[:1], *args, **kwargs)
+        return function(*args, **kwargs)
+
+    shown.one_operation = True  # type: ignore[attr-defined]
+    return shown
+
+
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """``F.group_norm`` of (N, C, ...)."""
+    grouped = standardized(input.reshape(len(input), num_groups, -1), (2,), eps).reshape(input.shape)
+    return _affine(grouped, _channels(weight, input), _channels(bias, input))
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -85,9 +149,118 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / v.square().sum(axes, keepdim=True).sqrt())
 
 
-def _standardized(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+@one_operation
+def standardized(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) over the axes: what the norm layers share, one operation to a recorder.
+
+    >>> standardized(torch.tensor([1.0, 3.0]), (0,), 0.0)
+    tensor([-1.,  1.])
+    """
     centred = x - x.mean(axes, keepdim=True)
     return centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``F.scaled_dot_product_attention``: softmax(scale q k^T) v; with a mask or shared heads, torch's own."""
+    if attn_mask is not None or is_causal or enable_gqa:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.mT
+    weights = scores.softmax(-1)
+    return (torch.dropout(weights, dropout_p, train=True) if dropout_p else weights) @ value
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """``F.cross_entropy``: of class indices, the negative log-likelihood of a log-softmax."""
+    options = (weight, size_average, ignore_index, reduce, reduction)
+    if target.is_floating_point() or label_smoothing:
+        return F.cross_entropy(input, target, *options, label_smoothing)
+    return F.nll_loss(F.log_softmax(input, 0 if input.dim() == 1 else 1), target, *options)
+
+
+def _reduced_last(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A loss that acts entry by entry, and the mean or sum as an operation of its own."""
+
+    @wraps(loss)
+    def run(*args: Any, reduction: str = "mean", **kwargs: Any) -> Tensor:
+        if reduction not in ("mean", "sum") or any(kwargs.get(name) is not None for name in ("size_average", "reduce")):
+            return loss(*args, reduction=reduction, **kwargs)
+        values = loss(*args, reduction="none", **kwargs)
+        return values.mean() if reduction == "mean" else values.sum()
+
+    return run
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: Sequence[Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``torch.lstm_cell``: the next hidden state and cell."""
+    gates = F.linear(input, w_ih, b_ih) + F.linear(hx[0], w_hh, b_hh)
+    enter, forget, candidate, leave = gates.chunk(4, -1)
+    cell = forget.sigmoid() * hx[1] + enter.sigmoid() * candidate.tanh()
+    return leave.sigmoid() * cell.tanh(), cell
+
+
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """``F.embedding``; the row ``padding_idx`` gets no gradient from torch, and is a constant here."""
+    rows = F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    if padding_idx is None:
+        return rows
+    return torch.where((input == padding_idx % len(weight))[..., None], rows.detach(), rows)
+
+
+def _recurrent(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    # The kernels of cuDNN and oneDNN lack second derivatives or forward mode; torch's own have both.
+    @one_operation
+    @wraps(kernel)
+    def run(*args: Any) -> Any:
+        with torch.backends.cudnn.flags(enabled=False), _without_onednn():
+            return kernel(*args)
+
+    return run
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    # Not torch.backends.mkldnn.flags: it sets TF32 too, which warns where there is no Intel GPU.
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -101,16 +274,35 @@ def _channels(parameter: Tensor | None, input: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def _update(mean: Tensor | None, variance: Tensor | None, x: Tensor, axes: tuple[int, ...], momentum: float) -> None:
+    # Instance norm has statistics for each sample and keeps their means.
     if mean is not None:
-        mean.lerp_(x.mean(axes).to(mean), momentum)
+        mean.lerp_(x.mean(axes).reshape(-1, len(mean)).mean(0).to(mean), momentum)
     if variance is not None:
-        variance.lerp_(x.var(axes).to(variance), momentum)
+        variance.lerp_(x.var(axes).reshape(-1, len(variance)).mean(0).to(variance), momentum)
 
 
-_WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
+_ENTRY_BY_ENTRY: list[Any] = [
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.poisson_nll_loss,
+    F.soft_margin_loss,
+]
+_RECURRENT: list[Any] = [torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu]
+WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     F.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
     F.batch_norm: batch_norm,
     F.instance_norm: instance_norm,
+    F.group_norm: group_norm,
     torch._weight_norm: weight_norm,
+    F.scaled_dot_product_attention: attention,
+    F.cross_entropy: cross_entropy,
+    F.embedding: embedding,
+    torch.lstm_cell: lstm_cell,
+    **{loss: _reduced_last(loss) for loss in _ENTRY_BY_ENTRY},
+    **{kernel: _recurrent(kernel) for kernel in _RECURRENT},
 }

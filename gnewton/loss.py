@@ -3,9 +3,10 @@
 A loss is a callable that returns a scalar tensor with its graph; gnewton evaluates it and differentiates it itself.
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gnewton.elementary import ElementaryNorms
+from gnewton.elementary import Elementary
 from gnewton.partition import Partition
 
 Loss = Callable[..., Tensor]
@@ -93,16 +94,27 @@ def prepared(partition: Partition, restore_buffers: bool = True) -> Iterator[Non
     """Gradients on, every operation in a form whose derivatives are right to every order, buffers restored after.
 
     Attention runs by its math back end, as the fused one has no second derivative; norm layers are written out, as torch's
-    kernels have a wrong third one.
+    kernels have a wrong third one; compiled modules run as they were before, as compiled code has no second derivative.
     """
     if not isinstance(partition, Partition):
         raise TypeError(f"expected a Partition, got {type(partition).__name__}; write Partition.by_tensor(model)")
     buffers = Buffers(partition.module if restore_buffers else None)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), ElementaryNorms():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            _uncompiled(),
+            Elementary(),
+        ):
             yield
     finally:
         buffers.restore()
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    # Whoever compiled a module has loaded the compiler; nobody else should wait for it.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class Buffers:
@@ -112,19 +124,19 @@ class Buffers:
         owners = list(module.modules()) if module else []
         self._held = [(m, dict(m._buffers)) for m in owners]
         self._saved = [
-            (b, b.detach().clone(), _version(b)) for m in owners for b in m._buffers.values() if b is not None
+            (b, b.detach().clone(), version(b)) for m in owners for b in m._buffers.values() if b is not None
         ]
 
     def restore(self) -> None:
         """Put back every buffer, also where the module replaced the tensor or made a new one."""
         for module, buffers in self._held:
-            if module._buffers != buffers:
+            if not isinstance(module, torch.jit.ScriptModule) and module._buffers != buffers:
                 module._buffers.clear()
                 module._buffers.update(buffers)
         with torch.no_grad():
-            for buffer, saved, version in self._saved:
+            for buffer, saved, before in self._saved:
                 # Writing counts as a change, which would break graphs that the caller still holds.
-                if _version(buffer) != version:
+                if version(buffer) != before:
                     buffer.copy_(saved)
 
 
@@ -202,13 +214,19 @@ class RandomState:
             self._generator.set_rng_state(states[1], *self._which)
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
+    """How often the tensor was written to.
+
+    >>> version(torch.zeros(2).add_(1))
+    1
+    """
     # Inference tensors count no changes, and cannot be written to outside inference mode either.
     return -1 if tensor.is_inference() else tensor._version
 
 
 def _check_surroundings(partition: Partition) -> None:
-    if torch.is_autocast_enabled(partition.device.type):
+    kind = partition.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         raise ValueError(
             "expected no active autocast, got one around the call, whose casts outlive the closure; "
             "enter torch.autocast inside the closure, or leave it away"

@@ -53,6 +53,7 @@ class Partition:
         self.module = module
         _check_parameters(self.parameters)
         self._labels = {name: _simplified(labels[name]) for name in self.parameters}
+        self._groups_in: dict[str, tuple[int, ...]] = {}
         self.sizes = self._count()
         _check_groups(self.names, self.sizes)
 
@@ -211,6 +212,19 @@ class Partition:
         """The group index of parameter ``name``, or an int64 tensor of its shape; S means "in no group"."""
         label = self._labels[name]
         return label if isinstance(label, int) else label.to(self.parameters[name].device)
+
+    def groups_in(self, name: str) -> tuple[int, ...]:
+        """The groups that have a scalar of parameter ``name``.
+
+        >>> import gnewton as gn
+        >>> gn.Partition.by_row(gn.models.perceptron([4, 3, 2])).groups_in("2.bias")
+        (3, 4)
+        """
+        label = self._labels[name]
+        if name not in self._groups_in:
+            found = [label] if isinstance(label, int) else torch.unique(label).tolist()
+            self._groups_in[name] = tuple(g for g in found if g < len(self))
+        return self._groups_in[name]
 
     def members(self, group: int) -> list[str]:
         """The names of the parameters that have a scalar in the group."""

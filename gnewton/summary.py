@@ -14,13 +14,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from gnewton.derivatives import nested
+from gnewton.derivatives import nested, sweep
+from gnewton.derivatives.record import recorded, warn_of_missing
 from gnewton.direction import checked
-from gnewton.loss import Loss, Weight, batches, evaluate, prepared
+from gnewton.loss import Loss, RandomState, Weight, batches, evaluate, prepared
 from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
 
 _TENSORS = ("value", "gradient", "hessian", "third", "third_full")
-_ENGINES = ("auto", "nested")
+_ENGINES = ("auto", "tape", "nested")
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +209,7 @@ def summarize(
     weight: Weight | None = None,
     full_third: bool = False,
     engine: str = "auto",
+    max_memory: float = sweep.MAX_MEMORY,
 ) -> Summary:
     """The exact summary of the loss along ``direction``: g-bar (S,), H-bar (S, S), the diagonal of D3 (S,), float64.
 
@@ -216,6 +218,11 @@ def summarize(
     batch mean and the result is the mean over all samples: batches weigh ``len(batch[0])``, or ``weight(*batch)``.
     Exact: no finite difference, no sampling (Wolinski, arXiv 2312.03885, section 3). Parameters, ``.grad`` and buffers
     (batch norm) are left as they were; attention runs on its math back end meanwhile.
+
+    ``engine`` "tape" records the loss and sweeps S tangents through the record, for the price of a few gradients;
+    "nested" takes 2S + 1 backward passes; "auto" is the tape, or, where the record is not complete (a custom autograd
+    function, a scripted module), nested, with one IncompleteRecordWarning that names the operation; "tape" refuses such a
+    loss. ``max_memory`` in bytes bounds the tape's tangents; a smaller one takes longer.
 
     Raises TypeError or ValueError for an unfit loss, direction, order or engine, FloatingPointError for a loss that is not
     finite; warns with RandomLossWarning when the loss draws random numbers.
@@ -233,17 +240,47 @@ def summarize(
     samples = 0.0
     with prepared(partition):
         for batch, n in batches(data, weight):
-            one = _one_batch(evaluate(loss, partition, batch), partition, u, order, full_third) * n
+            tensors = _derivatives(loss, partition, batch, u, order, full_third, engine, max_memory)
+            one = Summary(*tensors, partition.names) * n
             total, samples = one if total is None else total + one, samples + n
     assert total is not None  # batches() refuses an empty data set
     return total * (1 / samples)
 
 
-def _one_batch(value: Tensor, partition: Partition, u: dict[str, Tensor], order: int, full_third: bool) -> Summary:
-    gradient, hessian, third, full = nested.summary(value, partition, u, order, full_third)
-    # Two roundings of one symmetric number: their mean is no less exact.
-    symmetric = None if hessian is None else (hessian + hessian.T) / 2
-    return Summary(value.detach().to(gradient), gradient, symmetric, third, full, partition.names)
+def _derivatives(
+    loss: Loss,
+    partition: Partition,
+    batch: Sequence[Any],
+    u: dict[str, Tensor],
+    order: int,
+    full_third: bool,
+    engine: str,
+    max_memory: float,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The value and the orders 1, 2, 3 and full 3 of one batch."""
+    if engine == "nested" or order == 1:
+        value = evaluate(loss, partition, batch)
+        return _plain(value, partition), *nested.summary(value, partition, u, order, full_third)
+    before = RandomState(partition)
+    tape = recorded(loss, partition, batch)
+    assert tape.value is not None
+    value = _plain(tape.value, partition)
+    if tape.missing is None:
+        try:
+            return value, *sweep.summary(tape, partition, u, order, full_third, max_memory)
+        except sweep.NoRule as error:
+            tape.missing = str(error)
+    if engine == "tape":
+        raise ValueError(f'expected a loss that can be recorded whole, got one where {tape.missing}; use engine="auto"')
+    with before.replayed():
+        again = evaluate(loss, partition, batch)
+    tensors = nested.summary(again, partition, u, order, full_third)
+    warn_of_missing(tape.missing, partition)
+    return value, *tensors
+
+
+def _plain(value: Tensor, partition: Partition) -> Tensor:
+    return value.detach().to(accumulator_dtype(partition.device))
 
 
 def _check_request(order: int, full_third: bool, engine: str) -> None:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 import gnewton as gn
 from gnewton.derivatives import nested
-from gnewton.elementary import ElementaryNorms
+from gnewton.elementary import Elementary
 
 NORMS = {
     "layer norm": lambda: nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3)),
@@ -93,7 +93,7 @@ def test_values_and_running_statistics_are_torchs(name):
     model, _, _, _ = problem(name)
     twin = copy.deepcopy(model)
     x = torch.randn(12, 6, dtype=torch.float64)
-    with ElementaryNorms():
+    with Elementary():
         written_out = model(x)
     torch.testing.assert_close(written_out, twin(x), rtol=1e-10, atol=1e-12)
     for (buffer_name, ours), theirs in zip(model.named_buffers(), twin.buffers(), strict=True):
@@ -104,7 +104,7 @@ def test_values_and_running_statistics_are_torchs(name):
 def test_batch_norm_of_every_dimension(shape):
     x = torch.randn(shape, dtype=torch.float64)
     w, b = torch.randn(4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    with ElementaryNorms():
+    with Elementary():
         ours = F.batch_norm(x, None, None, w, b, training=True)
     torch.testing.assert_close(ours, F.batch_norm(x, None, None, w, b, training=True))
 
@@ -113,7 +113,7 @@ def test_batch_norm_of_every_dimension(shape):
 def test_weight_norm_of_every_axis(dim):
     v = torch.randn(4, 3, dtype=torch.float64)
     g = torch.randn({0: (4, 1), 1: (1, 3), -1: (1, 1)}[dim], dtype=torch.float64)
-    with ElementaryNorms():
+    with Elementary():
         ours = torch._weight_norm(v, g, dim)
     reference = torch._weight_norm(v, g, dim) if dim != -1 else v * g / v.norm()
     torch.testing.assert_close(ours, reference)

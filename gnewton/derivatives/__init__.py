@@ -1,5 +1,5 @@
-"""Engines that compute summary tensors; ``nested`` is the slow oracle."""
+"""Engines that compute summary tensors: ``sweep`` over a recorded ``tape``, and ``nested``, the slow oracle."""
 
-from gnewton.derivatives import nested
+from gnewton.derivatives import nested, record, sweep, tape
 
-__all__ = ["nested"]
+__all__ = ["nested", "record", "sweep", "tape"]

@@ -55,7 +55,9 @@ def summary(
     if order == 1:
         return gradient.detach(), None, None, None
     rows = [contract(entry, partition, direction, create_graph=order > 2) for entry in gradient]
+    # Two roundings of one symmetric number: their mean is no less exact.
     hessian = torch.stack(rows).detach()
+    hessian = (hessian + hessian.T) / 2
     if order == 2:
         return gradient.detach(), hessian, None, None
     if full_third:

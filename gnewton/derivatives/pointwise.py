@@ -1,0 +1,235 @@
+"""Rules in closed form for operations that act scalar by scalar or row by row: activations, sums, softmax, norms.
+
+Each needs a few passes over the tangents and, for H-bar, one Gram matrix.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gnewton.derivatives.rule import Adjoints, Generic, Jet, Rule, Sums, filled, rows
+from gnewton.derivatives.stack import Stack, summed_to, total
+
+if TYPE_CHECKING:
+    from gnewton.derivatives.tape import Operation
+
+
+class Elementwise(Rule):
+    """y = f(x): D o is a product with f', D^2 o one with f'', D^3 o one with f'''; derived from the function itself."""
+
+    def __init__(self, curved: bool = True) -> None:
+        self.curved = curved
+
+    def forward(self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, sums: Sums) -> list[Jet]:
+        ((x, x2),) = jets
+        assert x is not None
+        f1, f2, f3 = _derivatives(o, sums.order if self.curved else 1)
+        if f2 is None:
+            return [Jet(*(s and Stack(s.groups, s.values * f1, owned=True) for s in (x, x2)))]
+        # Second-order tangents come later than first-order ones: their groups are the first of x's, or are made so.
+        if x2 and x2.groups != x.groups[: len(x2.groups)]:
+            x2 = Stack(x.groups, x2.over(x.groups))
+        # rows() of a permuted stack is a copy: the results get memory of their own, in order.
+        fresh = partial(torch.empty_like, x.values, memory_format=torch.contiguous_format)
+        first = Stack(x.groups, x.values if x.owned and x.values.is_contiguous() else fresh(), owned=True)
+        second = Stack(x.groups, fresh(), owned=True) if sums.order == 3 else None
+        adjoint = torch.zeros_like(f1) if adjoints[0] is None else adjoints[0]
+        functions = (f1, f2, f2 * adjoint, None if f3 is None else f3 * adjoint)
+        flat = [None if f is None else f.flatten() for f in functions]
+        rows2, out2 = (None if stack is None else stack.rows() for stack in (x2, second))
+        gram, third = _through(flat, x.rows(), rows2, first.rows(), out2)
+        sums.hessian(x.groups, x.groups, gram)
+        if second:
+            sums.third(x.groups, third)
+        return [Jet(first, second)]
+
+    def backward(
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Sequence[Stack | None], sums: Sums
+    ) -> Sequence[Stack | None]:
+        x, m = jets[0].first, moved[0]
+        f1, f2, f3 = _derivatives(o, 3 if self.curved else 1)
+        carried = m and Stack(m.groups, m.values * f1)
+        if x is None or f2 is None or adjoints[0] is None:
+            return [carried]
+        # lambda^r f'' x_s x_t in each of the three places, and a third of  lambda f''' x_r x_s x_t  there as well.
+        bent = f3 if f3 is None else Stack(x.groups, x.values * (adjoints[0] * f3 / 3))
+        weights = total([m and Stack(m.groups, m.values * f2), bent], f1.shape)
+        if weights is not None:
+            blocks = [(x.rows() * w) @ x.rows().T for w in weights.rows()]
+            sums.full(weights.groups, x.groups, x.groups, torch.stack(blocks))
+        return [total([carried, Stack(x.groups, x.values * (adjoints[0] * f2))], f1.shape)]
+
+
+class Sum(Rule):
+    """a + alpha b or a - alpha b, with broadcasting."""
+
+    curved = False
+
+    def __init__(self, sign: int) -> None:
+        self.sign = sign
+
+    def forward(self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, sums: Sums) -> list[Jet]:
+        shape = o.outputs[0].value.shape
+        return [Jet(*(total(self._signed(o, stacks), shape) for stacks in zip(*jets, strict=True)))]
+
+    def backward(
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Sequence[Stack | None], sums: Sums
+    ) -> Sequence[Stack | None]:
+        return self._signed(o, [summed_to(moved[0], v.value.shape) for v in o.inputs])
+
+    def _signed(self, o: "Operation", stacks: Sequence[Stack | None]) -> list[Stack | None]:
+        factor = self.sign * o.argument(2, "alpha", 1)
+        second = o.place(1, "other")
+        return [
+            Stack(s.groups, s.values * factor) if s and i == second and factor != 1 else s for i, s in enumerate(stacks)
+        ]
+
+
+class Softmax(Generic):
+    """Softmax, or its logarithm, along one axis.
+
+    Let p be the probabilities and  a_s = x_s - <p, x_s>  the centred tangents of a row. The derivatives of the logarithm
+    are those of -log sum exp: after a_s the covariance  -<p, a_s a_t>  in every entry, then the third cumulant.
+    """
+
+    repeatable = True
+
+    def __init__(self, logarithm: bool) -> None:
+        self.logarithm = logarithm
+
+    def forward(self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, sums: Sums) -> list[Jet]:
+        ((x, x2),), (adjoint,) = jets, filled(adjoints, o)
+        assert x is not None
+        axis = o.argument(1, "dim") % adjoint.dim() - adjoint.dim()
+        y = o.outputs[0].value
+        p = y.exp() if self.logarithm else y
+
+        def mean(v: Tensor) -> Tensor:
+            return (p * v).sum(axis, keepdim=True)
+
+        a = x.values - mean(x.values)
+        inner = adjoint if self.logarithm else adjoint * p
+        w = -p * inner.sum(axis, keepdim=True) + (0 if self.logarithm else inner)
+        sums.hessian(x.groups, x.groups, (rows(a) * w.flatten()) @ rows(a).T)
+        if sums.order < 3:
+            return [Jet(Stack(x.groups, a if self.logarithm else p * a))]
+        b = 0 if x2 is None else x2.over(x.groups) - mean(x2.over(x.groups))
+        log2 = (b - mean(a * a)).expand_as(a)
+        log3 = -mean(a * (a * a + 3 * b))
+        third = log3.expand_as(a) if self.logarithm else p * (a**3 + 3 * a * log2 + log3)
+        sums.third(x.groups, rows(third) @ adjoint.flatten())
+        first, second = (a, log2) if self.logarithm else (p * a, p * (a * a + log2))
+        return [Jet(Stack(x.groups, first), Stack(x.groups, second))]
+
+
+class Standardized(Generic):
+    """y = c r  with  c = x - mean(x)  and  r = (mean(c^2) + eps)^(-1/2)  over some axes: the core of the norm layers."""
+
+    repeatable = True
+
+    def forward(self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, sums: Sums) -> list[Jet]:
+        ((x, x2),), (adjoint,) = jets, filled(adjoints, o)
+        assert x is not None
+        value, eps = o.inputs[0].value, o.argument(2, "eps")
+        axes = [axis % value.dim() - value.dim() for axis in o.argument(1, "axes")]
+
+        def mean(v: Tensor) -> Tensor:
+            return v.mean(axes, keepdim=True)
+
+        c, c1 = value - mean(value), x.values - mean(x.values)
+        r = (mean(c * c) + eps).rsqrt()
+        q1 = 2 * mean(c * c1)  # the derivatives of mean(c^2), and then of r
+        r1 = -(r**3) * q1 / 2
+        size = c.numel() // r.numel()
+        pull, pull1 = size * mean(adjoint * c), size * mean(adjoint * c1)
+        gram = (rows(c1) * (-pull * r**3 / size).expand_as(c).flatten()) @ rows(c1).T
+        cross = rows(pull1) @ rows(r1).T
+        bend = rows(pull * r**5 * q1) @ rows(q1).T * 0.75
+        sums.hessian(x.groups, x.groups, gram + cross + cross.T + bend)
+        first = Stack(x.groups, c1 * r + c * r1)
+        if sums.order < 3:
+            return [Jet(first)]
+        c2 = torch.zeros_like(c1) if x2 is None else x2.over(x.groups) - mean(x2.over(x.groups))
+        q2, q3 = 2 * mean(c1 * c1 + c * c2), 6 * mean(c1 * c2)
+        r2 = 0.75 * r**5 * q1 * q1 - r**3 * q2 / 2
+        r3 = -1.875 * r**7 * q1**3 + 2.25 * r**5 * q1 * q2 - r**3 * q3 / 2
+        third = 3 * size * mean(adjoint * c2) * r1 + 3 * pull1 * r2 + pull * r3
+        sums.third(x.groups, rows(third).sum(1))
+        return [Jet(first, Stack(x.groups, c2 * r + 2 * c1 * r1 + c * r2))]
+
+
+# Scalars of a stack that are worked on at a time: they stay in the cache from one pass to the next.
+_BLOCK = 2**17
+
+
+def _through(
+    functions: Sequence[Any], x: Tensor, x2: Tensor | None, first: Tensor, second: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Write the tangents of f(x) into ``first`` and ``second`` (k, n), and return their share of H-bar and D3.
+
+    ``functions``, each (n,): the first two derivatives, then the last two times the adjoint. ``first`` may be ``x`` itself.
+    """
+    f1, f2, w2, w3 = functions
+    gram, third = x.new_zeros(len(x), len(x)), x.new_zeros(len(x))
+    some = 0 if x2 is None else len(x2)
+    for i in range(0, x.shape[1], max(256, _BLOCK // len(x))):
+        part = slice(i, i + max(256, _BLOCK // len(x)))
+        here = x[:, part]
+        bent = here * w2[part]
+        gram += bent @ here.T
+        if second is not None:
+            if x2 is not None:
+                third[:some] += 3 * torch.linalg.vecdot(bent[:some], x2[:, part])
+            torch.mul(here, here, out=bent)
+            torch.mul(bent, f2[part], out=second[:, part])
+            if x2 is not None:
+                second[:some, part].addcmul_(x2[:, part], f1[part])
+            if w3 is not None:
+                third += bent.mul_(here) @ w3[part]
+        torch.mul(here, f1[part], out=first[:, part])
+    return gram, third
+
+
+def _derivatives(o: "Operation", order: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The first three derivatives of f at the input; from the second on, None where zero or above ``order``."""
+    by_hand = len(o.arguments[0]) < 3 and o.arguments[1].keys() <= {"alpha"}
+    found = _KNOWN[o.name](o)[:order] if by_hand and o.name in _KNOWN else _derived(o, order)
+    return found[0], found[1] if len(found) > 1 else None, found[2] if len(found) > 2 else None
+
+
+def _derived(o: "Operation", order: int) -> list[Tensor]:
+    # The function acts scalar by scalar, so that the derivative of its sum holds all of them.
+    x = o.inputs[0].value.detach().requires_grad_()
+    with torch.enable_grad():
+        y = o.call(x)[0]
+        found: list[Tensor] = []
+        while len(found) < order and y.requires_grad:
+            again = len(found) + 1 < order
+            (y,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=again, materialize_grads=True)
+            found.append(y.detach())
+    return found
+
+
+def _of_tanh(o: "Operation") -> list[Tensor]:
+    y = o.outputs[0].value
+    slope = 1 - y * y
+    return [slope, -2 * y * slope, (6 * y * y - 2) * slope]
+
+
+def _of_sigmoid(o: "Operation") -> list[Tensor]:
+    y = o.outputs[0].value
+    slope = y * (1 - y)
+    return [slope, (1 - 2 * y) * slope, (1 - 6 * slope) * slope]
+
+
+def _of_elu(o: "Operation") -> list[Tensor]:
+    x, y, alpha = o.inputs[0].value, o.outputs[0].value, o.argument(1, "alpha", 1.0)
+    bent = torch.where(x > 0, 0.0, y + alpha)
+    return [torch.where(x > 0, 1.0, bent), bent, bent]
+
+
+# By hand where the output holds what the derivatives need: autograd takes ten passes over it.
+_KNOWN = {"tanh": _of_tanh, "sigmoid": _of_sigmoid, "exp": lambda o: [o.outputs[0].value] * 3, "elu": _of_elu}

@@ -1,0 +1,305 @@
+"""Recording: a loss runs once, as it is, and every torch function that it calls is seen.
+
+An operation is written down when one of its arguments is a parameter of the partition or the result of an earlier one.
+Python functions of torch are opened, not written down whole: their parts have simpler derivatives.
+
+A list that lacks an operation would give wrong numbers and no error. So each operation is compared with autograd's graph:
+walking back from its outputs, every path must end at the inputs that were written down. A path that reaches a parameter
+otherwise means that something went unseen (a custom autograd function, a scripted module, another thread). Then the tape
+names it in ``missing``, and the slow engine, which needs no record, takes over.
+"""
+
+import warnings
+from collections.abc import Container, Iterable, Iterator, Sequence
+from types import FunctionType
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from gnewton.derivatives.rules import rule_for
+from gnewton.derivatives.tape import Operation, Ref, Tape, Variable, replaced
+from gnewton.elementary import COMPOSITE, Elementary
+from gnewton.loss import Loss, RandomState, evaluate, prepared, version
+from gnewton.partition import Partition
+
+
+class IncompleteRecordWarning(UserWarning):
+    """The tape cannot follow the loss; the slow engine computes the summary, which is as exact."""
+
+
+_WARNED: WeakSet[Partition] = WeakSet()
+
+
+def warn_of_missing(what: str | None, partition: Partition) -> None:
+    """One IncompleteRecordWarning per partition, for whoever called the library."""
+    if partition not in _WARNED:
+        _WARNED.add(partition)
+        warnings.warn(
+            f"the tape cannot record this loss: {what}; the summary is computed by nested backward passes, exact but slow",
+            IncompleteRecordWarning,
+            stacklevel=4,
+        )
+
+
+def record(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
+    """The tape of ``loss(*batch)``; its ``value`` is the same number, bit for bit, as without recording.
+
+    Raises what ``summarize`` raises for an unfit loss. Buffers are left as they were.
+    """
+    with prepared(partition):
+        return recorded(loss, partition, batch)
+
+
+def recorded(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
+    """``record`` for a caller that has entered ``loss.prepared``."""
+    recorder = _Recorder(partition)
+    recorder.tape.value = evaluate(recorder.wrapped(loss) if callable(loss) else loss, partition, batch)
+    return recorder.tape
+
+
+class _Recorder(Elementary):
+    def __init__(self, partition: Partition) -> None:
+        super().__init__()
+        self._partition = partition
+        # Each with its tensor, whose id must not be given to another while the recording lasts.
+        self._known: dict[int, tuple[Tensor, Any, Variable]] = {}
+        self._reasons: dict[int, tuple[Tensor, str]] = {}
+        self._read: list[tuple[Tensor, int, Operation]] = []
+        self._hooked = any(p._backward_hooks for p in partition.parameters.values())
+        for name, p in partition.parameters.items():
+            if p.requires_grad:
+                self._know(p, partition.groups_in(name), name)
+        self._ours = set(self._known)
+        self.tape = Tape(tuple(v for _, _, v in self._known.values()))
+
+    def wrapped(self, loss: Loss) -> Loss:
+        def recorded_once(*batch: Any) -> Tensor:
+            if self.tape.result or self.tape.missing:
+                return loss(*batch)
+            with self:
+                value = loss(*batch)
+            self._finish(value)
+            return value
+
+        return recorded_once
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._hooked |= function is Tensor.register_hook
+        return super().__torch_function__(function, types, args, kwargs)
+
+    # -- one operation -------------------------------------------------------------------------------------------
+
+    def run(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Call the function, and write it down if it is a step from the parameters to the loss."""
+        tensors = list(_tensors((args, kwargs)))
+        name = _name(function)
+        if all(id(t) not in self._known for t in tensors) or not torch.is_grad_enabled():
+            result = function(*args, **kwargs)
+            if torch.is_grad_enabled():
+                self._pass_on(tensors, result)
+            return result
+        if not _is_operation(function) or not all(map(_is_plain, tensors)):
+            result = function(*args, **kwargs)
+            self._leave_out(result, f"{name} is not an operation on plain tensors")
+            return result
+        with torch._C.DisableTorchFunction():
+            if name in _DROPOUTS:
+                return self._dropout(function, *args, **kwargs)
+            return self._perform(function, args, kwargs, tensors)
+
+    def _perform(self, function: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        target = tensors[0] if _writes(function, kwargs) else None
+        operation = self._operation(function, args, kwargs, target)
+        # Where walks through autograd's graph stop: a parameter by its id, a value by its node and output number.
+        edges: set[Any] = {id(t) for t in tensors}
+        edges.update((v.edge.node, v.edge.output_nr) for v in operation.inputs if v.edge)
+        self._read += [(t, version(t), operation) for t in tensors if t is not target]
+        # An argument that was not recorded must not depend on a parameter, not even through a recorded value.
+        unseen = [t for t in tensors if t.requires_grad and not self._variable(t) and self._strays([t], set())]
+        reason = self._reason(unseen[0]) if unseen else self._flaw(operation, tensors, target)
+        state = None if operation.rule.repeatable else RandomState(self._partition)
+        result = function(*args, **kwargs)
+        if state is not None and RandomState(self._partition) != state:
+            reason = f"{operation.name} draws random numbers"
+        self._write_down(operation, result, edges, reason, target)
+        return result
+
+    def _operation(self, function: Any, args: Any, kwargs: Any, target: Tensor | None) -> Operation:
+        inputs: list[Variable] = []
+
+        def slot(tensor: Tensor) -> Any:
+            # What the operation is going to overwrite is kept as it was.
+            value = tensor.detach().clone() if tensor is target else tensor.detach()
+            variable = self._variable(tensor)
+            if variable is None:
+                return value
+            variable.value = value
+            inputs.append(variable)
+            return Ref(len(inputs) - 1)
+
+        arguments = replaced((args, kwargs), Tensor, slot)
+        pure = function if target is None else _pure(_name(function), kwargs)
+        operation = Operation(_name(function), pure, arguments, tuple(inputs))
+        operation.rule = rule_for(operation)
+        if target is not None:
+            self._read = [entry for entry in self._read if entry[0] is not target or not self._variable(target)]
+        return operation
+
+    def _flaw(self, operation: Operation, tensors: list[Tensor], target: Tensor | None) -> str | None:
+        """What of the operation, before it runs, the tape could not repeat."""
+        if target is not None and (
+            operation.function is None or any(t.dtype != target.dtype for t in tensors if t.is_floating_point())
+        ):
+            return f"{operation.name} writes into a tensor"
+        if operation.name == "embedding" and operation.argument(3, "scale_grad_by_freq", False):
+            return "embedding scales its gradient by frequency"
+        return None
+
+    def _write_down(
+        self, operation: Operation, result: Any, edges: set[Any], reason: str | None, target: Tensor | None
+    ) -> None:
+        many = isinstance(result, tuple | list)
+        outputs = {i: t for i, t in enumerate(result if many else [result]) if self._is_new(t)}
+        reason = reason or self._gap(operation.name, list(outputs.values()), edges)
+        if reason is not None:
+            self._leave_out((result, target), reason)
+        elif outputs:
+            groups = tuple(dict.fromkeys(g for v in operation.inputs for g in v.groups))
+            operation.picks = tuple(outputs) if many else None
+            operation.outputs = tuple(self._know(t, groups) for t in outputs.values())
+            operation.rule = rule_for(operation)
+            self.tape.operations.append(operation)
+
+    def _gap(self, name: str, outputs: list[Tensor], edges: set[Any]) -> str | None:
+        """What autograd knows of the outputs and the record does not."""
+        if any(t.is_complex() for t in outputs):
+            return f"{name} has complex numbers"
+        if self._strays(outputs, edges):
+            return f"{name} depends on parameters that it was not given"
+        inner = {t.grad_fn for t in outputs}
+        if len(inner) > 1 and self._strays(outputs, edges, inner):
+            return f"{name} has outputs of which one depends on another"
+        return None
+
+    def _strays(self, outputs: Iterable[Tensor], edges: set[Any], towards: Container[Any] = ()) -> bool:
+        """Whether autograd has a path from an output, past the edges, to a parameter of ours (or ``towards`` a node)."""
+        todo = [t.grad_fn for t in outputs if t.grad_fn is not None]
+        seen = set(todo)
+        while todo:
+            for child, number in todo.pop().next_functions:
+                if child is None or (child, number) in edges:
+                    continue
+                leaf = id(getattr(child, "variable", None))
+                if (leaf in self._ours and leaf not in edges) or child in towards:
+                    return True
+                if child not in seen:
+                    seen.add(child)
+                    todo.append(child)
+        return False
+
+    def _dropout(self, function: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # The mask is what dropout makes of ones: with it the operation is a product, which can be run again.
+        ones = torch.ones_like(input, requires_grad=False)
+        mask = function(ones, *args, **kwargs)
+        if mask is ones and not function.__name__.endswith("_"):
+            return function(input, *args, **kwargs)  # type: ignore[no-any-return]
+        product = Tensor.mul_ if function.__name__.endswith("_") else torch.mul
+        return self._perform(product, (input, mask), {}, [input, mask])  # type: ignore[no-any-return]
+
+    # -- what is known ---------------------------------------------------------------------------------------------
+
+    def _know(self, tensor: Tensor, groups: tuple[int, ...], name: str | None = None) -> Variable:
+        edge = None if tensor.grad_fn is None else GradientEdge(tensor.grad_fn, tensor.output_nr)
+        variable = Variable(tensor.detach(), groups, edge, name)
+        self._known[id(tensor)] = (tensor, tensor.grad_fn, variable)
+        return variable
+
+    def _variable(self, tensor: Tensor) -> Variable | None:
+        entry = self._known.get(id(tensor))
+        # Writing through a view gives a tensor another history: it is no longer the value that was recorded.
+        return entry[2] if entry and tensor.grad_fn is entry[1] else None
+
+    def _is_new(self, result: Any) -> bool:
+        return isinstance(result, Tensor) and result.requires_grad and self._variable(result) is None
+
+    def _leave_out(self, result: Any, reason: str) -> None:
+        for t in _tensors(result):
+            self._reasons.setdefault(id(t), (t, reason))
+
+    def _pass_on(self, tensors: list[Tensor], result: Any) -> None:
+        unseen = [t for t in tensors if id(t) in self._reasons or t.grad_fn is not None]
+        if unseen:
+            self._leave_out(result, self._reason(unseen[0]))
+
+    def _reason(self, tensor: Tensor) -> str:
+        known = self._reasons.get(id(tensor))
+        return known[1] if known else f"{tensor.grad_fn.name() if tensor.grad_fn else 'a parameter'} was not seen"
+
+    def _finish(self, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            return
+        self.tape.result = self._variable(value)
+        if self.tape.result is None:
+            self.tape.missing = self._reason(value)
+            return
+        if self._hooked:
+            self.tape.missing = "a tensor hook may change gradients"
+        self.tape.keep_what_matters()
+        kept = set(self.tape.operations)
+        changed = [operation.name for t, old, operation in self._read if operation in kept and version(t) != old]
+        if changed:
+            self.tape.missing = f"an argument of {changed[0]} was overwritten later"
+        for memory in (self._known, self._reasons, self._read):
+            memory.clear()
+
+
+_DROPOUTS = {"dropout", "dropout_", "feature_dropout", "feature_dropout_"}
+
+
+def _is_operation(function: Any) -> bool:
+    return (
+        not isinstance(function, FunctionType)
+        or function.__module__ in COMPOSITE
+        or getattr(function, "one_operation", False)
+    )
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__name__", function))
+
+
+def _writes(function: Any, kwargs: Any) -> bool:
+    """Whether the function writes into its first tensor: add_, __iadd__, __setitem__, out=."""
+    name = _name(function)
+    dunder = name.startswith("__")
+    return "out" in kwargs or name == "__setitem__" or (name.startswith("__i") if dunder else name.endswith("_"))
+
+
+def _pure(name: str, kwargs: Any) -> Any:
+    """The function that returns what the in-place one writes: add for add_; None where torch has none."""
+    if "out" in kwargs:
+        return None
+    pure = name.replace("__i", "__", 1) if name.startswith("__i") else name.removesuffix("_")
+    homes = (Tensor, torch, torch._C._nn)
+    return next((getattr(home, pure) for home in homes if pure != name and hasattr(home, pure)), None)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout == torch.strided
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+
+
+def _tensors(structure: Any) -> Iterator[Tensor]:
+    if isinstance(structure, Tensor):
+        yield structure
+    elif isinstance(structure, tuple | list):
+        for entry in structure:
+            yield from _tensors(entry)
+    elif isinstance(structure, dict):
+        yield from _tensors(tuple(structure.values()))

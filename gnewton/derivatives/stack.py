@@ -1,0 +1,108 @@
+"""A stack: the tangents of one value along several groups, without the zeros.
+
+Most values depend on a few groups only: the first layer's output on that layer's own, a weight on itself. A stack holds
+the group indices and, in the same order, the tangents; a group that is not listed has tangent zero.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Stack:
+    """``values`` (k, *shape of the value), one tangent for each of the k ``groups``.
+
+    ``owned``: nobody else reads this memory, so that the last reader may write into it.
+
+    >>> Stack((2, 5), torch.tensor([[1.0], [3.0]])).over((5, 0))
+    tensor([[3.],
+            [0.]])
+    """
+
+    groups: tuple[int, ...]
+    values: Tensor
+    owned: bool = False
+
+    def over(self, groups: Sequence[int]) -> Tensor:
+        """The tangents along exactly these groups, zeros where there is none: (len(groups), *shape)."""
+        if tuple(groups) == self.groups:
+            return self.values
+        out = self.values.new_zeros(len(groups), *self.values.shape[1:])
+        here = [(i, self.groups.index(g)) for i, g in enumerate(groups) if g in self.groups]
+        for i, j in here:
+            out[i] = self.values[j]
+        return out
+
+    def rows(self) -> Tensor:
+        """(k, number of scalars): one row per group."""
+        return self.values.reshape(len(self.groups), -1)
+
+
+def union(stacks: Iterable[Stack | None]) -> tuple[int, ...]:
+    """The groups of any of the stacks, each once, in order of first appearance."""
+    return tuple(dict.fromkeys(g for stack in stacks if stack for g in stack.groups))
+
+
+def total(stacks: Sequence[Stack | None], shape: Sequence[int]) -> Stack | None:
+    """The sum of stacks that broadcast to one shape; None stands for zero.
+
+    >>> total([Stack((0,), torch.ones(1, 2)), Stack((0, 1), torch.ones(2, 2)), None], (2,)).values
+    tensor([[2., 2.],
+            [1., 1.]])
+    """
+    present = [s for s in stacks if s is not None]
+    if not present:
+        return None
+    # The longest keeps its order, so that most rows are copied in one piece.
+    present.sort(key=lambda s: -len(s.groups))
+    groups = union(present)
+    values = [lifted(s.values, len(shape)).expand(-1, *shape) for s in present]
+    if len(values) == 1:
+        return Stack(groups, values[0])
+    if len(groups) == sum(len(s.groups) for s in present):
+        return Stack(groups, torch.cat(values))
+    out = values[0].new_zeros(len(groups), *shape)
+    for stack, value in zip(present, values, strict=True):
+        add_rows(out, groups, stack.groups, value)
+    return Stack(groups, out)
+
+
+def add_rows(out: Tensor, groups: tuple[int, ...], some: tuple[int, ...], values: Tensor) -> None:
+    """Add the tangents of some of the groups to a stack's values, in place."""
+    start = groups.index(some[0])
+    if groups[start : start + len(some)] == some:
+        out[start : start + len(some)] += values
+    else:
+        rows = torch.tensor([groups.index(g) for g in some], device=out.device)
+        out.index_add_(0, rows, values.expand(-1, *out.shape[1:]))
+
+
+def lifted(values: Tensor, dim: int) -> Tensor:
+    """A stack's values with axes of length 1 put in, so that each tangent broadcasts as a tensor of ``dim`` axes.
+
+    >>> lifted(torch.zeros(4, 3), 2).shape
+    torch.Size([4, 1, 3])
+    """
+    missing = dim - (values.dim() - 1)
+    return values.reshape(len(values), *[1] * missing, *values.shape[1:]) if missing > 0 else values
+
+
+def summed_to(stack: Stack | None, shape: Sequence[int]) -> Stack | None:
+    """The adjoint of broadcasting: each tangent summed to ``shape``.
+
+    >>> summed_to(Stack((0,), torch.ones(1, 3, 2)), (2,)).values
+    tensor([[3., 3.]])
+    """
+    return stack and Stack(stack.groups, sum_to(stack.values, shape))
+
+
+def sum_to(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Stacked values (k, ...) summed to (k, *shape)."""
+    extra = values.dim() - 1 - len(shape)
+    target = [1] * extra + list(shape)
+    axes = [i + 1 for i, n in enumerate(target) if n == 1 and values.shape[i + 1] != 1]
+    reduced = values.sum(axes, keepdim=True) if axes else values
+    return reduced.reshape(len(values), *shape)

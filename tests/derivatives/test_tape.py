@@ -1,0 +1,186 @@
+"""The tape engine meets the oracle on the zoo: right numbers on every model, or the oracle with a warning.
+
+The oracle (`nested`) differentiates backwards d times; the tape differentiates each operation forwards, by closed forms or
+rules of its own, and sums contractions: no formula is shared, except autograd's gradient inside the tape. That the oracle
+itself is right on the zoo is tested first, against torch.func on phi(eta).
+
+Error model: in float64 both sum at most a few thousand products with relative rounding 1e-16, in different orders. Their
+differences stay below 1e-12 of the largest entry of that order, unless operations are ill-conditioned (solve, svd: a
+factor of 100). 1e-10 leaves room; a forgotten term is of the order of the entry itself. An order that is exactly zero
+(the Hessian of a linear loss) is compared with the gradient instead.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import jacfwd, jacrev
+from zoo import ZOO, Case
+
+import gnewton as gn
+from gnewton.derivatives.record import IncompleteRecordWarning
+from gnewton.loss import evaluate, prepared
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::gnewton.loss.RandomLossWarning"),
+    # scripting and tracing a module, which the zoo does on purpose
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    # torch.compile looks into every tensor and every function
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Dynamo:UserWarning"),
+]
+ORDERS = ("gradient", "hessian", "third", "third_full")
+PARTITIONS = {
+    "by tensor": gn.Partition.by_tensor,
+    "by kind": gn.Partition.by_kind,
+    "single": gn.Partition.single,
+    "by row": gn.Partition.by_row,
+    "by scalar": gn.Partition.by_scalar,
+}
+
+
+def partitions(case: Case, model: nn.Module) -> dict[str, gn.Partition]:
+    """Those of a case, the finer ones where they are small: the oracle's full third order takes S^2 passes."""
+    if case.partition:
+        return {"of the case": case.partition(model)}
+    made = {name: make(model) for name, make in PARTITIONS.items()}
+    return {n: p for n, p in made.items() if len(p) <= (10 if n in ("by row", "by scalar") else 16)}
+
+
+def summarized(problem, partition, **options):
+    torch.manual_seed(1)  # a random loss is the same function for every engine
+    return gn.summarize(problem.loss, partition, problem.direction(partition), **options)
+
+
+def assert_same(got, expected, tolerance, where=""):
+    scale = expected.gradient.abs().max()
+    for name in ORDERS:
+        ours, theirs = getattr(got, name), getattr(expected, name)
+        if ours is not None:
+            largest = theirs.abs().max()
+            worst = (ours - theirs).abs().max()
+            floor = largest if largest > 1e-6 * scale else scale
+            assert worst <= tolerance * floor, f"{where} {name}: off by {worst:.1e} of {largest:.1e}\n{ours}\n{theirs}"
+
+
+def everything(problem, partition):
+    """What an evaluation could change: the state of the model and of the random numbers."""
+    module = problem.model
+    tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+    return {n: t.detach().clone() for n, t in tensors.items()} | {"random state": torch.get_rng_state()}
+
+
+def cubes(phi, groups):
+    """The derivatives of phi of the orders 1, 2 and 3 at zero, from one nested evaluation."""
+
+    def gradient(eta):
+        g = jacrev(phi)(eta)
+        return g, g
+
+    def hessian(eta):
+        h, g = jacfwd(gradient, has_aux=True)(eta)
+        return h, (g, h)
+
+    third, (first, second) = jacfwd(hessian, has_aux=True)(torch.zeros(groups, dtype=torch.float64))
+    return (t.reshape((groups,) * order) for order, t in enumerate((first, second, third), start=1))
+
+
+# -- right numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n, case in ZOO.items() if case.phi])
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_the_oracle_is_right(name):
+    case = ZOO[name]
+    problem = case.build()
+    partition = (case.partition or gn.Partition.by_kind)(problem.model)
+    got = summarized(problem, partition, full_third=True, engine="nested")
+    with prepared(partition):
+        first, second, third = cubes(problem.phi(partition, problem.direction(partition)), len(partition))
+    expected = gn.Summary.from_tensors(gradient=-first, hessian=second, third_full=-third)
+    assert_same(got, expected, case.tolerance)
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.filterwarnings("ignore::gnewton.derivatives.record.IncompleteRecordWarning")
+def test_agrees_with_the_oracle(name):
+    case = ZOO[name]
+    problem = case.build()
+    # engine="tape" refuses what it cannot record, and warnings are errors here: what is expected of it is tested too.
+    engine = "tape" if case.expected == "tape" else "auto"
+    for which, partition in partitions(case, problem.model).items():
+        expected = summarized(problem, partition, full_third=True, engine="nested")
+        for options in ({"order": 3}, {"full_third": True}):
+            got = summarized(problem, partition, engine=engine, **options)
+            assert_same(got, expected, case.tolerance, f"{which}, {options}:")
+            assert torch.equal(got.value, expected.value)
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.filterwarnings("ignore::gnewton.derivatives.record.IncompleteRecordWarning")
+def test_one_evaluation_as_seen_from_outside(name):
+    """The value is the plain loss's bit for bit, g-bar is autograd's, and the state is as one evaluation leaves it."""
+    case = ZOO[name]
+    problem = case.build()
+    partition = (case.partition or gn.Partition.by_tensor)(problem.model)
+    u = problem.direction(partition)
+    trained = [n for n, p in partition.parameters.items() if p.requires_grad]
+    with prepared(partition):
+        torch.manual_seed(1)
+        value = evaluate(problem.loss, partition)
+        slopes = torch.autograd.grad(value, [partition.parameters[n] for n in trained], allow_unused=True)
+    before = everything(problem, partition)
+    got = summarized(problem, partition, order=2)
+    assert torch.equal(got.value, value.detach().double())
+    terms = {n: g.double() * u[n] for n, g in zip(trained, slopes, strict=True) if g is not None}
+    assert_same(gn.Summary(got.value, got.gradient), gn.Summary(value, partition.sums(terms)), case.tolerance)
+    after = everything(problem, partition)
+    assert [n for n in before if not torch.equal(before[n], after[n])] == []
+    assert all(p.grad is None for p in problem.model.parameters())
+
+
+# -- the way to them -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n, case in ZOO.items() if case.expected == "oracle"])
+def test_falls_back_by_name_with_one_warning(name):
+    case = ZOO[name]
+    problem = case.build()
+    partition = (case.partition or gn.Partition.by_tensor)(problem.model)
+    with pytest.raises(ValueError, match=case.operation):
+        summarized(problem, partition, engine="tape")
+    with pytest.warns(IncompleteRecordWarning, match=case.operation):
+        summarized(problem, partition)
+    summarized(problem, partition)  # says it no more: a second warning would be an error
+
+
+@pytest.mark.parametrize("name", ["custom function", "straight-through", "thread"])
+def test_without_the_check_it_would_be_wrong(name, monkeypatch):
+    """The negative control: a record that is believed as it is gives wrong numbers without a word."""
+    problem = ZOO[name].build()
+    partition = gn.Partition.by_tensor(problem.model)
+    expected = summarized(problem, partition, engine="nested")
+    monkeypatch.setattr("gnewton.derivatives.record._Recorder._strays", lambda *arguments: False)
+    got = summarized(problem, partition, engine="tape")
+    for order in ORDERS[:3]:
+        ours, theirs = getattr(got, order), getattr(expected, order)
+        assert (ours - theirs).abs().max() > 1e-2 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("engine", ["tape", "nested"])
+def test_a_compiled_module_is_differentiated_as_it_was_before(engine):
+    # Compiled code has no second derivative.
+    compiled = ZOO["module hooks"].build()
+    plain = copy.deepcopy(compiled)
+    compiled.model.call = torch.compile(compiled.model.call, backend="aot_eager")
+    compiled.loss()
+    expected = summarized(plain, gn.Partition.by_tensor(plain.model), engine="nested")
+    assert_same(summarized(compiled, gn.Partition.by_tensor(compiled.model), engine=engine), expected, 1e-10)
+
+
+def test_autocast_around_the_call_is_refused_by_name():
+    problem = ZOO["masked groups"].build()
+    partition = gn.Partition.by_tensor(problem.model)
+    with torch.autocast("cpu"), pytest.raises(ValueError, match="autocast"):
+        summarized(problem, partition, engine="tape")
