@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NB ?=
 LAB_ARGS ?=
+BENCH_ARGS ?=
 WORKERS ?= 2
 
 # Everything that pip, Jupyter, npm, matplotlib and torch would keep in the home folder stays in this checkout.
@@ -24,7 +25,7 @@ export npm_config_cache := $(CACHE)/npm
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint types unit notebooks-test notebooks format book clean
+.PHONY: help lab test lint types unit notebooks-test notebooks format book bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
@@ -71,6 +72,9 @@ format: $(VENV)/.installed-test  ## let ruff mend what it can
 book: $(VENV)/.installed-book  ## build the web book into book/_build/html
 	$(BIN)/sphinx-build -W -n --keep-going -q book book/_build/html
 	@echo "The book: book/_build/html/index.html"
+
+bench: $(VENV)/.installed-bench  ## what a summary costs, against peers: tables, figure (BENCH_ARGS="--quick")
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:  ## remove .venv, caches and the built book; learn/ stays
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache book/_build book/notebooks

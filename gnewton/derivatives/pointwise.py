@@ -3,14 +3,14 @@
 Each needs a few passes over the tangents and, for H-bar, one Gram matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gnewton.derivatives.rule import Adjoints, Generic, Jet, Rule, Sums, filled, rows
+from gnewton.derivatives.rule import Adjoints, Generic, Jet, Moved, Rule, Sums, Wanted, filled, rows
 from gnewton.derivatives.stack import Stack, summed_to, total
 
 if TYPE_CHECKING:
@@ -47,20 +47,26 @@ class Elementwise(Rule):
         return [Jet(first, second)]
 
     def backward(
-        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Sequence[Stack | None], sums: Sums
-    ) -> Sequence[Stack | None]:
-        x, m = jets[0].first, moved[0]
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Moved, wanted: Wanted, sums: Sums
+    ) -> Moved:
+        x, m, adjoint = jets[0].first, moved[0], adjoints[0]
         f1, f2, f3 = _derivatives(o, 3 if self.curved else 1)
-        carried = m and Stack(m.groups, m.values * f1)
-        if x is None or f2 is None or adjoints[0] is None:
-            return [carried]
-        # lambda^r f'' x_s x_t in each of the three places, and a third of  lambda f''' x_r x_s x_t  there as well.
-        bent = f3 if f3 is None else Stack(x.groups, x.values * (adjoints[0] * f3 / 3))
-        weights = total([m and Stack(m.groups, m.values * f2), bent], f1.shape)
-        if weights is not None:
-            blocks = [(x.rows() * w) @ x.rows().T for w in weights.rows()]
-            sums.full(weights.groups, x.groups, x.groups, torch.stack(blocks))
-        return [total([carried, Stack(x.groups, x.values * (adjoints[0] * f2))], f1.shape)]
+        if x and f2 is not None and adjoint is not None:
+            # lambda^r f'' x_s x_t in each of the three places, and a third of  lambda f3 x_r x_s x_t  there as well.
+            _add_cubes(sums, m, x, f2)
+            _add_cubes(sums, x, x, None if f3 is None else adjoint * f3 / 3)
+        if not wanted[0]:
+            return [None]
+        bent = x and f2 is not None and adjoint is not None and Stack(x.groups, x.values * (adjoint * f2))
+        return [total([m and Stack(m.groups, m.values * f1, owned=True), bent or None], f1.shape)]
+
+
+def _add_cubes(sums: Sums, left: Stack | None, x: Stack, weights: Tensor | None) -> None:
+    """D3_rst += <left_r weights, x_s x_t> , and with r in the second and in the third place."""
+    if left is not None and weights is not None:
+        w = weights.flatten()
+        blocks = [left.rows() @ (x.rows() * (row * w)).T for row in x.rows()]
+        sums.full(left.groups, x.groups, x.groups, torch.stack(blocks, dim=1))
 
 
 class Sum(Rule):
@@ -76,8 +82,8 @@ class Sum(Rule):
         return [Jet(*(total(self._signed(o, stacks), shape) for stacks in zip(*jets, strict=True)))]
 
     def backward(
-        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Sequence[Stack | None], sums: Sums
-    ) -> Sequence[Stack | None]:
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Moved, wanted: Wanted, sums: Sums
+    ) -> Moved:
         return self._signed(o, [summed_to(moved[0], v.value.shape) for v in o.inputs])
 
     def _signed(self, o: "Operation", stacks: Sequence[Stack | None]) -> list[Stack | None]:
@@ -88,7 +94,7 @@ class Sum(Rule):
         ]
 
 
-class Softmax(Generic):
+class Softmax(Rule):
     """Softmax, or its logarithm, along one axis.
 
     Let p be the probabilities and  a_s = x_s - <p, x_s>  the centred tangents of a row. The derivatives of the logarithm
@@ -103,13 +109,7 @@ class Softmax(Generic):
     def forward(self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, sums: Sums) -> list[Jet]:
         ((x, x2),), (adjoint,) = jets, filled(adjoints, o)
         assert x is not None
-        axis = o.argument(1, "dim") % adjoint.dim() - adjoint.dim()
-        y = o.outputs[0].value
-        p = y.exp() if self.logarithm else y
-
-        def mean(v: Tensor) -> Tensor:
-            return (p * v).sum(axis, keepdim=True)
-
+        p, axis, mean = self._means(o)
         a = x.values - mean(x.values)
         inner = adjoint if self.logarithm else adjoint * p
         w = -p * inner.sum(axis, keepdim=True) + (0 if self.logarithm else inner)
@@ -123,6 +123,32 @@ class Softmax(Generic):
         sums.third(x.groups, rows(third) @ adjoint.flatten())
         first, second = (a, log2) if self.logarithm else (p * a, p * (a * a + log2))
         return [Jet(Stack(x.groups, first), Stack(x.groups, second))]
+
+    def backward(
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Moved, wanted: Wanted, sums: Sums
+    ) -> Moved:
+        (x, _), m, (adjoint,) = jets[0], moved[0], filled(adjoints, o)
+        p, axis, mean = self._means(o)
+
+        def weights(v: Tensor) -> Tensor:
+            """w such that  v . D^2 [x_s, x_t] = <w, a_s a_t>"""
+            return -p * v.sum(axis, keepdim=True) if self.logarithm else p * (v - mean(v))
+
+        pulled = m and Stack(m.groups, weights(m.values) + (m.values if self.logarithm else 0), owned=True)
+        if x is None:
+            return [pulled]
+        a = Stack(x.groups, x.values - mean(x.values))
+        cross = 0 if self.logarithm else p * mean(adjoint * a.values)
+        one = torch.ones_like(p)
+        _add_cubes(sums, m and Stack(m.groups, weights(m.values)), a, one)
+        _add_cubes(sums, Stack(x.groups, weights(adjoint) * a.values / 3 - cross), a, one)
+        return [total([pulled, Stack(x.groups, weights(adjoint) * a.values - cross)], p.shape)]
+
+    def _means(self, o: "Operation") -> tuple[Tensor, int, Callable[[Tensor], Tensor]]:
+        """The probabilities, the axis that they sum to 1 along, and the mean under them."""
+        y = o.outputs[0].value
+        p, axis = y.exp() if self.logarithm else y, o.argument(1, "dim") % y.dim() - y.dim()
+        return p, axis, lambda v: (p * v).sum(axis, keepdim=True)
 
 
 class Standardized(Generic):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gnewton.derivatives.rule import Adjoints, Jet, Rule, Sums, rows
+from gnewton.derivatives.rule import Adjoints, Jet, Moved, Rule, Sums, Wanted, rows
 from gnewton.derivatives.stack import Stack, add_rows, lifted, sum_to, summed_to, total, union
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class Product(Rule):
         return [Jet(first, self._moved(o, a2, b2, self.offset(o, c2), self._both(o, a, b)))]
 
     def backward(
-        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Sequence[Stack | None], sums: Sums
-    ) -> Sequence[Stack | None]:
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Moved, wanted: Wanted, sums: Sums
+    ) -> Moved:
         (a, _), (b, _), _ = self._jets(o, jets)
         m = moved[0]
         if m and a and b:
@@ -62,7 +62,10 @@ class Product(Rule):
                 block = m.rows() @ rows(self.times(o, a.values, b.values[t : t + 1])).T
                 sums.full(m.groups, a.groups, [group], block[:, :, None])
                 sums.full(m.groups, [group], a.groups, block[:, None, :])
-        return [self._adjoint(o, i, (a, b), adjoints[0], m) for i in range(len(o.inputs))]
+        return [self._adjoint(o, i, (a, b), adjoints[0], m) if wanted[i] else None for i in range(len(o.inputs))]
+
+    def bends(self, o: "Operation") -> bool:
+        return None not in self._places(o)
 
     def cost(self, o: "Operation") -> int:
         a, b = (len(o.inputs[i].groups) if i is not None else 0 for i in self._places(o))
@@ -108,10 +111,8 @@ class Product(Rule):
     def _adjoint(
         self, o: "Operation", i: int, jets: tuple[Stack | None, Stack | None], adjoint: Tensor | None, m: Stack | None
     ) -> Stack | None:
-        """The adjoint tangents of the i-th input; parameters need none, as the tape begins there."""
+        """The adjoint tangents of the i-th input."""
         v, places = o.inputs[i], self._places(o)
-        if v.name is not None:
-            return None
         if i not in places:
             return self._offset_adjoint(o, m, v.value.shape)
         mine = places.index(i)

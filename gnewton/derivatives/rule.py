@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Tensors = tuple[Tensor, ...]
 Adjoints = Sequence[Tensor | None]
+Moved = Sequence[Stack | None]
+Wanted = Sequence[bool]
 
 
 class Jet(NamedTuple):
@@ -69,10 +71,14 @@ class Rule:
         raise NotImplementedError
 
     def backward(
-        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Sequence[Stack | None], sums: Sums
-    ) -> Sequence[Stack | None]:
-        """lambda_x^s of every input from lambda^s of the outputs (``moved``); adds to the full D3."""
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Moved, wanted: Wanted, sums: Sums
+    ) -> Moved:
+        """lambda_x^s of the ``wanted`` inputs from lambda^s of the outputs (``moved``); adds to the full D3."""
         raise NotImplementedError
+
+    def bends(self, o: "Operation") -> bool:
+        """Whether D^2 o is not zero in the inputs that are variables."""
+        return self.curved
 
     def cost(self, o: "Operation") -> int:
         """Multiplications for the first-order tangents and the share of H-bar, in the closed form or as if it were."""
@@ -107,8 +113,8 @@ class Generic(Rule):
         return [Jet(stack, Stack(groups, values)) for stack, values in zip(out, bent, strict=True)]
 
     def backward(
-        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Sequence[Stack | None], sums: Sums
-    ) -> Sequence[Stack | None]:
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Moved, wanted: Wanted, sums: Sums
+    ) -> Moved:
         groups = union([*(jet.first for jet in jets), *moved])
         x, adjoint = tuple(v.value for v in o.inputs), filled(adjoints, o)
         # With z = (x, lambda) it is all about  Phi(z) = lambda . o(x) : its gradient, moved once, and once more.
@@ -137,8 +143,8 @@ class Straight(Generic):
         return [Jet(*stacks) for stacks in zip(*(self._pushed(o, list(stacks)) for stacks in orders), strict=True)]
 
     def backward(
-        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Sequence[Stack | None], sums: Sums
-    ) -> Sequence[Stack | None]:
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Moved, wanted: Wanted, sums: Sums
+    ) -> Moved:
         groups = union(moved)
         if not groups:
             return [None] * len(o.inputs)

@@ -47,7 +47,7 @@ def union(stacks: Iterable[Stack | None]) -> tuple[int, ...]:
 
 
 def total(stacks: Sequence[Stack | None], shape: Sequence[int]) -> Stack | None:
-    """The sum of stacks that broadcast to one shape; None stands for zero.
+    """The sum of stacks that broadcast to one shape; None stands for zero. An owned stack may be written into.
 
     >>> total([Stack((0,), torch.ones(1, 2)), Stack((0, 1), torch.ones(2, 2)), None], (2,)).values
     tensor([[2., 2.],
@@ -64,10 +64,14 @@ def total(stacks: Sequence[Stack | None], shape: Sequence[int]) -> Stack | None:
         return Stack(groups, values[0])
     if len(groups) == sum(len(s.groups) for s in present):
         return Stack(groups, torch.cat(values))
-    out = values[0].new_zeros(len(groups), *shape)
-    for stack, value in zip(present, values, strict=True):
+    if groups != present[0].groups:
+        out = values[0].new_zeros(len(groups), *shape)
+        out[: len(values[0])] = values[0]
+    else:
+        out = values[0] if present[0].owned and values[0].is_contiguous() else values[0].clone()
+    for stack, value in zip(present[1:], values[1:], strict=True):
         add_rows(out, groups, stack.groups, value)
-    return Stack(groups, out)
+    return Stack(groups, out, owned=True)
 
 
 def add_rows(out: Tensor, groups: tuple[int, ...], some: tuple[int, ...], values: Tensor) -> None:

@@ -165,15 +165,17 @@ class _Sweep:
 
     def backward(self) -> None:
         moved: dict[Variable, list[Stack | None]] = {}
+        reached = self._tape.behind_curvature()
         for o in reversed(self._tape.operations):
             jets = [self._jet(v) for v in o.inputs]
             arrived = [total(moved.pop(v, []), v.value.shape) for v in o.outputs]
-            if not any(arrived) and not any(jet.first for jet in jets):
+            wanted = [v in reached for v in o.inputs]
+            if not (any(arrived) or any(jet.first for jet in jets)) or not (any(wanted) or o.rule.bends(o)):
                 continue
             with _named(o):
-                pulled = o.rule.backward(o, jets, self._adjoints_of(o), arrived, self._sums)
+                pulled = o.rule.backward(o, jets, self._adjoints_of(o), arrived, wanted, self._sums)
             for v, stack in zip(o.inputs, pulled, strict=True):
-                if v.name is None:
+                if v in reached:
                     moved.setdefault(v, []).append(stack)
 
     def _jet(self, v: Variable) -> Jet:

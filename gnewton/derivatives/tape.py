@@ -106,7 +106,7 @@ class Tape:
     def adjoints(self) -> dict[Variable, Tensor]:
         """dL/dv for each output v of the operations that have curvature; one backward pass, which uses up the graph."""
         assert self.value is not None
-        wanted = [v for operation in self.operations if operation.rule.curved for v in operation.outputs]
+        wanted = [v for operation in self.operations if operation.rule.bends(operation) for v in operation.outputs]
         # To these edges and not to the parameters: the products that make weight gradients are never formed.
         found = differentiate(self.value, [v.edge for v in wanted])
         return {v: a for v, a in zip(wanted, found, strict=True) if a is not None}
@@ -119,6 +119,14 @@ class Tape:
                 needed.update(operation.inputs)
                 kept.append(operation)
         self.operations = kept[::-1]
+
+    def behind_curvature(self) -> set[Variable]:
+        """The values that depend on the parameters through curvature: there, adjoints along tangents matter."""
+        found: set[Variable] = set()
+        for o in self.operations:
+            if o.rule.bends(o) or not found.isdisjoint(o.inputs):
+                found.update(o.outputs)
+        return found
 
     def last_readers(self) -> dict[Variable, Operation]:
         """The operation after which a variable is read no more."""
