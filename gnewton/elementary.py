@@ -241,6 +241,17 @@ def embedding(
     return torch.where((input == padding_idx % len(weight))[..., None], rows.detach(), rows)
 
 
+def _with_indices(pool: Callable[..., Tensor], both: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    """Max pooling by the function that also says which entries it chose."""
+
+    @wraps(pool)
+    def run(*args: Any, return_indices: bool = False, **kwargs: Any) -> Any:
+        found = both(*args, **kwargs)
+        return found if return_indices else found[0]
+
+    return run
+
+
 def _recurrent(kernel: Callable[..., Any]) -> Callable[..., Any]:
     # The kernels of cuDNN and oneDNN lack second derivatives or forward mode; torch's own have both.
     @one_operation
@@ -291,6 +302,11 @@ _ENTRY_BY_ENTRY: list[Any] = [
     F.poisson_nll_loss,
     F.soft_margin_loss,
 ]
+_POOLS: list[Any] = [
+    (F.max_pool1d, F.max_pool1d_with_indices),
+    (F.max_pool2d, F.max_pool2d_with_indices),
+    (F.max_pool3d, F.max_pool3d_with_indices),
+]
 _RECURRENT: list[Any] = [torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu]
 WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     F.layer_norm: layer_norm,
@@ -304,5 +320,6 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     F.embedding: embedding,
     torch.lstm_cell: lstm_cell,
     **{loss: _reduced_last(loss) for loss in _ENTRY_BY_ENTRY},
+    **{pool: _with_indices(pool, both) for pool, both in _POOLS},
     **{kernel: _recurrent(kernel) for kernel in _RECURRENT},
 }

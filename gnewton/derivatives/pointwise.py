@@ -65,8 +65,12 @@ def _add_cubes(sums: Sums, left: Stack | None, x: Stack, weights: Tensor | None)
     """D3_rst += <left_r weights, x_s x_t> , and with r in the second and in the third place."""
     if left is not None and weights is not None:
         w = weights.flatten()
-        blocks = [left.rows() @ (x.rows() * (row * w)).T for row in x.rows()]
-        sums.full(left.groups, x.groups, x.groups, torch.stack(blocks, dim=1))
+        block = x.values.new_empty(len(left.groups), len(x.groups), len(x.groups))
+        for s, row in enumerate(x.rows()):
+            # The block is symmetric in s and t.
+            block[:, s, s:] = left.rows() @ (x.rows()[s:] * (row * w)).T
+            block[:, s:, s] = block[:, s, s:]
+        sums.full(left.groups, x.groups, x.groups, block)
 
 
 class Sum(Rule):
@@ -92,6 +96,39 @@ class Sum(Rule):
         return [
             Stack(s.groups, s.values * factor) if s and i == second and factor != 1 else s for i, s in enumerate(stacks)
         ]
+
+
+class MaxPool(Rule):
+    """The greatest entry of each window: a choice, found once and made for all tangents."""
+
+    curved = False
+
+    def forward(self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, sums: Sums) -> list[Jet]:
+        index, axes = self._chosen(o)
+
+        def picked(s: Stack) -> Stack:
+            flat = s.values.flatten(-axes)
+            found = flat.gather(-1, index.flatten(-axes).expand(len(flat), *index.flatten(-axes).shape))
+            return Stack(s.groups, found.reshape(len(flat), *index.shape))
+
+        return [Jet(*(s and picked(s) for s in jets[0]))]
+
+    def backward(
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Moved, wanted: Wanted, sums: Sums
+    ) -> Moved:
+        m, x = moved[0], o.inputs[0].value
+        if m is None:
+            return [None]
+        index, axes = self._chosen(o)
+        flat = m.values.flatten(-axes)
+        out = flat.new_zeros(len(flat), *x.flatten(-axes).shape)
+        # Windows may overlap: an entry that two of them chose collects from both.
+        out.scatter_add_(-1, index.flatten(-axes).expand_as(flat), flat)
+        return [Stack(m.groups, out.reshape(len(flat), *x.shape))]
+
+    def _chosen(self, o: "Operation") -> tuple[Tensor, int]:
+        """The index of each output in the last axes of the input, and how many axes these are."""
+        return o.others[0], int(o.name.removeprefix("max_pool")[0])
 
 
 class Softmax(Rule):

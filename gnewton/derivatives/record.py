@@ -169,6 +169,7 @@ class _Recorder(Elementary):
         elif outputs:
             groups = tuple(dict.fromkeys(g for v in operation.inputs for g in v.groups))
             operation.picks = tuple(outputs) if many else None
+            operation.others = tuple(t for t in _tensors(result) if not t.requires_grad)
             operation.outputs = tuple(self._know(t, groups) for t in outputs.values())
             operation.rule = rule_for(operation)
             self.tape.operations.append(operation)

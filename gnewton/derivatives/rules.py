@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from gnewton.derivatives.pointwise import Elementwise, Softmax, Standardized, Sum
+from gnewton.derivatives.pointwise import Elementwise, MaxPool, Softmax, Standardized, Sum
 from gnewton.derivatives.products import Bmm, Convolution, Linear, Matmul, Mul
 from gnewton.derivatives.rule import Generic, Rule, Straight
 
@@ -28,7 +28,7 @@ _STRAIGHT = """
     __getitem__ adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d amax
     amin avg_pool1d avg_pool2d avg_pool3d broadcast_to cat chunk clamp clamp_max clamp_min clone col2im concat contiguous
     cumsum diag diag_embed diagonal diff double dstack embedding expand expand_as flatten flip float fold gather hsplit
-    hstack im2col index_select masked_fill max max_pool1d max_pool2d max_pool3d maximum mean median min minimum mT movedim
+    hstack im2col index_select masked_fill max  maximum mean median min minimum mT movedim
     moveaxis narrow neg nll_loss nll_loss_nd permute pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave reshape
     reshape_as roll rot90 select split split_with_sizes squeeze stack sub sum swapaxes swapdims t take take_along_dim
     tensor_split tile to trace transpose tril triu type_as unbind unflatten unsqueeze upsample_bilinear2d
@@ -51,6 +51,7 @@ _RULES: dict[str, Rule] = {
     "softmax": Softmax(logarithm=False),
     "log_softmax": Softmax(logarithm=True),
     "standardized": Standardized(),
+    **dict.fromkeys((f"max_pool{n}d_with_indices" for n in "123"), MaxPool()),
 }
 _ANY = Generic()
 

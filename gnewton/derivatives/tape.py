@@ -54,6 +54,7 @@ class Operation:
     """One step: a function of ``arguments``, in which a ``Ref`` stands in the place of each input.
 
     ``picks`` are the entries of the returned tuple that are the outputs; None where the function returns a tensor.
+    ``others`` are returned tensors without derivative, such as indices.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Operation:
     inputs: tuple[Variable, ...]
     outputs: tuple[Variable, ...] = ()
     picks: tuple[int, ...] | None = None
+    others: tuple[Tensor, ...] = ()
     rule: "Rule" = field(init=False)
 
     def call(self, *inputs: Tensor) -> tuple[Tensor, ...]:
