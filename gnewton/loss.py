@@ -40,28 +40,13 @@ def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Ten
         raise TypeError(
             f"expected a callable that returns the loss, got {type(loss).__name__}; write lambda: F.cross_entropy(model(x), y)"
         )
-    _check_surroundings(partition)
-    before, newest = RandomState(partition), _newest_node()
+    # The checks are no part of the loss: no torch function mode needs to see them.
+    with torch._C.DisableTorchFunction():
+        _check_surroundings(partition)
+        before, newest = RandomState(partition), _newest_node()
     value = _called(loss, batch)
-    if RandomState(partition) != before:
-        _warn_of_randomness(partition)
-    _check_value(value)
-    if not _reaches_ours(value, partition):
-        raise ValueError(
-            "expected a loss that depends on the partition's parameters, got one that reaches none of them; "
-            "build the Partition anew from the very model that the closure calls"
-        )
-    if _is_stored(value, newest, partition):
-        # Another evaluation settles it: only a stored graph comes back as the very same nodes.
-        with before.replayed():
-            again = _called(loss, batch)
-        if isinstance(again, Tensor) and _old_nodes(value.grad_fn, newest) & _old_nodes(again.grad_fn, newest):
-            raise ValueError(
-                "expected a closure that computes the loss, got a result computed outside the closure; "
-                "move the forward pass into it: lambda: F.cross_entropy(model(x), y)"
-            )
-    scalar: Tensor = value.reshape(())
-    return scalar
+    with torch._C.DisableTorchFunction():
+        return _accepted(value, loss, partition, batch, before, newest)
 
 
 def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> list[Tensor | None]:
@@ -231,6 +216,30 @@ def _check_surroundings(partition: Partition) -> None:
             "expected no active autocast, got one around the call, whose casts outlive the closure; "
             "enter torch.autocast inside the closure, or leave it away"
         )
+
+
+def _accepted(
+    value: Any, loss: Loss, partition: Partition, batch: Sequence[Any], before: "RandomState", newest: int
+) -> Tensor:
+    if RandomState(partition) != before:
+        _warn_of_randomness(partition)
+    _check_value(value)
+    if not _reaches_ours(value, partition):
+        raise ValueError(
+            "expected a loss that depends on the partition's parameters, got one that reaches none of them; "
+            "build the Partition anew from the very model that the closure calls"
+        )
+    if _is_stored(value, newest, partition):
+        # Another evaluation settles it: only a stored graph comes back as the very same nodes.
+        with before.replayed():
+            again = _called(loss, batch)
+        if isinstance(again, Tensor) and _old_nodes(value.grad_fn, newest) & _old_nodes(again.grad_fn, newest):
+            raise ValueError(
+                "expected a closure that computes the loss, got a result computed outside the closure; "
+                "move the forward pass into it: lambda: F.cross_entropy(model(x), y)"
+            )
+    scalar: Tensor = value.reshape(())
+    return scalar
 
 
 def _called(loss: Loss, batch: Sequence[Any]) -> Any:

@@ -55,7 +55,8 @@ def record(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
 
 def recorded(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
     """``record`` for a caller that has entered ``loss.prepared``."""
-    recorder = _Recorder(partition)
+    with torch._C.DisableTorchFunction():
+        recorder = _Recorder(partition)
     recorder.tape.value = evaluate(recorder.wrapped(loss) if callable(loss) else loss, partition, batch)
     return recorder.tape
 
@@ -81,7 +82,8 @@ class _Recorder(Elementary):
                 return loss(*batch)
             with self:
                 value = loss(*batch)
-            self._finish(value)
+            with torch._C.DisableTorchFunction():
+                self._finish(value)
             return value
 
         return recorded_once
