@@ -290,8 +290,9 @@ def _of_sigmoid(o: "Operation") -> list[Tensor]:
 
 def _of_elu(o: "Operation") -> list[Tensor]:
     x, y, alpha = o.inputs[0].value, o.outputs[0].value, o.argument(1, "alpha", 1.0)
-    bent = torch.where(x > 0, 0.0, y + alpha)
-    return [torch.where(x > 0, 1.0, bent), bent, bent]
+    straight = (x > 0).to(y)
+    bent = (y + alpha) * (1 - straight)
+    return [bent + straight, bent, bent]
 
 
 # By hand where the output holds what the derivatives need: autograd takes ten passes over it.
