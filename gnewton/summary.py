@@ -234,7 +234,7 @@ def summarize(
     tensor([[1330.,  480.],
             [ 480.,  200.]], dtype=torch.float64)
     """
-    _check_request(order, full_third, engine)
+    _check_request(order, full_third, engine, max_memory)
     u = checked(direction, partition)
     total: Summary | None = None
     samples = 0.0
@@ -283,13 +283,15 @@ def _plain(value: Tensor, partition: Partition) -> Tensor:
     return value.detach().to(accumulator_dtype(partition.device))
 
 
-def _check_request(order: int, full_third: bool, engine: str) -> None:
+def _check_request(order: int, full_third: bool, engine: str, max_memory: float) -> None:
     if order not in (1, 2, 3):
         raise ValueError(f"expected order 1, 2 or 3, got {order!r}; derivatives.nested.summary_tensor goes higher")
     if full_third and order < 3:
         raise ValueError(f"expected order=3 with full_third=True, got order={order}")
     if engine not in _ENGINES:
         raise ValueError(f"expected an engine among {', '.join(_ENGINES)}, got {engine!r}")
+    if not max_memory > 0:
+        raise ValueError(f"expected a positive max_memory in bytes, got {max_memory!r}; leave it out for 2 GB")
 
 
 def _check_shapes(summary: Summary) -> None:

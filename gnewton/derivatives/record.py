@@ -271,7 +271,9 @@ def _is_operation(function: Any) -> bool:
 
 
 def _name(function: Any) -> str:
-    return str(getattr(function, "__name__", function))
+    name = str(getattr(function, "__name__", function))
+    # A property, such as Tensor.T, is called by its getter.
+    return str(getattr(function.__self__, "__name__", name)) if name == "__get__" else name
 
 
 def _writes(function: Any, kwargs: Any) -> bool:

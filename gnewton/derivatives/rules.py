@@ -28,10 +28,10 @@ _STRAIGHT = """
     __getitem__ adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d amax
     amin avg_pool1d avg_pool2d avg_pool3d broadcast_to cat chunk clamp clamp_max clamp_min clone col2im concat contiguous
     cumsum diag diag_embed diagonal diff double dstack embedding expand expand_as flatten flip float fold gather hsplit
-    hstack im2col index_select masked_fill max  maximum mean median min minimum mT movedim
+    hstack im2col index_select masked_fill max maximum mean median min minimum mT movedim
     moveaxis narrow neg nll_loss nll_loss_nd permute pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave reshape
-    reshape_as roll rot90 select split split_with_sizes squeeze stack sub sum swapaxes swapdims t take take_along_dim
-    tensor_split tile to trace transpose tril triu type_as unbind unflatten unsqueeze upsample_bilinear2d
+    reshape_as roll rot90 select split split_with_sizes squeeze stack sum swapaxes swapdims t take take_along_dim
+    T tensor_split tile to trace transpose tril triu type_as unbind unflatten unsqueeze upsample_bilinear2d
     upsample_nearest2d view view_as vsplit vstack where
 """
 
@@ -58,10 +58,12 @@ _ANY = Generic()
 
 def rule_for(o: "Operation") -> Rule:
     """The rule of an operation; ``Generic`` where its arguments are not those that the closed form is made for."""
-    rule = _RULES.get(o.name, _ANY)
+    rule, other = _RULES.get(o.name, _ANY), o.argument(1, "other")
     if o.name == "pow" and isinstance(o.argument(1, "exponent"), int | float):
-        rule = Elementwise()
-    if o.name == "div" and isinstance(o.argument(1, "other"), Tensor | int | float) and not o.arguments[1]:
+        rule = _RULES["square"]
+    if isinstance(other, int | float) and isinstance(rule, Mul):
+        rule = _RULES["sum"]
+    if o.name == "div" and isinstance(other, Tensor | int | float) and not o.arguments[1]:
         rule = _RULES["sum"]
     return rule if _fits(rule, o) else _ANY
 

@@ -213,12 +213,12 @@ def _tangents(partition: Partition, direction: Direction, groups: Sequence[int],
 def _meetings(tape: Tape, s: int, order: int, full: bool, max_memory: float) -> Iterator[tuple[int, ...]]:
     """Sets of groups to be swept together, so that any two (for the full D3, three) meet, within the memory."""
     per_group = tape.bytes_per_group(kept=full) * (2 if order == 3 and not full else 1)
-    together = max(1, int(max_memory // max(per_group, 1)))
+    together = max_memory / max(per_group, 1)
     if together >= s:
         yield tuple(range(s))
         return
     meet = 3 if full else 2
-    size = max(1, together // meet)
+    size = max(1, int(together // meet))
     blocks = [tuple(range(i, min(i + size, s))) for i in range(0, s, size)]
     for chosen in combinations(blocks, min(meet, len(blocks))):
         yield tuple(chain(*chosen))

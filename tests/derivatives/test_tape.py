@@ -11,15 +11,17 @@ factor of 100). 1e-10 leaves room; a forgotten term is of the order of the entry
 """
 
 import copy
+import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.func import jacfwd, jacrev
 from zoo import ZOO, Case
 
 import gnewton as gn
-from gnewton.derivatives.record import IncompleteRecordWarning
+from gnewton.derivatives.record import IncompleteRecordWarning, record
 from gnewton.loss import evaluate, prepared
 
 pytestmark = [
@@ -184,3 +186,38 @@ def test_autocast_around_the_call_is_refused_by_name():
     partition = gn.Partition.by_tensor(problem.model)
     with torch.autocast("cpu"), pytest.raises(ValueError, match="autocast"):
         summarized(problem, partition, engine="tape")
+
+
+# -- the printed tape ------------------------------------------------------------------------------------------------
+
+
+def test_a_printed_tape_shows_shapes_groups_and_cost():
+    model = gn.models.perceptron([5, 4, 3], dtype=torch.float64)
+    x, y = torch.randn(7, 5, dtype=torch.float64), torch.randint(3, (7,))
+    text = str(record(lambda: F.cross_entropy(model(x), y), gn.Partition.by_tensor(model)))
+    head, _, *rows = text.splitlines()
+    assert head == "Tape: 5 operations, complete"
+    table = [re.split(r"\s{2,}", row) for row in rows]
+    assert [row[1] for row in table] == ["linear", "tanh", "linear", "log_softmax", "nll_loss_nd"]
+    assert [row[3] for row in table] == ["7x4", "7x4", "7x3", "7x3", "scalar"]
+    assert [int(row[5]) for row in table] == [2, 2, 4, 4, 4]
+    # One product for each tangent that a linear layer meets, and one for each pair's share of H-bar.
+    assert [row[6] for row in table[::2]] == [f"{7 * 5 * 4}", f"{(2 + 1 + 1) * 7 * 4 * 3}", "4"]
+
+
+def test_what_the_loss_does_not_depend_on_is_dropped():
+    model = gn.models.perceptron([5, 4, 3], dtype=torch.float64)
+    x = torch.randn(7, 5, dtype=torch.float64)
+
+    def loss():
+        out = model(x)
+        (out.softmax(-1) * 2).amax()
+        return out.square().mean()
+
+    names = [o.name for o in record(loss, gn.Partition.by_tensor(model)).operations]
+    assert names == ["linear", "tanh", "linear", "square", "mean"]
+
+
+def test_the_text_of_an_incomplete_tape_says_what_is_missing():
+    problem = ZOO["custom function"].build()
+    assert "not complete (CubeBackward was not seen)" in str(record(problem.loss, gn.Partition.single(problem.model)))
