@@ -26,7 +26,7 @@ class Elementwise(Rule):
     def forward(self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, sums: Sums) -> list[Jet]:
         ((x, x2),) = jets
         assert x is not None
-        f1, f2, f3 = _derivatives(o, sums.order if self.curved else 1)
+        f1, f2, f3 = derivatives(o, sums.order if self.curved else 1)
         if f2 is None:
             return [Jet(*(s and Stack(s.groups, s.values * f1, owned=True) for s in (x, x2)))]
         # Second-order tangents come later than first-order ones: their groups are the first of x's, or are made so.
@@ -50,7 +50,7 @@ class Elementwise(Rule):
         self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Moved, wanted: Wanted, sums: Sums
     ) -> Moved:
         x, m, adjoint = jets[0].first, moved[0], adjoints[0]
-        f1, f2, f3 = _derivatives(o, 3 if self.curved else 1)
+        f1, f2, f3 = derivatives(o, 3 if self.curved else 1)
         if x and f2 is not None and adjoint is not None:
             # lambda^r f'' x_s x_t in each of the three places, and a third of  lambda f3 x_r x_s x_t  there as well.
             _add_cubes(sums, m, x, f2)
@@ -256,7 +256,7 @@ def _through(
     return gram, third
 
 
-def _derivatives(o: "Operation", order: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def derivatives(o: "Operation", order: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The first three derivatives of f at the input; from the second on, None where zero or above ``order``."""
     by_hand = len(o.arguments[0]) < 3 and o.arguments[1].keys() <= {"alpha"}
     found = _KNOWN[o.name](o)[:order] if by_hand and o.name in _KNOWN else _derived(o, order)

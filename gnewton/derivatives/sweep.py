@@ -19,6 +19,7 @@ from itertools import chain, combinations
 import torch
 from torch import Tensor
 
+from gnewton.derivatives.pairs import add_pairs, ways
 from gnewton.derivatives.rule import Jet
 from gnewton.derivatives.stack import Stack, total
 from gnewton.derivatives.tape import Operation, Tape, Variable
@@ -77,7 +78,7 @@ class _Sums:
         # The full D3 holds its diagonal: no second-order tangents are needed.
         self.order = 2 if full else order
         self._axes = {"gradient": 1, "hessian": 2} | ({"full": 3} if full else {"third": 1})
-        self._size, self._device = len(partition), partition.device
+        self.size, self._device = len(partition), partition.device
         self._dtype = accumulator_dtype(partition.device)
         self._blocks: dict[str, dict[tuple[tuple[int, ...], ...], Tensor]] = defaultdict(dict)
 
@@ -109,8 +110,8 @@ class _Sums:
         self._blocks[name][key] = block if earlier is None else earlier + block
 
     def _assembled(self, name: str, axes: int) -> Tensor:
-        out = torch.zeros([self._size] * axes, dtype=self._dtype, device=self._device)
-        everything = (tuple(range(self._size)),) * axes
+        out = torch.zeros([self.size] * axes, dtype=self._dtype, device=self._device)
+        everything = (tuple(range(self.size)),) * axes
         for groups, block in self._blocks[name].items():
             if groups == everything:
                 out += block
@@ -165,15 +166,21 @@ class _Sweep:
 
     def backward(self) -> None:
         moved: dict[Variable, list[Stack | None]] = {}
-        reached = self._tape.behind_curvature()
+        found = ways(self._tape, self._sums.size)
+        reached = self._tape.behind_curvature().difference(*(way.values() for way in found.values()))
         for o in reversed(self._tape.operations):
             jets = [self._jet(v) for v in o.inputs]
             arrived = [total(moved.pop(v, []), v.value.shape) for v in o.outputs]
             wanted = [v in reached for v in o.inputs]
-            if not (any(arrived) or any(jet.first for jet in jets)) or not (any(wanted) or o.rule.bends(o)):
+            if not (any(arrived) or any(jet.first for jet in jets)) or not (
+                any(wanted) or o.rule.bends(o) or o in found
+            ):
                 continue
             with _named(o):
                 pulled = o.rule.backward(o, jets, self._adjoints_of(o), arrived, wanted, self._sums)
+                if o in found:
+                    x = self._jet(found[o].start.inputs[0]).first
+                    add_pairs(found[o], x, jets, self._adjoints.get(o.outputs[0]), arrived[0], self._sums)
             for v, stack in zip(o.inputs, pulled, strict=True):
                 if v in reached:
                     moved.setdefault(v, []).append(stack)
