@@ -241,7 +241,10 @@ def summarize(
     with prepared(partition):
         for batch, n in batches(data, weight):
             tensors = _derivatives(loss, partition, batch, u, order, full_third, engine, max_memory)
-            one = Summary(*tensors, partition.names) * n
+            one = Summary(*tensors, partition.names)
+            if data is None:
+                return one
+            one = one * n
             total, samples = one if total is None else total + one, samples + n
     assert total is not None  # batches() refuses an empty data set
     return total * (1 / samples)

@@ -173,7 +173,7 @@ class _Recorder(Elementary):
             operation.picks = tuple(outputs) if many else None
             operation.others = tuple(t for t in _tensors(result) if not t.requires_grad)
             operation.outputs = tuple(self._know(t, groups) for t in outputs.values())
-            operation.rule = rule_for(operation)
+            operation.rule = rule_for(operation)  # the shapes of the outputs may matter
             self.tape.operations.append(operation)
 
     def _gap(self, name: str, outputs: list[Tensor], edges: set[Any]) -> str | None:
