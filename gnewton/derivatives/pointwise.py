@@ -259,7 +259,7 @@ def _through(
 def derivatives(o: "Operation", order: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The first three derivatives of f at the input; from the second on, None where zero or above ``order``."""
     by_hand = len(o.arguments[0]) < 3 and o.arguments[1].keys() <= {"alpha"}
-    found = _KNOWN[o.name](o)[:order] if by_hand and o.name in _KNOWN else _derived(o, order)
+    found = _KNOWN[o.name](o, order) if by_hand and o.name in _KNOWN else _derived(o, order)
     return found[0], found[1] if len(found) > 1 else None, found[2] if len(found) > 2 else None
 
 
@@ -276,24 +276,30 @@ def _derived(o: "Operation", order: int) -> list[Tensor]:
     return found
 
 
-def _of_tanh(o: "Operation") -> list[Tensor]:
+def _of_tanh(o: "Operation", order: int) -> list[Tensor]:
     y = o.outputs[0].value
-    slope = 1 - y * y
-    return [slope, -2 * y * slope, (6 * y * y - 2) * slope]
+    slope = torch.addcmul(y.new_ones(()), y, y, value=-1)
+    found = [slope, (y * slope).mul_(-2)][:order]
+    return [*found, (y * y).mul_(6).sub_(2).mul_(slope)] if order > 2 else found
 
 
-def _of_sigmoid(o: "Operation") -> list[Tensor]:
+def _of_sigmoid(o: "Operation", order: int) -> list[Tensor]:
     y = o.outputs[0].value
     slope = y * (1 - y)
-    return [slope, (1 - 2 * y) * slope, (1 - 6 * slope) * slope]
+    found = [slope, (1 - 2 * y).mul_(slope)][:order]
+    return [*found, (1 - 6 * slope).mul_(slope)] if order > 2 else found
 
 
-def _of_elu(o: "Operation") -> list[Tensor]:
+def _of_elu(o: "Operation", order: int) -> list[Tensor]:
     x, y, alpha = o.inputs[0].value, o.outputs[0].value, o.argument(1, "alpha", 1.0)
     straight = (x > 0).to(y)
-    bent = (y + alpha) * (1 - straight)
-    return [bent + straight, bent, bent]
+    bent = (y + alpha).mul_(1 - straight)
+    return [bent + straight, bent, bent][:order]
+
+
+def _of_exp(o: "Operation", order: int) -> list[Tensor]:
+    return [o.outputs[0].value] * order
 
 
 # By hand where the output holds what the derivatives need: autograd takes ten passes over it.
-_KNOWN = {"tanh": _of_tanh, "sigmoid": _of_sigmoid, "exp": lambda o: [o.outputs[0].value] * 3, "elu": _of_elu}
+_KNOWN = {"tanh": _of_tanh, "sigmoid": _of_sigmoid, "exp": _of_exp, "elu": _of_elu}

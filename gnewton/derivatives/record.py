@@ -10,7 +10,7 @@ names it in ``missing``, and the slow engine, which needs no record, takes over.
 """
 
 import warnings
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Sequence
 from types import FunctionType
 from typing import Any
 from weakref import WeakSet
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from gnewton.derivatives.pointwise import Elementwise
 from gnewton.derivatives.rules import rule_for
 from gnewton.derivatives.tape import Operation, Ref, Tape, Variable, replaced
 from gnewton.elementary import COMPOSITE, Elementary
@@ -96,7 +97,7 @@ class _Recorder(Elementary):
 
     def run(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Call the function, and write it down if it is a step from the parameters to the loss."""
-        tensors = list(_tensors((args, kwargs)))
+        tensors = _tensors((*args, *kwargs.values()))
         name = _name(function)
         if all(id(t) not in self._known for t in tensors) or not torch.is_grad_enabled():
             result = function(*args, **kwargs)
@@ -173,7 +174,8 @@ class _Recorder(Elementary):
             operation.picks = tuple(outputs) if many else None
             operation.others = tuple(t for t in _tensors(result) if not t.requires_grad)
             operation.outputs = tuple(self._know(t, groups) for t in outputs.values())
-            operation.rule = rule_for(operation)  # the shapes of the outputs may matter
+            if isinstance(operation.rule, Elementwise):
+                operation.rule = rule_for(operation)  # of which the shapes of the outputs may make another
             self.tape.operations.append(operation)
 
     def _gap(self, name: str, outputs: list[Tensor], edges: set[Any]) -> str | None:
@@ -300,11 +302,16 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _tensors(structure: Any) -> Iterator[Tensor]:
+def _tensors(structure: Any) -> list[Tensor]:
     if isinstance(structure, Tensor):
-        yield structure
-    elif isinstance(structure, tuple | list):
+        return [structure]
+    found = []
+    if isinstance(structure, tuple | list):
         for entry in structure:
-            yield from _tensors(entry)
+            if isinstance(entry, Tensor):
+                found.append(entry)
+            elif isinstance(entry, tuple | list | dict):
+                found += _tensors(entry)
     elif isinstance(structure, dict):
-        yield from _tensors(tuple(structure.values()))
+        found = _tensors(tuple(structure.values()))
+    return found

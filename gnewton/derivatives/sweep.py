@@ -111,17 +111,15 @@ class _Sums:
 
     def _assembled(self, name: str, axes: int) -> Tensor:
         out = torch.zeros([self.size] * axes, dtype=self._dtype, device=self._device)
-        everything = (tuple(range(self.size)),) * axes
         for groups, block in self._blocks[name].items():
-            if groups == everything:
-                out += block
-            else:
-                out[_corner(groups, self._device)] += block
+            out[_corner(groups, self._device)] += block
         return out
 
 
-def _corner(groups: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, ...]:
-    """The index of the block where the i-th axis runs through the i-th groups."""
+def _corner(groups: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, ...] | tuple[slice, ...]:
+    """The index of the block where the i-th axis runs through the i-th groups; slices, which are faster, where they do."""
+    if all(tuple(g) == tuple(range(g[0], g[0] + len(g))) for g in groups):
+        return tuple(slice(g[0], g[0] + len(g)) for g in groups)
     last = len(groups) - 1
     return tuple(torch.tensor(g, device=device).reshape(-1, *[1] * (last - i)) for i, g in enumerate(groups))
 
