@@ -20,7 +20,9 @@ For the full order-3 tensor the list is read backwards once more, with the tange
 which reaches an operation through several arguments gets its cross terms.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -163,6 +165,7 @@ class Straight(Generic):
                 slope = _gradient(o.call(*z)[0], z)
             values = _dots(directions, tuple(v[None] for v in slope))
             return [Stack(groups, values.reshape(len(groups), *o.outputs[0].value.shape))]
+        _load_forward_mode()
         tangents = vmap(lambda *d: jvp(o.call, x, d)[1])(*directions)
         return [Stack(groups, values) for values in tangents]
 
@@ -200,6 +203,14 @@ def _along(o: "Operation", x: Tensors, adjoint: Tensors, first: Tensors, second:
         (bend,) = _gradient(slope, (e,), again=True)
         outputs = _gradient(bend, weights)
         return *_gradient(bend, (e,)), *outputs
+
+
+@cache
+def _load_forward_mode() -> None:
+    # torch loads a part of it at the first use, by way of torch.jit, which warns that it is deprecated.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        jvp(torch.sin, (torch.zeros((), device="cpu"),), (torch.ones((), device="cpu"),))
 
 
 def _leaves(values: Sequence[Tensor]) -> Tensors:
