@@ -158,7 +158,7 @@ def test_a_data_set_is_the_mean_weighted_by_the_samples():
 
 
 @pytest.mark.parametrize("options", [{"order": 2}, {"order": 3}, {"order": 3, "full_third": True}])
-@pytest.mark.parametrize("groups", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("groups", [0.1, 1, 2, 3, 5])
 def test_a_small_memory_gives_the_same_numbers(case, groups, options):
     partition = gn.Partition.by_tensor(case.model)
     u = case.direction(partition)
