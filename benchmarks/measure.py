@@ -164,13 +164,16 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 def memory(network: str, groups: str, peer: str, order: int = 2) -> Row:
     """Peak resident memory, in bytes, that one run of ``peer`` ("gradient" or a peer's name) adds to what was there.
 
-    There already: the interpreter, torch, the model, the data, the direction, and what a run on the tiny network loads.
+    There already: the interpreter, torch, the model, the data, the direction, and what a run on the tiny network and a
+    flattening loads.
     """
     net, parts, u = _problem(network, groups)
     function = _gradient_of(net) if peer == "gradient" else _bound(peer, net, parts, u, order)
     tiny, tiny_parts, tiny_u = _problem("tiny", "by tensor")
     for warm_up in (_gradient_of(tiny), _bound("engine", tiny, tiny_parts, tiny_u, 3)):
         warm_up()
+    # The engine moves tangents through shapes by torch.func, of which torch loads a part at the first use.
+    torch.func.vmap(lambda d: torch.func.jvp(torch.ravel, (d,), (d,)))(torch.zeros(2, 3))
     torch.zeros(512, 512) @ torch.zeros(512, 512)
     gc.collect()
     before = _reset_peak()

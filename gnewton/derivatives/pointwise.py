@@ -3,6 +3,7 @@
 Each needs a few passes over the tangents and, for H-bar, one Gram matrix.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,9 @@ class Elementwise(Rule):
         first = Stack(x.groups, x.values if x.owned and x.values.is_contiguous() else fresh(), owned=True)
         second = Stack(x.groups, fresh(), owned=True) if sums.order == 3 else None
         adjoint = torch.zeros_like(f1) if adjoints[0] is None else adjoints[0]
-        functions = (f1, f2, f2 * adjoint, None if f3 is None else f3 * adjoint)
+        # At order 2, f'' is needed only times the adjoint.
+        w2 = f2.mul_(adjoint) if second is None and f2 is not f1 else f2 * adjoint
+        functions = (f1, f2, w2, None if f3 is None else f3 * adjoint)
         flat = [None if f is None else f.flatten() for f in functions]
         rows2, out2 = (None if stack is None else stack.rows() for stack in (x2, second))
         gram, third = _through(flat, x.rows(), rows2, first.rows(), out2)
@@ -96,6 +99,27 @@ class Sum(Rule):
         return [
             Stack(s.groups, s.values * factor) if s and i == second and factor != 1 else s for i, s in enumerate(stacks)
         ]
+
+
+class Scale(Rule):
+    """A product with a number, or a quotient by one."""
+
+    curved = False
+
+    def __init__(self, inverse: bool) -> None:
+        self.inverse = inverse
+
+    def forward(self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, sums: Sums) -> list[Jet]:
+        return [Jet(*(self._scaled(o, s) for s in jets[0]))]
+
+    def backward(
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Moved, wanted: Wanted, sums: Sums
+    ) -> Moved:
+        return [self._scaled(o, moved[0])]
+
+    def _scaled(self, o: "Operation", s: Stack | None) -> Stack | None:
+        number = o.argument(1, "other")
+        return s and Stack(s.groups, s.values / number if self.inverse else s.values * number)
 
 
 class MaxPool(Rule):
@@ -258,7 +282,8 @@ def _through(
 
 def derivatives(o: "Operation", order: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The first three derivatives of f at the input; from the second on, None where zero or above ``order``."""
-    by_hand = len(o.arguments[0]) < 3 and o.arguments[1].keys() <= {"alpha"}
+    args, kwargs = o.arguments
+    by_hand = (len(args) < 3 and kwargs.keys() <= {"alpha"}) or kwargs == {"approximate": "none"}
     found = _KNOWN[o.name](o, order) if by_hand and o.name in _KNOWN else _derived(o, order)
     return found[0], found[1] if len(found) > 1 else None, found[2] if len(found) > 2 else None
 
@@ -297,9 +322,17 @@ def _of_elu(o: "Operation", order: int) -> list[Tensor]:
     return [bent + straight, bent, bent][:order]
 
 
+def _of_gelu(o: "Operation", order: int) -> list[Tensor]:
+    x = o.inputs[0].value
+    density = (x * x).mul_(-0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
+    slope = (x * math.sqrt(0.5)).erf_().add_(1).mul_(0.5).addcmul_(x, density)
+    found = [slope, (2 - x * x).mul_(density)][:order]
+    return [*found, (x**3 - 4 * x).mul_(density)] if order > 2 else found
+
+
 def _of_exp(o: "Operation", order: int) -> list[Tensor]:
     return [o.outputs[0].value] * order
 
 
 # By hand where the output holds what the derivatives need: autograd takes ten passes over it.
-_KNOWN = {"tanh": _of_tanh, "sigmoid": _of_sigmoid, "exp": _of_exp, "elu": _of_elu}
+_KNOWN = {"tanh": _of_tanh, "sigmoid": _of_sigmoid, "exp": _of_exp, "elu": _of_elu, "gelu": _of_gelu}

@@ -95,8 +95,8 @@ class Product(Rule):
     def _moved(self, o: "Operation", a: Stack | None, b: Stack | None, *more: Stack | None) -> Stack | None:
         """B(a_s, b) + B(a, b_s), and more terms."""
         moved = [
-            a and Stack(a.groups, self.times(o, a.values, o.given(1, self.second)[None])),
-            b and Stack(b.groups, self.times(o, o.given(0, "input")[None], b.values)),
+            a and Stack(a.groups, self.times(o, a.values, o.given(1, self.second)[None]), owned=True),
+            b and Stack(b.groups, self.times(o, o.given(0, "input")[None], b.values), owned=True),
         ]
         found = total([*moved, *more], o.outputs[0].value.shape)
         if found and (a or b):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from gnewton.derivatives.pointwise import Elementwise, MaxPool, Softmax, Standardized, Sum
+from gnewton.derivatives.pointwise import Elementwise, MaxPool, Scale, Softmax, Standardized, Sum
 from gnewton.derivatives.products import Bmm, Convolution, Linear, Matmul, Mul
 from gnewton.derivatives.rule import Generic, Rule, Straight
 
@@ -53,7 +53,7 @@ _RULES: dict[str, Rule] = {
     "standardized": Standardized(),
     **dict.fromkeys((f"max_pool{n}d_with_indices" for n in "123"), MaxPool()),
 }
-_ANY = Generic()
+_ANY, _TIMES, _OVER = Generic(), Scale(inverse=False), Scale(inverse=True)
 
 
 def rule_for(o: "Operation") -> Rule:
@@ -61,9 +61,9 @@ def rule_for(o: "Operation") -> Rule:
     rule, other = _RULES.get(o.name, _ANY), o.argument(1, "other")
     if o.name == "pow" and isinstance(o.argument(1, "exponent"), int | float):
         rule = _RULES["square"]
-    if isinstance(other, int | float) and isinstance(rule, Mul):
-        rule = _RULES["sum"]
-    if o.name == "div" and isinstance(other, Tensor | int | float) and not o.arguments[1]:
+    if isinstance(other, int | float) and o.place(0, "input") == 0 and not o.arguments[1]:
+        rule = {"mul": _TIMES, "div": _OVER}.get(o.name, rule)
+    elif o.name == "div" and isinstance(other, Tensor) and not o.arguments[1]:
         rule = _RULES["sum"]
     return rule if _fits(rule, o) else _ANY
 
