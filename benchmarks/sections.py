@@ -29,7 +29,7 @@ class Plan:
     """What to run: the networks, seconds per measurement, and whether the slow peers are left out."""
 
     networks: Sequence[str] = tuple(NETWORKS)
-    seconds: float = 4.0
+    seconds: float = 2.0
     quick: bool = False
     folder: Path = RESULTS
     failures: list[str] = field(default_factory=list)
@@ -37,6 +37,11 @@ class Plan:
     @property
     def seven(self) -> list[str]:
         return [n for n in self.networks if n in SEVEN]
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which the first run of a subject is given up."""
+        return 10.0 if self.quick else 120.0
 
     @property
     def peers(self) -> list[str]:
@@ -96,7 +101,14 @@ def work(plan: Plan) -> None:
     for order in (2, 3):
         peers = [p for p in plan.peers if order in PEERS[p].orders]
         results = [
-            run("time", network=n, groups="by tensor", subjects=subjects(peers, [order]), seconds=plan.seconds)
+            run(
+                "time",
+                network=n,
+                groups="by tensor",
+                subjects=subjects(peers, [order]),
+                seconds=plan.seconds,
+                patience=plan.patience,
+            )
             for n in plan.seven
         ]
         header = ["network", "S", "counted", *peers, "asked", "met", "paper / engine", "asked", "met"]

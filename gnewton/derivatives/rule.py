@@ -170,6 +170,29 @@ class Straight(Generic):
         return [Stack(groups, values) for values in tangents]
 
 
+class PerSample(Straight):
+    """Linear, sample by sample: the tangents of all groups are so many more samples."""
+
+    def _pushed(self, o: "Operation", stacks: Sequence[Stack | None]) -> list[Stack | None]:
+        (s,) = stacks
+        if s is None:
+            return [None]
+        (moved,) = o.call(s.values.flatten(0, 1))
+        return [Stack(s.groups, moved.reshape(len(s.groups), *o.outputs[0].value.shape))]
+
+    def backward(
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Moved, wanted: Wanted, sums: Sums
+    ) -> Moved:
+        (m,) = moved
+        if m is None:
+            return [None]
+        x = o.inputs[0].value
+        with torch.enable_grad():
+            (z,) = _leaves([x.new_empty(1).expand(len(m.groups) * len(x), *x.shape[1:])])
+            (pulled,) = _gradient(_dot(o.call(z), (m.values.flatten(0, 1),)), (z,))
+        return [Stack(m.groups, pulled.reshape(len(m.groups), *x.shape))]
+
+
 def dense(stacks: Sequence[Stack | None], values: Sequence[Tensor], groups: Sequence[int]) -> Tensors:
     """Each stack over the same groups, zeros for None: (len(groups), *shape) tensors."""
     return tuple(

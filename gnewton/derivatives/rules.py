@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gnewton.derivatives.pointwise import Elementwise, MaxPool, Scale, Softmax, Standardized, Sum
 from gnewton.derivatives.products import Bmm, Convolution, Linear, Matmul, Mul
-from gnewton.derivatives.rule import Generic, Rule, Straight
+from gnewton.derivatives.rule import Generic, PerSample, Rule, Straight
 
 if TYPE_CHECKING:
     from gnewton.derivatives.tape import Operation
@@ -25,8 +25,8 @@ _BROKEN_LINES = "abs hardshrink hardtanh leaky_relu relu relu6 threshold"
 
 # Linear in all their inputs together, or linear between the kinks: choosing, moving and summing scalars.
 _STRAIGHT = """
-    __getitem__ adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d amax
-    amin avg_pool1d avg_pool2d avg_pool3d broadcast_to cat chunk clamp clamp_max clamp_min clone col2im concat contiguous
+    __getitem__ adaptive_max_pool1d adaptive_max_pool2d amax
+    amin broadcast_to cat chunk clamp clamp_max clamp_min clone col2im concat contiguous
     cumsum diag diag_embed diagonal diff double dstack embedding expand expand_as flatten flip float fold gather hsplit
     hstack im2col index_select masked_fill max maximum mean median min minimum mT movedim
     moveaxis narrow neg nll_loss nll_loss_nd permute pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave reshape
@@ -46,6 +46,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("matmul", "__matmul__"), Matmul()),
     **dict.fromkeys(("bmm", "mm"), Bmm()),
     "linear": Linear(),
+    **dict.fromkeys((f"{kind}avg_pool{n}d" for kind in ("", "adaptive_") for n in "123"), PerSample()),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), Convolution(transposed=False)),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), Convolution(transposed=True)),
     "softmax": Softmax(logarithm=False),
@@ -76,6 +77,9 @@ def _fits(rule: Rule, o: "Operation") -> bool:
         case Elementwise():
             shapes = {v.value.shape for v in o.inputs + o.outputs}
             return len(values) == 1 and o.place(0, "input") == 0 and len(shapes) == 1
+        case PerSample():
+            # Without an axis for the samples, the channels would be taken for it.
+            return values[0].dim() == int(o.name[-2]) + 2
         case Softmax():
             return o.argument(2, "dtype") is None and isinstance(o.argument(1, "dim"), int)
         case Mul():
