@@ -25,11 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="short measurements, fewer peers: a few minutes")
     parser.add_argument("--only", choices=NETWORKS, metavar="NETWORK", help=f"one network: {', '.join(NETWORKS)}")
     parser.add_argument("--section", choices=SECTIONS, action="append", help="this section; may be repeated")
-    parser.add_argument("--seconds", type=float, help="seconds per measurement (2; quick: 1)")
+    parser.add_argument("--seconds", type=float, help="seconds per measurement (2; quick: 0.5)")
     given = parser.parse_args(arguments)
     plan = sections.Plan(
         networks=[given.only] if given.only else list(NETWORKS),
-        seconds=given.seconds or (1.0 if given.quick else 2.0),
+        seconds=given.seconds or (0.5 if given.quick else 2.0),
         quick=given.quick,
         folder=PARTIAL if given.quick or given.only or given.seconds else RESULTS,
     )

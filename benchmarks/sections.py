@@ -39,9 +39,13 @@ class Plan:
         return [n for n in self.networks if n in SEVEN]
 
     @property
+    def partitions(self) -> list[str]:
+        return ["by tensor", "single"] if self.quick else list(PARTITIONS)
+
+    @property
     def patience(self) -> float:
         """Seconds after which the first run of a subject is given up."""
-        return 10.0 if self.quick else 120.0
+        return 5.0 if self.quick else 120.0
 
     @property
     def peers(self) -> list[str]:
@@ -60,7 +64,7 @@ def agree(plan: Plan) -> None:
     """Requirement 1. Raises RuntimeError where a peer is wrong: nothing would be worth comparing."""
     results = []
     for network in plan.networks:
-        for groups in PARTITIONS:
+        for groups in plan.partitions:
             checked = subjects([p for p in plan.peers if p != "engine"] if groups == "by tensor" else ["tightened"])
             batch = 10 if plan.quick else FEWER_SAMPLES.get(network, 100)
             results.append(run("agree", network=network, groups=groups, batch=batch, subjects=checked))
@@ -142,7 +146,7 @@ def _gain(found: Mapping[str, Row]) -> float | None:
 
 def other_partitions(plan: Plan) -> None:
     """Requirement 2, its end: by layer, by kind and single, against the tightened nested version; and all threads."""
-    cases = [(n, g, 1) for n in plan.seven for g in PARTITIONS if g != "by tensor"]
+    cases = [(n, g, 1) for n in plan.seven for g in plan.partitions if g != "by tensor"]
     if not plan.quick:
         cases += [(n, "by tensor", all_threads()) for n in plan.seven]
     pairs = subjects(["engine", "tightened"])
@@ -209,7 +213,7 @@ def memory(plan: Plan) -> None:
     """Requirement 4: peak memory at order 2, each number from a process of its own."""
     results = []
     for network in plan.seven:
-        for groups in ["by tensor"] if plan.quick else PARTITIONS:
+        for groups in plan.partitions:
             peaks = {
                 p: run("memory", network=network, groups=groups, peer=p) for p in ("gradient", "engine", "tightened")
             }
