@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: every section; ``--quick`` in a few minutes; ``--only NETWORK`` for one network."""
+"""``python -m benchmarks``: every section; ``--quick`` in ten minutes; ``--only NETWORK`` for one network."""
 
 import argparse
 import platform
@@ -22,7 +22,9 @@ SECTIONS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What one summary costs, against peers.")
-    parser.add_argument("--quick", action="store_true", help="short measurements, fewer peers: a few minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="short measurements, fewer peers and partitions: ten minutes"
+    )
     parser.add_argument("--only", choices=NETWORKS, metavar="NETWORK", help=f"one network: {', '.join(NETWORKS)}")
     parser.add_argument("--section", choices=SECTIONS, action="append", help="this section; may be repeated")
     parser.add_argument("--seconds", type=float, help="seconds per measurement (2; quick: 0.5)")

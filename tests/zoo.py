@@ -1031,6 +1031,15 @@ add("autocast inside", autocast, "either", tolerance=5e-2)
 # A few hundred roundings in float32, 6e-8 each.
 add("mixed dtypes", mixed_dtypes, tolerance=1e-5)
 
+# A matrix of constant rank: pinv has no derivative in the directions that the parameters never move it in.
+add(
+    "pinv of low rank",
+    lambda: operation(lambda h, w: torch.linalg.pinv(torch.outer(h.sum(0), w), rcond=1e-8)),
+    "oracle",
+    "linalg_pinv",
+    tolerance=1e-9,
+)
+
 # What torch.func cannot do: see random numbers, numpy, other threads, graphs within graphs and changing buffers; leave
 # frozen parameters where they are; stop at no_grad. In forward mode solve, det and instance norm with statistics have
 # wrong third derivatives, and glu, huber_loss, soft_margin_loss and lists of norms have none.

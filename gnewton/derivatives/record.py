@@ -159,6 +159,8 @@ class _Recorder(Elementary):
             return f"{operation.name} writes into a tensor"
         if operation.name == "embedding" and operation.argument(3, "scale_grad_by_freq", False):
             return "embedding scales its gradient by frequency"
+        if operation.name in _OF_CONSTANT_RANK:
+            return f"{operation.name} has derivatives only where the rank of its argument stays as it is"
         return None
 
     def _write_down(
@@ -261,6 +263,8 @@ class _Recorder(Elementary):
             memory.clear()
 
 
+# Their second derivative, taken alone, depends on directions that the parameters never move the argument in.
+_OF_CONSTANT_RANK = {"linalg_pinv", "pinverse", "linalg_lstsq"}
 _DROPOUTS = {"dropout", "dropout_", "feature_dropout", "feature_dropout_"}
 
 
