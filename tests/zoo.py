@@ -323,6 +323,9 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "matrix_exp": lambda h, w: torch.matrix_exp(square(h * w) / 3),
     "matrix_power": lambda h, w: torch.linalg.matrix_power(square(h * w), 3),
     "matrix norm": lambda h, w: torch.linalg.matrix_norm(h * w, "nuc") + torch.linalg.norm(h * w),
+    # the same scalars in the same order
+    "reshape_as": lambda h, w: (h * w).exp().reshape_as((h * w).reshape(2, 2, 6)).sin(),
+    "shapes": lambda h, w: (h * w).mT.ravel().unflatten(0, (6, 1, 4)).squeeze(1).contiguous().view_as(h).clone().exp(),
     # complex numbers
     "fft": lambda h, w: torch.fft.rfft(h * w).abs(),
     "complex filter": lambda h, w: torch.fft.irfft(torch.fft.rfft(h) * torch.view_as_complex(w[:4].view(2, 2)).sum(), n=6),

@@ -77,7 +77,9 @@ def add_pairs(
     if x is None or bend is None:
         return
     pairs = list(combinations_with_replacement(range(len(x.groups)), 2))
-    q = Stack(tuple(range(len(pairs))), torch.stack([x.values[s] * x.values[t] for s, t in pairs]) * bend)
+    q = Stack(tuple(range(len(pairs))), x.values.new_empty(len(pairs), *bend.shape))
+    for out, (s, t) in zip(q.values, pairs, strict=True):
+        torch.mul(x.values[s], x.values[t], out=out).mul_(bend)
     for o in way.between:
         (jet,) = o.rule.forward(o, [Jet(q)], [None], sums)
         assert jet.first is not None

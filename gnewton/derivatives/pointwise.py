@@ -4,7 +4,7 @@ Each needs a few passes over the tangents and, for H-bar, one Gram matrix.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,13 @@ from gnewton.derivatives.rule import Adjoints, Generic, Jet, Moved, Rule, Sums, 
 from gnewton.derivatives.stack import Stack, summed_to, total
 
 if TYPE_CHECKING:
-    from gnewton.derivatives.tape import Operation
+    from gnewton.derivatives.tape import Operation, Variable
 
 
 class Elementwise(Rule):
     """y = f(x): D o is a product with f', D^2 o one with f'', D^3 o one with f'''; derived from the function itself."""
+
+    reads_outputs = True
 
     def __init__(self, curved: bool = True) -> None:
         self.curved = curved
@@ -57,9 +59,10 @@ class Elementwise(Rule):
         if x and f2 is not None and adjoint is not None:
             # lambda^r f'' x_s x_t in each of the three places, and a third of  lambda f3 x_r x_s x_t  there as well.
             _add_cubes(sums, m, x, f2)
-            _add_cubes(sums, x, x, None if f3 is None else adjoint * f3 / 3)
+            _add_cubes(sums, x, x, None if f3 is None else (adjoint * f3).div_(3))
         if not wanted[0]:
             return [None]
+        del f3
         bent = x and f2 is not None and adjoint is not None and Stack(x.groups, x.values * (adjoint * f2))
         return [total([m and Stack(m.groups, m.values * f1, owned=True), bent or None], f1.shape)]
 
@@ -67,12 +70,16 @@ class Elementwise(Rule):
 def _add_cubes(sums: Sums, left: Stack | None, x: Stack, weights: Tensor | None) -> None:
     """D3_rst += <left_r weights, x_s x_t> , and with r in the second and in the third place."""
     if left is not None and weights is not None:
-        w = weights.flatten()
-        block = x.values.new_empty(len(left.groups), len(x.groups), len(x.groups))
-        for s, row in enumerate(x.rows()):
-            # The block is symmetric in s and t.
-            block[:, s, s:] = left.rows() @ (x.rows()[s:] * (row * w)).T
-            block[:, s:, s] = block[:, s, s:]
+        rows_r, rows_s, w, k = left.rows(), x.rows(), weights.flatten(), len(x.groups)
+        # Symmetric in s and t: each pair is formed once.
+        s, t = torch.triu_indices(k, k, device=w.device)
+        found = w.new_zeros(len(rows_r), len(s))
+        for part in _blocks(len(w), len(s)):
+            here = rows_s[:, part]
+            pairs = torch.cat([here[i:] * row for i, row in enumerate(here * w[part])])
+            found += rows_r[:, part] @ pairs.T
+        block = w.new_empty(len(rows_r), k, k)
+        block[:, s, t] = block[:, t, s] = found
         sums.full(left.groups, x.groups, x.groups, block)
 
 
@@ -80,6 +87,7 @@ class Sum(Rule):
     """a + alpha b or a - alpha b, with broadcasting."""
 
     curved = False
+    reads_inputs = False
 
     def __init__(self, sign: int) -> None:
         self.sign = sign
@@ -105,6 +113,7 @@ class Scale(Rule):
     """A product with a number, or a quotient by one."""
 
     curved = False
+    reads_inputs = False
 
     def __init__(self, inverse: bool) -> None:
         self.inverse = inverse
@@ -122,10 +131,30 @@ class Scale(Rule):
         return s and Stack(s.groups, s.values / number if self.inverse else s.values * number)
 
 
+class Reshaped(Rule):
+    """The same scalars in the same order."""
+
+    curved = False
+    reads_inputs = False
+
+    def forward(self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, sums: Sums) -> list[Jet]:
+        return [Jet(*(_shaped(s, o.outputs[0]) for s in jets[0]))]
+
+    def backward(
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Moved, wanted: Wanted, sums: Sums
+    ) -> Moved:
+        return [_shaped(moved[0], o.inputs[0])]
+
+
+def _shaped(s: Stack | None, v: "Variable") -> Stack | None:
+    return s and Stack(s.groups, s.values.reshape(len(s.groups), *v.value.shape), s.owned)
+
+
 class MaxPool(Rule):
     """The greatest entry of each window: a choice, found once and made for all tangents."""
 
     curved = False
+    reads_inputs = False
 
     def forward(self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, sums: Sums) -> list[Jet]:
         index, axes = self._chosen(o)
@@ -163,6 +192,8 @@ class Softmax(Rule):
     """
 
     repeatable = True
+    reads_inputs = False
+    reads_outputs = True
 
     def __init__(self, logarithm: bool) -> None:
         self.logarithm = logarithm
@@ -248,8 +279,10 @@ class Standardized(Generic):
         return [Jet(first, Stack(x.groups, c2 * r + 2 * c1 * r1 + c * r2))]
 
 
-# Scalars of a stack that are worked on at a time: they stay in the cache from one pass to the next.
-_BLOCK = 2**17
+def _blocks(n: int, k: int) -> Iterator[slice]:
+    """Parts of k rows of length n that stay in the cache from one pass to the next."""
+    size = max(256, 2**17 // k)
+    return (slice(i, i + size) for i in range(0, n, size))
 
 
 def _through(
@@ -262,8 +295,7 @@ def _through(
     f1, f2, w2, w3 = functions
     gram, third = x.new_zeros(len(x), len(x)), x.new_zeros(len(x))
     some = 0 if x2 is None else len(x2)
-    for i in range(0, x.shape[1], max(256, _BLOCK // len(x))):
-        part = slice(i, i + max(256, _BLOCK // len(x)))
+    for part in _blocks(x.shape[1], len(x)):
         here = x[:, part]
         bent = here * w2[part]
         gram += bent @ here.T

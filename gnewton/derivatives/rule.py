@@ -63,10 +63,15 @@ class Sums(Protocol):
 
 
 class Rule:
-    """``curved``: D^2 o is not zero. ``repeatable``: known to draw no random numbers, so that it may run again."""
+    """``curved``: D^2 o is not zero. ``repeatable``: known to draw no random numbers, so that it may run again.
+
+    ``reads_inputs``, ``reads_outputs``: needs the values of the operation's inputs and outputs, not their shapes alone.
+    """
 
     curved = True
     repeatable = True
+    reads_inputs = True
+    reads_outputs = False
 
     def forward(self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, sums: Sums) -> list[Jet]:
         """The jets of the outputs; adds to H-bar and to the diagonal of D3."""
@@ -173,6 +178,8 @@ class Straight(Generic):
 class PerSample(Straight):
     """Linear, sample by sample: the tangents of all groups are so many more samples."""
 
+    reads_inputs = False
+
     def _pushed(self, o: "Operation", stacks: Sequence[Stack | None]) -> list[Stack | None]:
         (s,) = stacks
         if s is None:
@@ -186,11 +193,10 @@ class PerSample(Straight):
         (m,) = moved
         if m is None:
             return [None]
-        x = o.inputs[0].value
         with torch.enable_grad():
-            (z,) = _leaves([x.new_empty(1).expand(len(m.groups) * len(x), *x.shape[1:])])
-            (pulled,) = _gradient(_dot(o.call(z), (m.values.flatten(0, 1),)), (z,))
-        return [Stack(m.groups, pulled.reshape(len(m.groups), *x.shape))]
+            z = _leaves([o.inputs[0].value])
+            (pulled,) = torch.autograd.grad(o.call(*z), z, (m.values,), is_grads_batched=True)
+        return [Stack(m.groups, pulled)]
 
 
 def dense(stacks: Sequence[Stack | None], values: Sequence[Tensor], groups: Sequence[int]) -> Tensors:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from gnewton.derivatives.pointwise import Elementwise, MaxPool, Scale, Softmax, Standardized, Sum
+from gnewton.derivatives.pointwise import Elementwise, MaxPool, Reshaped, Scale, Softmax, Standardized, Sum
 from gnewton.derivatives.products import Bmm, Convolution, Linear, Matmul, Mul
 from gnewton.derivatives.rule import Generic, PerSample, Rule, Straight
 
@@ -25,19 +25,19 @@ _BROKEN_LINES = "abs hardshrink hardtanh leaky_relu relu relu6 threshold"
 
 # Linear in all their inputs together, or linear between the kinks: choosing, moving and summing scalars.
 _STRAIGHT = """
-    __getitem__ adaptive_max_pool1d adaptive_max_pool2d amax
-    amin broadcast_to cat chunk clamp clamp_max clamp_min clone col2im concat contiguous
-    cumsum diag diag_embed diagonal diff double dstack embedding expand expand_as flatten flip float fold gather hsplit
-    hstack im2col index_select masked_fill max maximum mean median min minimum mT movedim
-    moveaxis narrow neg nll_loss nll_loss_nd permute pixel_shuffle pixel_unshuffle ravel repeat repeat_interleave reshape
-    reshape_as roll rot90 select split split_with_sizes squeeze stack sum swapaxes swapdims t take take_along_dim
-    T tensor_split tile to trace transpose tril triu type_as unbind unflatten unsqueeze upsample_bilinear2d
-    upsample_nearest2d view view_as vsplit vstack where
+    __getitem__ adaptive_max_pool1d adaptive_max_pool2d amax amin broadcast_to cat chunk clamp clamp_max clamp_min
+    col2im concat cumsum diag diag_embed diagonal diff double dstack embedding expand expand_as flip float fold gather
+    hsplit hstack im2col index_select masked_fill max maximum mean median min minimum mT movedim moveaxis narrow neg
+    nll_loss nll_loss_nd permute pixel_shuffle pixel_unshuffle repeat repeat_interleave roll rot90 select split
+    split_with_sizes stack sum swapaxes swapdims t take take_along_dim T tensor_split tile to trace transpose tril
+    triu type_as unbind upsample_bilinear2d upsample_nearest2d vsplit vstack where
 """
 
+_SAME_ORDER = "clone contiguous flatten ravel reshape reshape_as squeeze unflatten unsqueeze view view_as"
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(_STRAIGHT.split(), Straight()),
+    **dict.fromkeys(_SAME_ORDER.split(), Reshaped()),
     **dict.fromkeys(_SMOOTH.split(), Elementwise()),
     **dict.fromkeys(_BROKEN_LINES.split(), Elementwise(curved=False)),
     **dict.fromkeys(("add", "__add__", "__radd__"), Sum(1)),
@@ -77,6 +77,8 @@ def _fits(rule: Rule, o: "Operation") -> bool:
         case Elementwise():
             shapes = {v.value.shape for v in o.inputs + o.outputs}
             return len(values) == 1 and o.place(0, "input") == 0 and len(shapes) == 1
+        case Reshaped():
+            return len(values) == 1
         case PerSample():
             # Without an axis for the samples, the channels would be taken for it.
             return values[0].dim() == int(o.name[-2]) + 2

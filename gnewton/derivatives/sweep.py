@@ -55,14 +55,16 @@ def summary(
     tensor([[1330.,  480.],
             [ 480.,  200.]], dtype=torch.float64)
     """
+    tape.forget_unread()
     adjoints = tape.adjoints()
     # What is replayed are single operations, in the form in which they were recorded.
     with torch.no_grad(), torch._C.DisableTorchFunction():
         found: dict[str, Tensor] = {}
-        for groups in _meetings(tape, len(partition), order, full_third, max_memory):
+        meetings = list(_meetings(tape, len(partition), order, full_third, max_memory))
+        for groups in meetings:
             sums = _Sums(partition, order, full_third)
             sweep = _Sweep(tape, adjoints, partial(_tangents, partition, direction, groups), sums)
-            sweep.forward(keep=full_third)
+            sweep.forward(keep_tangents=full_third, keep_adjoints=full_third or groups is not meetings[-1])
             if full_third:
                 sweep.backward()
             found = _met(found, sums.tensors(), groups)
@@ -136,12 +138,12 @@ def _met(found: dict[str, Tensor], part: dict[str, Tensor], groups: Sequence[int
 
 class _Sweep:
     def __init__(
-        self, tape: Tape, adjoints: Mapping[Variable, Tensor], tangents: Callable[[str], Stack | None], sums: _Sums
+        self, tape: Tape, adjoints: dict[Variable, Tensor], tangents: Callable[[str], Stack | None], sums: _Sums
     ) -> None:
         self._tape, self._adjoints, self._tangents, self._sums = tape, adjoints, tangents, sums
         self._jets: dict[Variable, Jet] = {}
 
-    def forward(self, keep: bool) -> None:
+    def forward(self, keep_tangents: bool, keep_adjoints: bool) -> None:
         last, result = self._tape.last_readers(), self._tape.result
         assert result is not None
         readers = Counter(v for o in self._tape.operations for v in o.inputs)
@@ -149,8 +151,9 @@ class _Sweep:
             jets = [self._jet(v) for v in o.inputs]
             for v, jet in zip(o.inputs, jets, strict=True):
                 # Who reads a stack first may hand parts of it on: only a sole reader may write into it.
-                if jet.first and (keep or readers[v] > 1):
-                    jet.first.owned = False
+                for stack in jet if keep_tangents or readers[v] > 1 else ():
+                    if stack:
+                        stack.owned = False
             if self._is_last_straight_step(o, readers):
                 self._add_slopes(o.inputs, jets)
                 return
@@ -158,9 +161,11 @@ class _Sweep:
                 with _named(o):
                     moved = o.rule.forward(o, jets, self._adjoints_of(o), self._sums)
                 self._jets.update(zip(o.outputs, moved, strict=True))
-            for v in () if keep else o.inputs:
+            for v in () if keep_tangents else o.inputs:
                 if last[v] is o:
                     self._jets.pop(v, None)
+            for v in () if keep_adjoints else o.outputs:
+                self._adjoints.pop(v, None)
         first = self._jet(result).first
         if first:
             self._sums.gradient(first.groups, first.values.flatten())
@@ -195,6 +200,8 @@ class _Sweep:
             for v, stack in zip(o.inputs, pulled, strict=True):
                 if v in reached:
                     moved.setdefault(v, []).append(stack)
+            for v in o.outputs:
+                self._jets.pop(v, None)
 
     def _jet(self, v: Variable) -> Jet:
         if v.name is not None and v not in self._jets:

@@ -122,6 +122,13 @@ class Tape:
                 kept.append(operation)
         self.operations = kept[::-1]
 
+    def forget_unread(self) -> None:
+        """Drop the values of which the rules need no more than the shape; the graph keeps what autograd needs."""
+        read = {v for o in self.operations if o.rule.reads_inputs for v in o.inputs}
+        read |= {v for o in self.operations if o.rule.reads_outputs for v in o.outputs}
+        for v in (v for o in self.operations for v in o.outputs if v not in read):
+            v.value = v.value.new_empty(()).expand(v.value.shape)
+
     def behind_curvature(self) -> set[Variable]:
         """The values that depend on the parameters through curvature: there, adjoints along tangents matter."""
         found: set[Variable] = set()
