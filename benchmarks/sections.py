@@ -115,7 +115,7 @@ def work(plan: Plan) -> None:
             )
             for n in plan.seven
         ]
-        header = ["network", "S", "counted", *peers, "asked", "met", "paper / engine", "asked", "met"]
+        header = ["network", "S", "counted", *peers, "asked", "met", "paper / engine", "asked", "met", "short / engine"]
         rows = [_work_row(r, peers, order, plan) for r in results]
         title = f"Order {order}, one group per tensor, one thread, in gradients"
         save(plan.folder, f"work-order-{order}", _titled(title, table(header, rows)), results)
@@ -124,24 +124,16 @@ def work(plan: Plan) -> None:
 def _work_row(result: dict[str, Any], peers: Sequence[str], order: int, plan: Plan) -> list[str]:
     name, found = result["network"], {row["peer"]: row for row in result["rows"]}
     most, least = (asked[name][order - 2] if name in asked else None for asked in (ASKED, ASKED_OF_PAPER))
-    engine, gain = (
-        found["engine"].get("ratio"),
-        _gain(found),
-    )
+    engine = found["engine"].get("ratio")
+    gain, short = (_quotient(found[p], found["engine"]) if p in found else None for p in ("paper", "paper, short"))
     met = _at_most(engine, most), _at_most(least, gain)
     plan.failures += [
         f"order {order}: {name}, {what}" for what, m in zip(("work", "gain"), met, strict=True) if m is False
     ]
     counted = 1 + result["S"] / (6 if order == 2 else 3)
     cells = [_cell(found[p]) for p in peers]
-    asked = [number(most), mark(met[0]), number(gain), number(least), mark(met[1])]
+    asked = [number(most), mark(met[0]), number(gain), number(least), mark(met[1]), number(short)]
     return [name, result["S"], number(counted), *cells, *asked]
-
-
-def _gain(found: Mapping[str, Row]) -> float | None:
-    """How many times as long as the engine the paper's algorithm takes, in the faster of its two forms."""
-    gains = [_quotient(row, found["engine"]) for peer, row in found.items() if peer.startswith("paper")]
-    return min((gain for gain in gains if gain is not None), default=None)
 
 
 def other_partitions(plan: Plan) -> None:

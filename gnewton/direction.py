@@ -6,6 +6,7 @@ points uphill, as the gradient does.
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -98,7 +99,7 @@ def _checked_entry(name: str, u: Tensor, p: Tensor) -> Tensor:
         )
     u = u.detach().to(p.dtype)
     # One pass instead of five: a finite sum has finite terms, and only a sum that is not needs a closer look.
-    if u.device.type != "meta" and not torch.isfinite(u.sum()) and not torch.isfinite(u).all():
+    if u.device.type != "meta" and not math.isfinite(u.sum()) and not torch.isfinite(u).all():
         raise ValueError(
             f"expected a finite direction, got NaN or infinity in {name}; check the gradient that it came from"
         )

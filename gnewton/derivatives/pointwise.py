@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gnewton.derivatives.rule import Adjoints, Generic, Jet, Moved, Rule, Sums, Wanted, filled, rows
-from gnewton.derivatives.stack import Stack, summed_to, total
+from gnewton.derivatives.stack import Stack, scaled, summed_to, total
 
 if TYPE_CHECKING:
     from gnewton.derivatives.tape import Operation, Variable
@@ -31,7 +31,7 @@ class Elementwise(Rule):
         assert x is not None
         f1, f2, f3 = derivatives(o, sums.order if self.curved else 1)
         if f2 is None:
-            return [Jet(*(s and Stack(s.groups, s.values * f1, owned=True) for s in (x, x2)))]
+            return [Jet(*(scaled(s, f1) for s in (x, x2)))]
         # Second-order tangents come later than first-order ones: their groups are the first of x's, or are made so.
         if x2 and x2.groups != x.groups[: len(x2.groups)]:
             x2 = Stack(x.groups, x2.over(x.groups))
@@ -64,7 +64,7 @@ class Elementwise(Rule):
             return [None]
         del f3
         bent = x and f2 is not None and adjoint is not None and Stack(x.groups, x.values * (adjoint * f2))
-        return [total([m and Stack(m.groups, m.values * f1, owned=True), bent or None], f1.shape)]
+        return [total([scaled(m, f1), bent or None], f1.shape)]
 
 
 def _add_cubes(sums: Sums, left: Stack | None, x: Stack, weights: Tensor | None) -> None:

@@ -118,8 +118,8 @@ class Product(Rule):
         mine = places.index(i)
         pull, fixed = ((self.pull_a, o.given(1, self.second)), (self.pull_b, o.given(0, "input")))[mine]
         other = jets[1 - mine]
-        kept = m and Stack(m.groups, pull(o, m.values, fixed[None]))
-        turned = other and adjoint is not None and Stack(other.groups, pull(o, adjoint[None], other.values))
+        kept = m and Stack(m.groups, pull(o, m.values, fixed[None]), owned=True)
+        turned = other and adjoint is not None and Stack(other.groups, pull(o, adjoint[None], other.values), owned=True)
         return total([kept, turned or None], v.value.shape)
 
     def _offset_adjoint(self, o: "Operation", m: Stack | None, shape: Sequence[int]) -> Stack | None:

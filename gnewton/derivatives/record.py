@@ -104,7 +104,9 @@ class _Recorder(Elementary):
             if torch.is_grad_enabled():
                 self._pass_on(tensors, result)
             return result
-        if not _is_operation(function) or not all(map(_is_plain, tensors)):
+        with torch._C.DisableTorchFunction():
+            plain = all(map(_is_plain, tensors))
+        if not _is_operation(function) or not plain:
             result = function(*args, **kwargs)
             self._leave_out(result, f"{name} is not an operation on plain tensors")
             return result

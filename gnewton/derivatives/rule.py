@@ -196,7 +196,7 @@ class PerSample(Straight):
         with torch.enable_grad():
             z = _leaves([o.inputs[0].value])
             (pulled,) = torch.autograd.grad(o.call(*z), z, (m.values,), is_grads_batched=True)
-        return [Stack(m.groups, pulled)]
+        return [Stack(m.groups, pulled, owned=True)]
 
 
 def dense(stacks: Sequence[Stack | None], values: Sequence[Tensor], groups: Sequence[int]) -> Tensors:

@@ -61,7 +61,7 @@ def total(stacks: Sequence[Stack | None], shape: Sequence[int]) -> Stack | None:
     groups = union(present)
     values = [lifted(s.values, len(shape)).expand(-1, *shape) for s in present]
     if len(values) == 1:
-        return Stack(groups, values[0])
+        return Stack(groups, values[0], present[0].owned and values[0].shape == present[0].values.shape)
     if len(groups) == sum(len(s.groups) for s in present):
         return Stack(groups, torch.cat(values))
     if groups != present[0].groups:
@@ -72,6 +72,13 @@ def total(stacks: Sequence[Stack | None], shape: Sequence[int]) -> Stack | None:
     for stack, value in zip(present[1:], values[1:], strict=True):
         add_rows(out, groups, stack.groups, value)
     return Stack(groups, out, owned=True)
+
+
+def scaled(s: Stack | None, factor: Tensor) -> Stack | None:
+    """Each tangent times ``factor``, in the memory of an owned stack."""
+    if s is None or not s.owned or s.values[0].shape != factor.shape:
+        return s and Stack(s.groups, s.values * factor, owned=True)
+    return Stack(s.groups, s.values.mul_(factor), owned=True)
 
 
 def add_rows(out: Tensor, groups: tuple[int, ...], some: tuple[int, ...], values: Tensor) -> None:

@@ -55,7 +55,8 @@ def summary(
     tensor([[1330.,  480.],
             [ 480.,  200.]], dtype=torch.float64)
     """
-    tape.forget_unread()
+    with torch._C.DisableTorchFunction():
+        tape.forget_unread()
     adjoints = tape.adjoints()
     # What is replayed are single operations, in the form in which they were recorded.
     with torch.no_grad(), torch._C.DisableTorchFunction():
