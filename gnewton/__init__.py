@@ -10,6 +10,9 @@ Summary        g-bar (S,), H-bar (S, S) and order 3
 newton_step    one learning rate per group from a summary, cubic-regularized
 Step, Status   its result and what became of it; NewtonStepError when raised
 GroupedNewton  all of it as a torch.optim.Optimizer
+average        means of summaries over steps: Exponential, Windows
+AsRate         a view through which schedulers drive any setting, lambda_int too
+StochasticNewton  Newton's method by one Hessian-vector product a step
 derivatives    the engines; derivatives.nested is the slow oracle
 models         small networks and test functions
 =============  ====================================================================
@@ -21,20 +24,25 @@ import importlib
 from importlib.metadata import version
 from types import ModuleType
 
-from gnewton import derivatives, direction, models
+from gnewton import average, derivatives, direction, models
 from gnewton.cubic import NewtonStepError, Status, Step, newton_step
+from gnewton.damping import AsRate
 from gnewton.optimizer import GroupedNewton
 from gnewton.partition import Partition
+from gnewton.stochastic import StochasticNewton
 from gnewton.summary import Summary, summarize
 
 __version__ = version("gnewton")
 __all__ = [
+    "AsRate",
     "GroupedNewton",
     "NewtonStepError",
     "Partition",
     "Status",
     "Step",
+    "StochasticNewton",
     "Summary",
+    "average",
     "derivatives",
     "direction",
     "models",

@@ -9,7 +9,7 @@ every ``period`` steps, lambda_1 the one number that learning-rate schedulers dr
 import copy
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -17,13 +17,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gnewton.average import Average, Exponential, Windows, normalized
 from gnewton.cubic import Step, newton_step
 from gnewton.direction import Proposer, value_and_gradient
-from gnewton.loss import Buffers, RandomState, prepared
+from gnewton.loss import Buffers, RandomState, batches, prepared
 from gnewton.partition import Partition
 from gnewton.summary import Summary, summarize
 
-Closure = Callable[[], Tensor]
+Closure = Callable[..., Tensor]
+Data = Iterable[Any] | None
 
 _HISTORY_RECORDS = 1000
 _HISTORY_BYTES = 64e6
@@ -64,7 +66,8 @@ class GroupedNewton(torch.optim.Optimizer):
     of eta*, 1 being the pure step; it is ``param_groups[0]["lr"]``, so every scheduler in ``torch.optim.lr_scheduler``
     drives it. cubic: lambda_int; 0 leaves the order-2 step. period: steps between summaries. ridge, diagonal: as in
     ``newton_step``. eta_momentum: 0 <= beta < 1, eta <- beta eta + (1 - beta) eta*. remove_negative: negative rates become
-    0. on_failure: "report" (an update without a solution leaves parameters and direction as they were, warns once per
+    0. average: ``Exponential(beta)`` or ``Windows(period, warmup)``, the mean of the summaries of several updates; u is then
+    normalized per group, and the learning rates belong to the normalized u. on_failure: "report" (an update without a solution leaves parameters and direction as they were, warns once per
     status and is tried again at the next step) or "raise" (NewtonStepError, nothing changed).
 
     ``param_groups`` is torch's bookkeeping and has one entry; the partition decides the groups. ``history`` holds the
@@ -89,6 +92,7 @@ class GroupedNewton(torch.optim.Optimizer):
         diagonal: bool = False,
         eta_momentum: float = 0.0,
         remove_negative: bool = False,
+        average: Average | None = None,
         on_failure: Literal["report", "raise"] = "report",
     ) -> None:
         if not isinstance(partition, Partition):
@@ -106,12 +110,16 @@ class GroupedNewton(torch.optim.Optimizer):
             "on_failure": on_failure,
         }
         _check_settings(settings)
-        self.partition = partition
+        if not isinstance(average, Exponential | Windows | None):
+            raise TypeError(
+                f"expected an average of summaries, got {average!r}; write gn.average.Exponential(0.9) or gn.average.Windows(5, 3)"
+            )
+        self.partition, self.average = partition, average
         self.proposer = None if direction is None else Proposer(direction, partition)
         self.history: deque[Update] = deque(maxlen=_history_length(len(partition)))
         self._warned: set[str] = set()
         super().__init__(list(partition.parameters.values()), settings)
-        self.state["grouped_newton"] = {"step": 0, "eta": None, "age": 0}  # type: ignore[index]
+        self.state["grouped_newton"] = {"step": 0, "eta": None, "age": 0, "average": None}  # type: ignore[index]
 
     @property
     def learning_rates(self) -> Tensor | None:
@@ -127,21 +135,24 @@ class GroupedNewton(torch.optim.Optimizer):
             )
         super().add_param_group(param_group)
 
-    def step(self, closure: Closure, curvature: Closure | None = None) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Closure, curvature: Closure | None = None, data: Data = None) -> Tensor:  # type: ignore[override]
         """One step; returns the loss before it, a detached tensor ().
 
         ``closure()`` returns the loss with its graph and must not call backward. The summaries come from the same closure,
-        or from ``curvature()`` (another mini-batch). Both must give the same loss when called again. Buffers (batch norm)
-        advance once per step, as in any training loop. An error leaves parameters and state as they were: ValueError or
-        TypeError for an unfit loss, FloatingPointError for a loss or gradient that is not finite.
+        or from ``curvature()`` (another mini-batch). Both must give the same loss when called again. With ``data``, the
+        step is a full-batch one: ``closure(*batch)`` is a batch mean, and loss, direction and summary are the means over
+        all samples of all batches, which are read one at a time, in one pass after another. Buffers (batch norm) advance
+        once per step and batch, as in any training loop. An error leaves parameters and state as they were: ValueError or
+        TypeError for an unfit loss or data, FloatingPointError for a loss or gradient that is not finite.
         """
         _check_settings(self.param_groups[0])
+        _check_data(data, curvature)
         random, buffers = RandomState(self.partition), Buffers(self.partition.module)
         try:
             with prepared(self.partition, restore_buffers=False):
-                value, gradients = value_and_gradient(closure, self.partition)
+                value, gradients = value_and_gradient(closure, self.partition, data)
             _check_finite(gradients, "gradient")
-            self._step_along(gradients, closure, curvature, value, random)
+            self._step_along(gradients, closure, curvature, data, value, random)
         except BaseException:
             buffers.restore()
             random.restore()
@@ -155,23 +166,26 @@ class GroupedNewton(torch.optim.Optimizer):
         gradients: dict[str, Tensor],
         closure: Closure,
         curvature: Closure | None,
+        data: Data,
         value: Tensor,
         random: RandomState,
     ) -> None:
         u = gradients if self.proposer is None else self.proposer.propose(gradients)
-        moved = False
+        stands = False
         try:
             _check_finite(u, "direction")
+            if self.average is not None:
+                u = normalized(u, self.partition)
             if self._memory["eta"] is not None and self._memory["age"] < self.param_groups[0]["period"]:
                 self._move(u, self._memory["eta"])
-                moved = True
+                stands = True
             elif curvature is None:
                 # The same closure must be the same function again: it replays the random numbers of its first call.
-                moved = self._update(closure, u, random, value)
+                stands = self._update(closure, u, data, random, value)
             else:
-                moved = self._update(curvature, u, RandomState(self.partition), None)
+                stands = self._update(curvature, u, None, RandomState(self.partition), None)
         finally:
-            if self.proposer is not None and not moved:
+            if self.proposer is not None and not stands:
                 self.proposer.take_back()
 
     def state_dict(self) -> dict[str, Any]:
@@ -183,6 +197,7 @@ class GroupedNewton(torch.optim.Optimizer):
             "groups": list(self.partition.names),
             "direction": None if self.proposer is None else self.proposer.optimizer.state_dict(),
             "direction_kind": self._direction_kind,
+            "average": repr(self.average),
             "history": [{f.name: getattr(update, f.name) for f in fields(Update)} for update in self.history],
         }
 
@@ -204,7 +219,7 @@ class GroupedNewton(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # torch copies and pickles its own attributes alone.
-        ours = ("partition", "proposer", "history", "_warned")
+        ours = ("partition", "average", "proposer", "history", "_warned")
         return dict(super().__getstate__()) | {name: getattr(self, name) for name in ours}
 
     @property
@@ -221,6 +236,10 @@ class GroupedNewton(torch.optim.Optimizer):
                 f"expected a state whose direction is {self._direction_kind}, got {state['direction_kind']}; "
                 "build the optimizer as it was then"
             )
+        if state["average"] != repr(self.average):
+            raise ValueError(
+                f"expected a state with average={self.average!r}, got {state['average']}; build the optimizer as it was then"
+            )
         if state["groups"] != list(self.partition.names):
             raise ValueError(
                 f"expected a state of the {len(self.partition)} groups of this partition, got {len(state['groups'])} groups"
@@ -235,27 +254,41 @@ class GroupedNewton(torch.optim.Optimizer):
         memory: dict[str, Any] = self.state["grouped_newton"]  # type: ignore[index]
         return memory
 
-    def _update(self, closure: Closure, u: dict[str, Tensor], random: RandomState, value: Tensor | None) -> bool:
-        """New learning rates from a new summary, the step with them, and its record; whether it moved."""
+    def _update(
+        self, closure: Closure, u: dict[str, Tensor], data: Data, random: RandomState, value: Tensor | None
+    ) -> bool:
+        """New learning rates from a new summary, the step with them, and its record; whether the proposal stands."""
         settings = self.param_groups[0]
         # A separate curvature closure draws its own random numbers, once; its second call repeats them.
         with random.replayed() if value is not None else nullcontext():
-            summary = summarize(closure, self.partition, u, order=3 if settings["cubic"] > 0 else 2)
+            here = summarize(closure, self.partition, u, order=3 if settings["cubic"] > 0 else 2, data=data)
         if value is not None:
-            self._check_same(float(value), float(summary.value))
+            self._check_same(float(value), float(here.value))
+        summary, average = self._averaged(here)
+        if summary is None:
+            self._memory["average"] = average
+            return True
         step = newton_step(summary, settings["cubic"], settings["ridge"], settings["diagonal"], settings["on_failure"])
         if not step.status.ok:
             self._warn(step)
-            self._memory["eta"] = None
+            self._memory.update({"eta": None, "average": average})
             self._record(summary, step, step.learning_rates, float("nan"))
             return False
         eta = self._smoothed(step.learning_rates)
         with self._undone_on_error(), random.replayed():
             self._move(u, eta)
-            after = self._value(closure)
-        self._record(summary, step, eta, float(summary.value) - after)
-        self._memory["eta"], self._memory["age"] = eta, 0
+            after = self._value(closure, data)
+        self._record(summary, step, eta, float(here.value) - after)
+        self._memory.update({"eta": eta, "age": 0, "average": average})
         return True
+
+    def _averaged(self, summary: Summary) -> tuple[Summary | None, Any]:
+        """The summary to step with, None during a warm-up, and the average's memory after it."""
+        memory = self._memory["average"]
+        # What is not finite has no step, and would stay in an average for good.
+        if self.average is None or not all(torch.isfinite(t).all() for t in summary.tensors()):
+            return summary, memory
+        return self.average(memory, summary)
 
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:
@@ -280,10 +313,11 @@ class GroupedNewton(torch.optim.Optimizer):
         for name, change in self.partition.scale(u, self.param_groups[0]["lr"] * eta).items():
             self.partition.parameters[name].sub_(change)
 
-    def _value(self, closure: Closure) -> float:
+    def _value(self, closure: Closure, data: Data) -> float:
         # After the step the loss may well be infinite: that is a fact for the record, not an error of this step.
         with prepared(self.partition):
-            return float(closure().detach())
+            values = [(float(closure(*batch).detach()), n) for batch, n in batches(data, None)]
+        return sum(value * n for value, n in values) / sum(n for _, n in values)
 
     def _check_same(self, first: float, second: float) -> None:
         # Roundings in another order differ by far less; another batch by far more.
@@ -348,6 +382,20 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"expected a period of at least 1 step, got {settings['period']!r}")
     if settings["on_failure"] not in ("report", "raise"):
         raise ValueError(f'expected on_failure="report" or "raise", got {settings["on_failure"]!r}')
+
+
+def _check_data(data: Data, curvature: Closure | None) -> None:
+    if data is None:
+        return
+    if curvature is not None:
+        raise ValueError(
+            "expected curvature= or data=, got both; a full-batch step has its summaries from the same data"
+        )
+    if iter(data) is data:
+        raise ValueError(
+            f"expected data that can be read several times, got a {type(data).__name__}, which is used up after one pass; "
+            "pass a list, a DataLoader or Dataset.batches(...)"
+        )
 
 
 def _check_finite(tensors: Mapping[str, Tensor], what: str) -> None:

@@ -162,6 +162,10 @@ class Summary:
         hessian = None if self.hessian is None else m @ self.hessian @ m.T
         return Summary(self.value, m @ self.gradient, hessian, third, full, tuple(merged) if self.names else None)
 
+    def tensors(self) -> list[Tensor]:
+        """What was computed: value, gradient and, where they are there, hessian, third and third_full."""
+        return [t for name in _TENSORS if (t := getattr(self, name)) is not None]
+
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, lists and None: loads under ``torch.load(..., weights_only=True)``."""
         return {name: getattr(self, name) for name in _TENSORS} | {

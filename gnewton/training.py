@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gnewton.datasets import Dataset
 from gnewton.optimizer import GroupedNewton, Update
+from gnewton.stochastic import StochasticNewton
 
 try:
     from tqdm import tqdm
@@ -78,6 +79,7 @@ def fit(
     evaluate: Evaluation | None = None,
     curvature: Iterable[Any] | None = None,
     scheduler: Any = None,
+    full_batch: bool = False,
     progress: bool = True,
 ) -> History:
     """Train ``model`` for a number of epochs and return what happened.
@@ -86,7 +88,8 @@ def fit(
     y) is a mean over the batch. evaluate: a ``Dataset``, of which the test part is used, or a pair (x, y); it is
     measured after each epoch, with ``model.eval()``, in one forward pass. curvature: another loader, for the summaries
     of a ``GroupedNewton``, from which one batch is drawn per step, over and over. scheduler: any of
-    ``torch.optim.lr_scheduler``, stepped after each epoch; ``ReduceLROnPlateau`` sees the epoch's training loss.
+    ``torch.optim.lr_scheduler``, or a list of them, stepped after each epoch; ``ReduceLROnPlateau`` sees the epoch's
+    training loss. full_batch: an epoch is one step of a ``GroupedNewton``, along the mean over the whole loader.
     progress: a bar while it runs, in a terminal or a notebook, then one line that says how it ended.
 
     A loss or gradient that is not finite ends the run: ``history.diverged`` is set and the parameters stay as they are
@@ -101,15 +104,16 @@ def fit(
     >>> len(history.losses), len(history.test_losses), history.train_losses[-1] < history.train_losses[0]
     (40, 5, True)
     """
-    _check(optimizer, epochs, evaluate, curvature)
-    history, step = History(), _stepper(model, optimizer, loss_fn, curvature)
+    _check(optimizer, epochs, evaluate, curvature, full_batch)
+    history, step = History(), _stepper(model, optimizer, loss_fn, curvature, loader if full_batch else None)
     if isinstance(optimizer, GroupedNewton):
         history.group_names = list(optimizer.partition.names)
-    with _modes_kept(model), closing(_Progress(epochs, loader, progress)) as bar:
+    steps = [(None, None)] if full_batch else loader
+    with _modes_kept(model), closing(_Progress(epochs, steps, progress)) as bar:
         for epoch in range(epochs):
             bar.epoch(epoch + 1)
             model.train()
-            _train(step, loader, optimizer, history, bar)
+            _train(step, steps, optimizer, history, bar)
             if history.diverged:
                 break
             _measure(model, loss_fn, evaluate, history)
@@ -119,7 +123,7 @@ def fit(
 
 
 def _train(
-    step: Callable[[Tensor, Tensor], float],
+    step: Callable[[Any, Any], float],
     loader: Iterable[Any],
     optimizer: torch.optim.Optimizer,
     history: History,
@@ -141,7 +145,8 @@ def _train(
             history.learning_rates.append(update.learning_rates.tolist())
         history.losses.append(loss)
         history.seconds.append(time.perf_counter() - start)
-        total, samples = total + loss * len(x), samples + len(x)
+        n = 1 if x is None else len(x)
+        total, samples = total + loss * n, samples + n
         bar.advance(loss)
     if not samples:
         raise ValueError(
@@ -153,17 +158,28 @@ def _train(
 
 
 def _stepper(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss_fn: LossFunction, curvature: Iterable[Any] | None
-) -> Callable[[Tensor, Tensor], float]:
-    """(x, y) -> the loss before the step: one step of either kind of optimizer."""
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: LossFunction,
+    curvature: Iterable[Any] | None,
+    data: Iterable[Any] | None,
+) -> Callable[[Any, Any], float]:
+    """(x, y) -> the loss before the step: one step of any kind of optimizer, on a batch or on all of ``data``."""
     device = _device(model)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return loss_fn(model(x.to(device)), y.to(device))
 
     def closure(x: Tensor, y: Tensor) -> Callable[[], Tensor]:
         x, y = x.to(device), y.to(device)
         return lambda: loss_fn(model(x), y)
 
+    if isinstance(optimizer, StochasticNewton):
+        return lambda x, y: float(optimizer.step(closure(x, y)))
     if not isinstance(optimizer, GroupedNewton):
         return lambda x, y: _torch_step(optimizer, closure(x, y))
+    if data is not None:
+        return lambda x, y: float(optimizer.step(loss, data=data))
     if curvature is None:
         return lambda x, y: float(optimizer.step(closure(x, y)))
     batches = _endless(curvature)
@@ -214,6 +230,11 @@ def _measure(model: nn.Module, loss_fn: LossFunction, evaluate: Evaluation | Non
 
 
 def _schedule(scheduler: Any, history: History) -> None:
+    for one in scheduler if isinstance(scheduler, list | tuple) else [scheduler]:
+        _schedule_one(one, history)
+
+
+def _schedule_one(scheduler: Any, history: History) -> None:
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         scheduler.step(history.train_losses[-1])
     elif scheduler is not None:
@@ -235,7 +256,11 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _check(
-    optimizer: torch.optim.Optimizer, epochs: int, evaluate: Evaluation | None, curvature: Iterable[Any] | None
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    evaluate: Evaluation | None,
+    curvature: Iterable[Any] | None,
+    full_batch: bool,
 ) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         kind = type(optimizer).__name__
@@ -247,6 +272,9 @@ def _check(
         raise TypeError(
             f"expected no curvature loader with {kind}, got one; only GroupedNewton takes summaries: drop it"
         )
+    if full_batch and (curvature is not None or not isinstance(optimizer, GroupedNewton)):
+        kind = type(optimizer).__name__ if curvature is None else "a curvature loader"
+        raise TypeError(f"expected a GroupedNewton alone for full_batch=True, got {kind}; leave one of them out")
     if not (evaluate is None or isinstance(evaluate, Dataset) or len(evaluate) == 2):
         raise ValueError(f"expected evaluate as a Dataset or (x, y), got {len(evaluate)} entries; pass evaluate=(x, y)")
 

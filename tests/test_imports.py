@@ -23,10 +23,15 @@ ORDER = (
     "summary",
     "secular",
     "cubic",
+    "average",
     "optimizer",
+    "damping",
+    "stochastic",
+    "tuning",
     "gnewton",
     "training",
     "plots",
+    "experiments",
     "teaching",
 )
 HEAVY = {"ipywidgets", "matplotlib", "sklearn", "tqdm", "pandas", "IPython"}

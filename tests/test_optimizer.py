@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import gnewton as gn
+from gnewton.average import Exponential, Windows
 from gnewton.loss import RandomLossWarning
 from gnewton.optimizer import StepWarning
 
@@ -107,17 +108,22 @@ def test_layerwise_scale_leaves_the_trajectory_alone_but_not_sgds():
     def ours(w):
         return gn.GroupedNewton(gn.Partition.by_tensor(w), lr=0.5, cubic=1.0)
 
-    class ClosedSGD(torch.optim.SGD):
+    class Closed:
+        def __init__(self, kind, w, **options):
+            self.inner = kind(w.parameters(), **options)
+
         def step(self, loss):
-            self.zero_grad()
+            self.inner.zero_grad()
             value = loss()
             value.backward()
-            super().step()
+            self.inner.step()
             return value.detach()
 
     torch.testing.assert_close(losses(ours, 30.0), losses(ours, 1.0), rtol=1e-6, atol=0)
-    sgd = [losses(lambda w: ClosedSGD(w.parameters(), lr=0.1), scale) for scale in (1.0, 30.0)]
-    assert not torch.allclose(sgd[0], sgd[1], rtol=1e-2)
+    # The negative controls: what the law rules out does happen to others.
+    for make in (lambda w: Closed(torch.optim.SGD, w, lr=0.1), lambda w: Closed(torch.optim.Adam, w, lr=0.01)):
+        paths = [losses(make, scale) for scale in (1.0, 30.0)]
+        assert not torch.allclose(paths[0], paths[1], rtol=1e-2)
 
 
 def test_period_reuses_the_rates_and_curvature_takes_another_batch():
@@ -427,19 +433,167 @@ def test_parameters_that_the_direction_does_not_hold_must_be_frozen_and_stay():
         optimizer.step(case.loss)
 
 
+# -- averages and full batches --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("average", [Exponential(0.7), Windows(3, 2)])
+def test_with_an_average_the_length_of_u_does_not_matter_at_any_step(average):
+    class Rescaled(torch.optim.SGD):
+        """The gradient, each tensor times a number of its own that changes at each step."""
+
+        def step(self):
+            for p in self.param_groups[0]["params"]:
+                p.sub_(self.factors() * p.grad)
+
+    paths = []
+    for seed in (None, 1, 2):
+        case, generator = build("perceptron"), torch.Generator().manual_seed(seed or 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an unknown rule: its step might depend on theta
+            direction = Rescaled(case.model.parameters(), lr=1.0)
+            direction.factors = lambda g=generator, s=seed: (
+                1.0 if s is None else 10 ** (4 * torch.rand((), generator=g) - 2)
+            )
+            optimizer = optimizer_for(case, lambda m, d=direction: d, average=average, period=2)
+        losses = [float(optimizer.step(case.loss)) for _ in range(12)]
+        assert len(set(losses)) > 8
+        paths.append(torch.tensor(losses, dtype=torch.float64))
+    # Roundings of u relative to its size, through twelve steps and a linear solve of S = 6.
+    for path in paths[1:]:
+        torch.testing.assert_close(path, paths[0], rtol=1e-8, atol=0)
+
+
+def test_without_an_average_of_summaries_the_rates_are_those_of_the_last_one_alone():
+    case = build("perceptron")
+    optimizer = optimizer_for(case, None, average=Exponential(0.0), period=1)
+    plain_case = build("perceptron")
+    plain = optimizer_for(plain_case, None, period=1)
+    for _ in range(4):
+        optimizer.step(case.loss)
+        plain.step(plain_case.loss)
+    for p, q in zip(values(case.model), values(plain_case.model), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+
+
+def test_nothing_moves_during_the_warm_up_and_the_momentum_gathers():
+    case = build("perceptron")
+    optimizer = optimizer_for(case, average=Windows(3, warmup=2), period=5)
+    before = values(case.model)
+    for _ in range(2):
+        optimizer.step(case.loss)
+        assert unchanged(case.model, before)
+    assert not optimizer.history
+    buffer = optimizer.proposer.optimizer.state[case.model[0].weight]["momentum_buffer"]
+    gradient = gn.direction.gradient(case.loss, optimizer.partition)["0.weight"]
+    torch.testing.assert_close(buffer, 1.9 * gradient)
+    optimizer.step(case.loss)
+    assert not unchanged(case.model, before)
+    assert [update.step for update in optimizer.history] == [2]
+
+
+def test_a_summary_that_is_not_finite_does_not_stay_in_the_average():
+    case = build("perceptron")
+    optimizer = optimizer_for(case, None, average=Exponential(0.9), period=1)
+    optimizer.step(case.loss)
+    w = case.model[0].weight
+
+    def bent():  # the loss, with an infinite curvature where w is
+        return case.loss() + (w - w.detach()).abs().pow(1.5).sum()
+
+    with pytest.warns(StepWarning, match="not finite"):
+        optimizer.step(bent)
+    before = values(case.model)
+    optimizer.step(case.loss)
+    assert optimizer.history[-1].status == "CONVERGED"
+    assert not unchanged(case.model, before)
+
+
+def batched(case, size, shuffled=False):
+    n, generator = len(case.x), torch.Generator().manual_seed(3)
+    order = torch.randperm(n, generator=generator) if shuffled else torch.arange(n)
+    return [(case.x[rows], case.y[rows]) for rows in order.split(size)]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"direction": None, "average": Exponential(0.5)}, {"direction": None, "cubic": 0.0, "ridge": 1.0}]
+)
+def test_full_batches_are_the_same_step_however_they_are_cut(options):
+    paths = []
+    for size in (96, 1, 7, 12, 50):
+        case = build("perceptron")
+        torch.manual_seed(4)
+        case.x, case.y = torch.randn(96, case.x.shape[1], dtype=case.x.dtype), torch.randint(3, (96,))
+        optimizer = optimizer_for(case, **options)
+        data = batched(case, size, shuffled=size < 96)
+        losses = [float(optimizer.step(case.loss_on, data=data)) for _ in range(6)]
+        paths.append(torch.tensor(losses, dtype=torch.float64))
+    one = build("perceptron")
+    one.x, one.y = case.x, case.y
+    plain = optimizer_for(one, **options)
+    paths.append(torch.tensor([float(plain.step(one.loss)) for _ in range(6)], dtype=torch.float64))
+    for path in paths[1:]:
+        torch.testing.assert_close(path, paths[0], rtol=1e-9, atol=0)
+
+
+def test_the_loader_is_read_in_one_pass_after_another():
+    case = build("perceptron")
+
+    class Loader:
+        passes = reading = 0
+
+        def __iter__(self):
+            assert not self.reading
+            self.passes += 1
+            self.reading = 1
+            for batch in batched(case, 7):
+                yield batch
+            self.reading = 0
+
+    loader = Loader()
+    optimizer = optimizer_for(case, None, period=2)
+    optimizer.step(case.loss_on, data=loader)
+    assert loader.passes == 3  # gradient, summary, and the loss after the step
+    optimizer.step(case.loss_on, data=loader)
+    assert loader.passes == 4
+
+
+def test_data_that_is_used_up_and_data_with_curvature_are_refused():
+    case = build("perceptron")
+    optimizer = optimizer_for(case)
+    before, state = values(case.model), state_of(optimizer)
+    with pytest.raises(ValueError, match="used up after one pass"):
+        optimizer.step(case.loss_on, data=iter(batched(case, 4)))
+    with pytest.raises(ValueError, match="got both"):
+        optimizer.step(case.loss_on, curvature=case.loss, data=batched(case, 4))
+    assert unchanged(case.model, before)
+    assert same_state(state_of(optimizer), state)
+
+
 # -- resuming and schedulers --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("direction", [None, momentum, lambda m: torch.optim.Adam(m.parameters(), lr=0.01)])
-def test_ten_steps_saved_and_ten_more_are_twenty(direction):
-    options = {"period": 3, "eta_momentum": 0.5}
+VARIANTS = {
+    "gradient": {"direction": None},
+    "momentum": {},
+    "Adam": {"direction": lambda m: torch.optim.Adam(m.parameters(), lr=0.01)},
+    "exponential average": {"average": Exponential(0.7)},
+    "windows": {"average": Windows(2, 1)},
+    "diagonal": {"diagonal": True},
+    "order 2 with a ridge": {"cubic": 0.0, "ridge": 1.0},
+    "no negative rates": {"remove_negative": True},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ten_steps_saved_and_ten_more_are_twenty(variant):
+    options = {"period": 3, "eta_momentum": 0.5, "direction": momentum} | VARIANTS[variant]
     whole = build("perceptron")
-    optimizer = optimizer_for(whole, direction, **options)
+    optimizer = optimizer_for(whole, **options)
     for _ in range(20):
         optimizer.step(whole.loss)
 
     first = build("perceptron")
-    half = optimizer_for(first, direction, **options)
+    half = optimizer_for(first, **options)
     for _ in range(10):
         half.step(first.loss)
     buffer = io.BytesIO()
@@ -450,13 +604,15 @@ def test_ten_steps_saved_and_ten_more_are_twenty(direction):
     second = build("perceptron", seed=7)
     second.x, second.y = first.x, first.y
     second.model.load_state_dict(saved["model"])
-    rest = optimizer_for(second, direction, **options)
+    rest = optimizer_for(second, **options)
     rest.load_state_dict(saved["optimizer"])
     for _ in range(10):
         rest.step(second.loss)
     assert unchanged(second.model, values(whole.model))
     assert same_state(rest.state_dict(), optimizer.state_dict())
-    assert [u.step for u in rest.history] == [0, 3, 6, 9, 12, 15, 18]
+    assert [u.step for u in rest.history] == (
+        [0, 3, 6, 9, 12, 15, 18] if variant != "windows" else [1, 4, 7, 10, 13, 16, 19]
+    )
 
 
 def test_a_saved_state_does_not_follow_the_run():
@@ -495,6 +651,7 @@ def test_loading_leaves_the_saved_state_alone_and_a_misfit_changes_nothing():
     wrong = {
         "another optimizer's": torch.optim.SGD(case.model.parameters(), lr=1.0).state_dict(),
         "direction is SGD, got Adam": saved | {"direction_kind": "Adam"},
+        "average=None, got Exponential": saved | {"average": "Exponential(beta=0.9)"},
         "of other names": saved | {"groups": [f"g{i}" for i in range(6)]},
         "parameter group": saved | {"direction": saved["direction"] | {"param_groups": []}},
     }

@@ -46,6 +46,7 @@ MAKERS = {
     "Adam": lambda m: torch.optim.Adam(m.parameters(), lr=0.02),
     "LBFGS": lambda m: torch.optim.LBFGS(m.parameters(), lr=0.1, max_iter=2),
     "GroupedNewton": newton,
+    "StochasticNewton": lambda m: gn.StochasticNewton(gn.Partition.single(m), lr=0.1, lr_direction=0.1, ridge=0.1),
 }
 
 
@@ -340,3 +341,32 @@ def test_only_a_watched_cell_first_shows_the_bar(monkeypatch, metadata):
 def test_unfit_arguments_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         run(**options)
+
+
+# -- full batches and several schedules ---------------------------------------------------------------------------------
+
+
+def test_a_full_batch_epoch_is_one_step_along_the_mean():
+    one, other = (run(newton, loader=batches(size), epochs=4, full_batch=True, evaluate=DATA) for size in (7, 50))
+    assert len(one.losses) == len(one.train_losses) == len(one.test_losses) == 4
+    assert one.train_losses == one.losses
+    assert one.losses == pytest.approx(other.losses, rel=1e-9)
+
+
+def test_full_batch_is_for_grouped_newton_alone():
+    with pytest.raises(TypeError, match="got SGD"):
+        run(sgd, full_batch=True)
+    with pytest.raises(TypeError, match="got a curvature loader"):
+        run(newton, curvature=batches(), full_batch=True)
+
+
+def test_several_schedulers_are_stepped_after_each_epoch():
+    model = student()
+    optimizer = newton(model, lr=0.8, cubic=8.0)
+    schedulers = [
+        torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5),
+        torch.optim.lr_scheduler.StepLR(gn.AsRate(optimizer, "cubic"), 2, gamma=0.1),
+    ]
+    run(lambda m: optimizer, model, epochs=2, scheduler=schedulers)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
+    assert optimizer.param_groups[0]["cubic"] == pytest.approx(0.8)

@@ -54,16 +54,23 @@ def summary(
     gradient = contract(value, partition, direction, create_graph=order > 1)
     if order == 1:
         return gradient.detach(), None, None, None
-    rows = [contract(entry, partition, direction, create_graph=order > 2) for entry in gradient]
+    rows, thirds = [], []
+    for s, entry in enumerate(gradient):
+        row = contract(entry, partition, direction, create_graph=order > 2)
+        if full_third:
+            thirds.append(torch.stack([contract(e, partition, direction) for e in row]))
+        elif order > 2:
+            thirds.append(contract(row[s], partition, direction, only=s)[s])
+        # Its graph ends here: S of them at once would fill the memory.
+        rows.append(row.detach())
     # Two roundings of one symmetric number: their mean is no less exact.
-    hessian = torch.stack(rows).detach()
+    hessian = torch.stack(rows)
     hessian = (hessian + hessian.T) / 2
     if order == 2:
         return gradient.detach(), hessian, None, None
+    third = torch.stack(thirds)
     if full_third:
-        full = torch.stack([torch.stack([contract(e, partition, direction) for e in row]) for row in rows])
-        return gradient.detach(), hessian, full.diagonal().diagonal().clone(), full
-    third = torch.stack([contract(row[s], partition, direction, only=s)[s] for s, row in enumerate(rows)])
+        return gradient.detach(), hessian, third.diagonal().diagonal().clone(), third
     return gradient.detach(), hessian, third, None
 
 

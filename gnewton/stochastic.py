@@ -1,0 +1,99 @@
+"""Stochastic Newton by Hessian-vector products: the step d and the parameters move together.
+
+    d      <-  d - mu (H d - g + rho d)
+    theta  <-  theta - lambda_1 d
+
+With theta at rest, d goes to (H + rho)^-1 g, Newton's direction, without an inverse: each step costs one gradient g and one
+Hessian-vector product H d of one mini-batch, and their noise averages out in d (arXiv 2312.03885, its configuration).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnewton.loss import Buffers, RandomState, differentiate, evaluate, prepared
+from gnewton.partition import Partition
+
+Closure = Callable[[], Tensor]
+
+
+class StochasticNewton(torch.optim.Optimizer):
+    """Newton's method for a noisy loss: one Hessian-vector product a step, no inverse, two learning rates.
+
+    partition: which parameters move (its groups do not matter). lr: lambda_1, the part of d that a step takes, driven by
+    any scheduler. lr_direction: mu, the rate at which d follows (H + rho)^-1 g; d converges where
+    0 < mu < 2 / (largest eigenvalue of H + rho) and every eigenvalue is above -rho: along a direction of negative
+    curvature d grows without bound, and so does theta along it. ridge: rho.
+
+    Raises ValueError for settings out of range.
+
+    >>> import torch, gnewton as gn
+    >>> bowl = gn.models.Quadratic([1.0, 10.0])
+    >>> optimizer = StochasticNewton(gn.Partition.single(bowl), lr=0.05, lr_direction=0.1)
+    >>> losses = [optimizer.step(bowl).item() for _ in range(200)]
+    >>> losses[-1] < 1e-6 * losses[0]
+    True
+    """
+
+    def __init__(self, partition: Partition, lr: float = 0.01, lr_direction: float = 0.01, ridge: float = 1e-5) -> None:
+        if not isinstance(partition, Partition):
+            raise TypeError(
+                f"expected a Partition, got {type(partition).__name__}; write StochasticNewton(Partition.single(model))"
+            )
+        self.partition = partition
+        settings = {"lr": lr, "lr_direction": lr_direction, "ridge": ridge}
+        _check_settings(settings)
+        super().__init__(list(partition.parameters.values()), settings)
+
+    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
+        """One step; returns the loss before it, a detached tensor ().
+
+        ``closure()`` returns the loss with its graph and must not call backward. An error leaves parameters, state and
+        buffers as they were: ValueError or TypeError for an unfit loss, FloatingPointError for one whose value, gradient
+        or H d is not finite.
+        """
+        settings = self.param_groups[0]
+        _check_settings(settings)
+        buffers, random = Buffers(self.partition.module), RandomState(self.partition)
+        try:
+            value, directions = self._followed(closure, settings)
+        except BaseException:
+            buffers.restore()
+            random.restore()
+            raise
+        with torch.no_grad():
+            for p, d in directions.items():
+                self.state[p]["direction"] = d
+                p.sub_(settings["lr"] * d)
+        return value
+
+    def _followed(self, closure: Closure, settings: dict[str, Any]) -> tuple[Tensor, dict[Tensor, Tensor]]:
+        """The loss and d after its step, of every parameter that moves."""
+        moving = [p for p in self.partition.parameters.values() if p.requires_grad]
+        before = [self.state[p].get("direction", torch.zeros_like(p)) for p in moving]
+        with prepared(self.partition, restore_buffers=False):
+            value = evaluate(closure, self.partition)
+            gradient = _filled(differentiate(value, moving, create_graph=True), moving)
+            slope = sum(((g * d).sum() for g, d in zip(gradient, before, strict=True)), value.new_zeros(()))
+            product = _filled(differentiate(slope, moving), moving)
+        after = {}
+        for p, d, g, hd in zip(moving, before, gradient, product, strict=True):
+            after[p] = d - settings["lr_direction"] * (hd - g.detach() + settings["ridge"] * d)
+            if p.device.type != "meta" and not torch.isfinite(after[p]).all():
+                raise FloatingPointError(
+                    "expected a finite direction, got NaN or infinity; lower lr_direction below 2 / (largest eigenvalue of H)"
+                )
+        return value.detach(), after
+
+
+def _filled(gradients: list[Tensor | None], parameters: list[Tensor]) -> list[Tensor]:
+    """Zeros where the loss does not depend on a parameter."""
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    for name in ("lr", "lr_direction", "ridge"):
+        if not 0 <= settings[name] < float("inf"):
+            raise ValueError(f"expected {name} >= 0 and finite, got {settings[name]}")
