@@ -12,13 +12,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from gnewton.adaptive import Trial, judged, line_rates, tried
 from gnewton.average import Average, Exponential, Windows, normalized
-from gnewton.cubic import Step, newton_step
+from gnewton.cubic import NewtonStepError, Status, Step, newton_step
 from gnewton.direction import Proposer, value_and_gradient
 from gnewton.loss import Buffers, RandomState, batches, prepared
 from gnewton.partition import Partition
@@ -42,8 +44,10 @@ class Update:
     step: the step's number from 0; value: the loss on the curvature batch; gradient (S,) g-bar; hessian (S, S) H-bar,
     or None where S is so large that ten of them would take 64 MB;
     metric (S,) the diagonal of D, or None without the cubic term; learning_rates (S,) eta as used, lambda_1 not included;
-    lr: lambda_1; status: the name of a ``Status``; predicted_decrease: -m at the step taken, lambda_1 eta;
-    actual_decrease: what the loss of the curvature batch then lost (nan where no step was taken).
+    lr: lambda_1, after halvings where cubic is "adaptive", then 0 for a step not taken; status: the name of a ``Status``;
+    predicted_decrease: -m at the step taken, lambda_1 eta; actual_decrease: what the loss of the curvature batch then lost
+    (nan where no step was taken); cubic: lambda_int of this step; rho: actual over predicted decrease of the full step eta
+    (nan where it was not asked for); evaluations: how often the loss was evaluated for the step and its test.
     """
 
     step: int
@@ -56,6 +60,9 @@ class Update:
     status: str
     predicted_decrease: float
     actual_decrease: float
+    cubic: float
+    rho: float
+    evaluations: int
 
 
 class GroupedNewton(torch.optim.Optimizer):
@@ -64,11 +71,13 @@ class GroupedNewton(torch.optim.Optimizer):
     partition: the S groups. direction: None for the gradient, or a torch optimizer that proposes u (with momentum, say);
     it must hold the partition's parameters and its own ``lr`` only scales u, which eta* undoes. lr: lambda_1, the damping
     of eta*, 1 being the pure step; it is ``param_groups[0]["lr"]``, so every scheduler in ``torch.optim.lr_scheduler``
-    drives it. cubic: lambda_int; 0 leaves the order-2 step. period: steps between summaries. ridge, diagonal: as in
+    drives it. cubic: lambda_int; 0 leaves the order-2 step; "adaptive" learns it from how well the model predicted
+    (``gnewton.adaptive``), and takes no step that raises the loss of the curvature batch. period: steps between summaries. ridge, diagonal: as in
     ``newton_step``. eta_momentum: 0 <= beta < 1, eta <- beta eta + (1 - beta) eta*. remove_negative: negative rates become
     0. average: ``Exponential(beta)`` or ``Windows(period, warmup)``, the mean of the summaries of several updates; u is then
-    normalized per group, and the learning rates belong to the normalized u. on_failure: "report" (an update without a solution leaves parameters and direction as they were, warns once per
-    status and is tried again at the next step) or "raise" (NewtonStepError, nothing changed).
+    normalized per group, and the learning rates belong to the normalized u. on_failure: "report" (an update without a
+    solution leaves parameters and direction as they were, warns once per status and is tried again at the next step) or
+    "raise" (NewtonStepError, nothing changed).
 
     ``param_groups`` is torch's bookkeeping and has one entry; the partition decides the groups. ``history`` holds the
     last updates. Raises ValueError or TypeError for settings out of range.
@@ -86,7 +95,7 @@ class GroupedNewton(torch.optim.Optimizer):
         partition: Partition,
         direction: torch.optim.Optimizer | None = None,
         lr: float = 0.3,
-        cubic: float = 1.0,
+        cubic: float | Literal["adaptive"] = 1.0,
         period: int = 1,
         ridge: float = 0.0,
         diagonal: bool = False,
@@ -119,7 +128,8 @@ class GroupedNewton(torch.optim.Optimizer):
         self.history: deque[Update] = deque(maxlen=_history_length(len(partition)))
         self._warned: set[str] = set()
         super().__init__(list(partition.parameters.values()), settings)
-        self.state["grouped_newton"] = {"step": 0, "eta": None, "age": 0, "average": None}  # type: ignore[index]
+        memory = {"step": 0, "eta": None, "age": 0, "average": None, "cubic": 1.0}
+        self.state["grouped_newton"] = memory  # type: ignore[index]
 
     @property
     def learning_rates(self) -> Tensor | None:
@@ -258,7 +268,7 @@ class GroupedNewton(torch.optim.Optimizer):
         self, closure: Closure, u: dict[str, Tensor], data: Data, random: RandomState, value: Tensor | None
     ) -> bool:
         """New learning rates from a new summary, the step with them, and its record; whether the proposal stands."""
-        settings = self.param_groups[0]
+        settings = self.param_groups[0] | {"cubic": self._cubic}
         # A separate curvature closure draws its own random numbers, once; its second call repeats them.
         with random.replayed() if value is not None else nullcontext():
             here = summarize(closure, self.partition, u, order=3 if settings["cubic"] > 0 else 2, data=data)
@@ -268,19 +278,67 @@ class GroupedNewton(torch.optim.Optimizer):
         if summary is None:
             self._memory["average"] = average
             return True
-        step = newton_step(summary, settings["cubic"], settings["ridge"], settings["diagonal"], settings["on_failure"])
-        if not step.status.ok:
-            self._warn(step)
-            self._memory.update({"eta": None, "average": average})
-            self._record(summary, step, step.learning_rates, float("nan"))
+        step = newton_step(summary, settings["cubic"], settings["ridge"], settings["diagonal"], on_failure="report")
+        eta = step.learning_rates
+        if self._adaptive and step.status is Status.UNBOUNDED:
+            eta = line_rates(summary)
+        elif not step.status.ok:
+            self._fail(summary, step, settings)
+            self._memory["average"] = average
             return False
-        eta = self._smoothed(step.learning_rates)
-        with self._undone_on_error(), random.replayed():
-            self._move(u, eta)
-            after = self._value(closure, data)
-        self._record(summary, step, eta, float(here.value) - after)
-        self._memory.update({"eta": eta, "age": 0, "average": average})
+        eta = self._smoothed(eta)
+        trial = self._tried(
+            u, eta, summary, float(here.value), step, settings, partial(self._value, closure, data, random)
+        )
+        self._record(summary, step, eta, settings, trial, float(here.value))
+        taken = None if trial.rate == 0 < settings["lr"] else eta * 0.5**trial.halvings
+        self._memory.update({"eta": taken, "age": 0, "average": average})
+        if self._adaptive:
+            self._memory["cubic"] = judged(settings["cubic"], trial.rho)
         return True
+
+    def _tried(
+        self,
+        u: dict[str, Tensor],
+        eta: Tensor,
+        summary: Summary,
+        before: float,
+        step: Step,
+        settings: Mapping[str, Any],
+        value: Callable[[], float],
+    ) -> Trial:
+        """Move along u, by lambda_1 eta or, where lambda_int is adaptive, by what the trial grants; undone on an error."""
+        lr = float(settings["lr"])
+        if self._adaptive and not eta.any():
+            return Trial(lr, before, float("nan"), 0, 0)
+        with self._undone_on_error() as start:
+
+            def loss_at(t: float) -> float:
+                with torch.no_grad():
+                    for name, change in self.partition.scale(u, t * eta).items():
+                        self.partition.parameters[name].copy_(start[name] - change)
+                return value()
+
+            if not self._adaptive:
+                return Trial(lr, loss_at(lr), float("nan"), 0, 1)
+            promised = _predicted_decrease(summary, eta, settings) if step.status.ok else 0.0
+            return tried(loss_at, before, promised, lr)
+
+    def _fail(self, summary: Summary, step: Step, settings: Mapping[str, Any]) -> None:
+        if settings["on_failure"] == "raise":
+            raise NewtonStepError(step)
+        self._warn(step)
+        self._memory["eta"] = None
+        nothing = Trial(float(settings["lr"]), float("nan"), float("nan"), 0, 0)
+        self._record(summary, step, step.learning_rates, settings, nothing, float("nan"))
+
+    @property
+    def _adaptive(self) -> bool:
+        return bool(self.param_groups[0]["cubic"] == "adaptive")
+
+    @property
+    def _cubic(self) -> float:
+        return float(self._memory["cubic"] if self._adaptive else self.param_groups[0]["cubic"])
 
     def _averaged(self, summary: Summary) -> tuple[Summary | None, Any]:
         """The summary to step with, None during a warm-up, and the average's memory after it."""
@@ -291,10 +349,10 @@ class GroupedNewton(torch.optim.Optimizer):
         return self.average(memory, summary)
 
     @contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
+    def _undone_on_error(self) -> Iterator[dict[str, Tensor]]:
         before = {name: p.detach().clone() for name, p in self.partition.parameters.items()}
         try:
-            yield
+            yield before
         except BaseException:
             with torch.no_grad():
                 for name, p in self.partition.parameters.items():
@@ -313,9 +371,9 @@ class GroupedNewton(torch.optim.Optimizer):
         for name, change in self.partition.scale(u, self.param_groups[0]["lr"] * eta).items():
             self.partition.parameters[name].sub_(change)
 
-    def _value(self, closure: Closure, data: Data) -> float:
+    def _value(self, closure: Closure, data: Data, random: RandomState) -> float:
         # After the step the loss may well be infinite: that is a fact for the record, not an error of this step.
-        with prepared(self.partition):
+        with random.replayed(), prepared(self.partition):
             values = [(float(closure(*batch).detach()), n) for batch, n in batches(data, None)]
         return sum(value * n for value, n in values) / sum(n for _, n in values)
 
@@ -330,8 +388,9 @@ class GroupedNewton(torch.optim.Optimizer):
             )
             self._warned.add("ANOTHER LOSS")
 
-    def _record(self, summary: Summary, step: Step, eta: Tensor, actual: float) -> None:
-        settings = self.param_groups[0]
+    def _record(
+        self, summary: Summary, step: Step, eta: Tensor, settings: Mapping[str, Any], trial: Trial, before: float
+    ) -> None:
         metric = None if summary.third is None else summary.third.abs().pow(1 / 3).cpu()
         small = 10 * 8 * len(summary) ** 2 <= _HISTORY_BYTES
         self.history.append(
@@ -342,16 +401,19 @@ class GroupedNewton(torch.optim.Optimizer):
                 hessian=summary.hessian.cpu() if small and summary.hessian is not None else None,
                 metric=metric,
                 learning_rates=eta,
-                lr=float(settings["lr"]),
+                lr=trial.rate,
                 status=step.status.name,
-                predicted_decrease=_predicted_decrease(summary, settings["lr"] * eta, settings),
-                actual_decrease=actual,
+                predicted_decrease=_predicted_decrease(summary, trial.rate * eta, settings),
+                actual_decrease=before - trial.after,
+                cubic=float(settings["cubic"]),
+                rho=trial.rho,
+                evaluations=trial.evaluations,
             )
         )
 
     def _warn(self, step: Step) -> None:
         if step.status.name not in self._warned:
-            warnings.warn(f"no step was taken, parameters unchanged: {step.message}", StepWarning, stacklevel=6)
+            warnings.warn(f"no step was taken, parameters unchanged: {step.message}", StepWarning, stacklevel=7)
             self._warned.add(step.status.name)
 
 
@@ -372,6 +434,8 @@ def _predicted_decrease(summary: Summary, eta: Tensor, settings: Mapping[str, An
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
     for name in ("lr", "cubic", "ridge", "eta_momentum"):
+        if name == "cubic" and settings[name] == "adaptive":
+            continue
         if not isinstance(settings[name], int | float | Tensor):
             raise TypeError(f"expected a number for {name}, got {settings[name]!r}")
         if not 0 <= settings[name] < float("inf"):

@@ -1,0 +1,151 @@
+"""Adaptive lambda_int: what one setting reaches untuned, that a deterministic loss never increases, and the rule itself."""
+
+import math
+
+import pytest
+import torch
+from problems import DTYPE, build
+from torch import nn
+
+import gnewton as gn
+from gnewton.adaptive import HIGHEST, LOWEST, judged, line_rates, tried
+
+
+class Saddle(nn.Module):
+    """(x^2 - 1)^2 / 4 + a coupled bowl in y and z: 0 is a saddle, the minima, x = +-1, have the value 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([1e-3, 0.5, -0.2], dtype=DTYPE))
+
+    def forward(self):
+        x, y, z = self.w
+        return (x * x - 1) ** 2 / 4 + y * y / 2 + 2 * z * z + 0.3 * y * z
+
+
+def quadratic(seed):
+    spectrum = [1e-8, 1e-4, 1.0, 0.1]
+    return gn.models.Quadratic(spectrum, generator=torch.Generator().manual_seed(seed), dtype=DTYPE)
+
+
+STARTS = {
+    "Rosenbrock": lambda: gn.models.Rosenbrock(2, dtype=DTYPE),
+    "condition 1e8": lambda: quadratic(0),
+    "condition 1e8, another basis": lambda: quadratic(1),
+    "saddle": Saddle,
+}
+
+
+@pytest.mark.parametrize("lr", [1.0, 0.5])
+@pytest.mark.parametrize("name", STARTS)
+def test_by_scalar_it_ends_within_sixty_steps_and_never_goes_up(name, lr):
+    model = STARTS[name]()
+    optimizer = gn.GroupedNewton(gn.Partition.by_scalar(model), lr=lr, cubic="adaptive")
+    losses = [float(optimizer.step(model)) for _ in range(60)] + [model().item()]
+    assert losses[-1] <= 1e-12 * losses[0]
+    assert all(after <= before for before, after in zip(losses, losses[1:], strict=False))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("lr", [1.0, 0.5])
+def test_a_deterministic_loss_never_increases_on_a_network(seed, lr):
+    case = build("perceptron", seed=seed)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), lr=lr, cubic="adaptive")
+    losses = [float(optimizer.step(case.loss)) for _ in range(40)]
+    assert all(after <= before for before, after in zip(losses, losses[1:], strict=False))
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_the_history_tells_what_was_tried():
+    case = build("perceptron")
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), lr=0.5, cubic="adaptive")
+    strengths = []
+    for _ in range(15):
+        strengths.append(optimizer.state_dict()["state"]["grouped_newton"]["cubic"])
+        optimizer.step(case.loss)
+    for update, cubic, following in zip(optimizer.history, strengths, [*strengths[1:], None], strict=True):
+        assert update.cubic == cubic
+        assert LOWEST <= cubic <= HIGHEST
+        assert update.evaluations >= 2  # at the full step and at lambda_1 of it
+        assert following in (None, judged(cubic, update.rho))
+    # rho by hand, from the record alone: the prediction at the full step comes from g-bar, H-bar and D.
+    first = optimizer.history[0]
+    fresh = build("perceptron")
+    partition = gn.Partition.by_tensor(fresh.model)
+    u = gn.direction.gradient(fresh.loss, partition)
+    before = fresh.loss().item()
+    with torch.no_grad():
+        for name, change in partition.scale(u, first.learning_rates).items():
+            partition.parameters[name].sub_(change)
+    eta = first.learning_rates
+    model = first.gradient @ eta - eta @ first.hessian @ eta / 2 - first.cubic / 6 * (first.metric * eta).norm() ** 3
+    assert first.rho == pytest.approx((before - fresh.loss().item()) / model.item(), rel=1e-9)
+
+
+def test_where_nothing_bounds_the_model_one_rate_for_all_groups_still_descends():
+    # Piecewise affine with the squared error: no third derivative, so no cubic term at any lambda_int. Frozen curvature
+    # in one group makes H-bar singular along it, while its gradient is not zero.
+    a = nn.Parameter(torch.tensor(1.0, dtype=DTYPE))
+    b = nn.Parameter(torch.tensor(1.0, dtype=DTYPE))
+    loss = lambda: a.abs() * 0.1 + (b - 3) ** 2  # noqa: E731
+    partition = gn.Partition.from_groups({"a": {"a": a}, "b": {"b": b}})
+    optimizer = gn.GroupedNewton(partition, lr=1.0, cubic="adaptive")
+    losses = [float(optimizer.step(loss)) for _ in range(5)]
+    assert optimizer.history[0].status == "UNBOUNDED"
+    assert math.isnan(optimizer.history[0].rho)
+    assert optimizer.history[0].cubic == optimizer.history[1].cubic
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_a_step_that_never_descends_is_not_taken():
+    w = nn.Parameter(torch.tensor([1.0, 2.0], dtype=DTYPE))
+    start = w.detach().clone()
+    # Its slope says down, and wherever else it is higher by 100.
+    offset = lambda: (w * w).sum() + (0.0 if torch.equal(w.detach(), start) else 100.0)  # noqa: E731
+    optimizer = gn.GroupedNewton(gn.Partition.from_groups([{"w": w}]), lr=1.0, cubic="adaptive")
+    optimizer.step(offset)
+    assert torch.equal(w.detach(), start)
+    assert optimizer.history[-1].lr == 0
+    assert optimizer.history[-1].actual_decrease == 0
+    assert optimizer.learning_rates is None
+    optimizer.step(offset)
+    assert len(optimizer.history) == 2
+
+
+@pytest.mark.parametrize("rho", [-math.inf, -1.0, 0.0, 0.2, 0.25, 0.5, 0.75, 0.8, 3.0, math.nan])
+@pytest.mark.parametrize("cubic", [LOWEST, 1.0, HIGHEST])
+def test_the_rule_is_monotone_and_bounded(cubic, rho):
+    after = judged(cubic, rho)
+    assert LOWEST <= after <= HIGHEST
+    if rho < 0.25:
+        assert after == min(2 * cubic, HIGHEST)
+    elif rho > 0.75:
+        assert after == max(cubic / 2, LOWEST)
+    else:
+        assert after == cubic
+
+
+def test_a_trial_takes_the_largest_halved_rate_that_descends():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        steep, lr = (float(x) for x in torch.rand(2, generator=generator) * torch.tensor([400.0, 1.0]) + 0.01)
+        loss = lambda t, k=steep: -t + k * t * t  # noqa: E731
+        calls = []
+        trial = tried(lambda t, f=loss, c=calls: c.append(t) or f(t), 0.0, predicted=1.0, lr=lr)
+        rates = [lr / 2**k for k in range(9)]
+        falling = [t for t in rates if loss(t) < 0]
+        assert trial.rate == (falling[0] if falling else 0.0)
+        assert calls[-1] == trial.rate  # the parameters are where the last evaluation left them
+        assert trial.after == loss(trial.rate)
+        assert trial.rho == pytest.approx(-loss(1.0))
+
+
+def test_line_rates_minimise_the_quadratic_model_along_u():
+    generator = torch.Generator().manual_seed(1)
+    g, m = torch.randn(4, generator=generator, dtype=DTYPE), torch.randn(4, 4, generator=generator, dtype=DTYPE)
+    summary = gn.Summary.from_tensors(g, m @ m.T)
+    rates = line_rates(summary)
+    best = summary.taylor(rates)
+    assert len(set(rates.tolist())) == 1
+    for factor in (0.9, 1.1):
+        assert summary.taylor(rates * factor) > best
