@@ -1,5 +1,6 @@
 """Adaptive lambda_int: what one setting reaches untuned, that a deterministic loss never increases, and the rule itself."""
 
+import itertools
 import math
 
 import pytest
@@ -43,7 +44,7 @@ def test_by_scalar_it_ends_within_sixty_steps_and_never_goes_up(name, lr):
     optimizer = gn.GroupedNewton(gn.Partition.by_scalar(model), lr=lr, cubic="adaptive")
     losses = [float(optimizer.step(model)) for _ in range(60)] + [model().item()]
     assert losses[-1] <= 1e-12 * losses[0]
-    assert all(after <= before for before, after in zip(losses, losses[1:], strict=False))
+    assert all(after <= before for before, after in itertools.pairwise(losses))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -52,7 +53,7 @@ def test_a_deterministic_loss_never_increases_on_a_network(seed, lr):
     case = build("perceptron", seed=seed)
     optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), lr=lr, cubic="adaptive")
     losses = [float(optimizer.step(case.loss)) for _ in range(40)]
-    assert all(after <= before for before, after in zip(losses, losses[1:], strict=False))
+    assert all(after <= before for before, after in itertools.pairwise(losses))
     assert losses[-1] < 0.1 * losses[0]
 
 

@@ -545,8 +545,7 @@ def test_the_loader_is_read_in_one_pass_after_another():
             assert not self.reading
             self.passes += 1
             self.reading = 1
-            for batch in batched(case, 7):
-                yield batch
+            yield from batched(case, 7)
             self.reading = 0
 
     loader = Loader()

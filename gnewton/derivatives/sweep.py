@@ -148,6 +148,7 @@ class _Sweep:
         last, result = self._tape.last_readers(), self._tape.result
         assert result is not None
         readers = Counter(v for o in self._tape.operations for v in o.inputs)
+        end = self._last_straight_step(readers)
         for o in self._tape.operations:
             jets = [self._jet(v) for v in o.inputs]
             for v, jet in zip(o.inputs, jets, strict=True):
@@ -155,7 +156,7 @@ class _Sweep:
                 for stack in jet if keep_tangents or readers[v] > 1 else ():
                     if stack:
                         stack.owned = False
-            if self._is_last_straight_step(o, readers):
+            if o is end:
                 self._add_slopes(o.inputs, jets)
                 return
             if any(jet.first for jet in jets):
@@ -166,15 +167,19 @@ class _Sweep:
                 if last[v] is o:
                     self._jets.pop(v, None)
             for v in () if keep_adjoints else o.outputs:
-                self._adjoints.pop(v, None)
+                if end is None or v not in end.inputs:
+                    self._adjoints.pop(v, None)
         first = self._jet(result).first
         if first:
             self._sums.gradient(first.groups, first.values.flatten())
 
-    def _is_last_straight_step(self, o: Operation, readers: Mapping[Variable, int]) -> bool:
+    def _last_straight_step(self, readers: Mapping[Variable, int]) -> Operation | None:
         # The adjoints of what it reads then hold its slopes: no need to differentiate it.
+        if not self._tape.operations:
+            return None
+        o = self._tape.operations[-1]
         known = all(readers[v] == 1 and v in self._adjoints for v in o.inputs)
-        return known and o.outputs[0] is self._tape.result and not o.rule.curved
+        return o if known and o.outputs[0] is self._tape.result and not o.rule.curved else None
 
     def _add_slopes(self, values: Sequence[Variable], jets: Sequence[Jet]) -> None:
         for v, (first, _) in zip(values, jets, strict=True):

@@ -169,13 +169,15 @@ def replaced(structure: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     >>> replaced((1, [2, "a"], {"k": 3}), int, lambda i: i + 1)
     (2, [3, 'a'], {'k': 4})
     """
-    if isinstance(structure, kind):
-        return change(structure)
-    if type(structure) in (tuple, list):
-        return type(structure)(replaced(entry, kind, change) for entry in structure)
+    def entry(e: Any) -> Any:
+        return change(e) if isinstance(e, kind) else replaced(e, kind, change) if type(e) in _CONTAINERS else e
+
     if type(structure) is dict:
-        return {key: replaced(entry, kind, change) for key, entry in structure.items()}
-    return structure
+        return {key: entry(e) for key, e in structure.items()}
+    return type(structure)([entry(e) for e in structure]) if type(structure) in _CONTAINERS else entry(structure)
+
+
+_CONTAINERS = {tuple, list, dict}
 
 
 def _bytes(v: Variable) -> int:
