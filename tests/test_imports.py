@@ -24,6 +24,7 @@ ORDER = (
     "secular",
     "cubic",
     "average",
+    "adaptive",
     "optimizer",
     "damping",
     "stochastic",

@@ -1,57 +1,13 @@
-"""Small networks and test functions: the perceptrons of the paper, a quadratic bowl, Rosenbrock's valley.
+"""Two test functions whose landscape is known: a quadratic bowl of any spectrum, and Rosenbrock's valley.
 
-The two test functions are modules whose ``forward()`` is the loss itself, so that the module serves as its own closure.
+They are modules whose ``forward()`` is the loss itself, so that the module serves as its own closure.
 """
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-
-# The factor sigma_w in N(0, sigma_w^2 / fan_in): it keeps the variance of the signal near 1 from layer to layer.
-_ACTIVATIONS: dict[str, tuple[type[nn.Module], float]] = {
-    "tanh": (nn.Tanh, 1.0),
-    "elu": (nn.ELU, math.sqrt(2)),
-    "relu": (nn.ReLU, math.sqrt(2)),
-    "softplus": (nn.Softplus, math.sqrt(2)),
-}
-
-
-def perceptron(
-    widths: Sequence[int],
-    activation: str = "tanh",
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> nn.Sequential:
-    """A multi-layer perceptron: linear layers of the given widths with an activation between them.
-
-    Weights are drawn from N(0, sigma_w^2 / fan_in) with sigma_w = 1 for "tanh" and sqrt 2 for "elu", "relu" and
-    "softplus"; biases are 0 (Wolinski, arXiv 2312.03885, appendix F). ReLU has no curvature: with the squared error
-    and one group per tensor its order-3 summary vanishes. generator: a CPU generator; given one, torch's global random
-    state does not move. The numbers are drawn in float64 on the CPU: one seed gives one network on every device and,
-    but for rounding, in every dtype. Raises ValueError for fewer than two widths, a width below 1 or an unknown
-    activation.
-
-    >>> model = perceptron([64, 32, 10], generator=torch.Generator().manual_seed(0))
-    >>> [(name, tuple(p.shape)) for name, p in model.named_parameters()]
-    [('0.weight', (32, 64)), ('0.bias', (32,)), ('2.weight', (10, 32)), ('2.bias', (10,))]
-    >>> model(torch.zeros(5, 64)).shape
-    torch.Size([5, 10])
-    """
-    _check_perceptron(widths, activation)
-    make, sigma = _ACTIVATIONS[activation]
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(widths):
-        weight = (
-            torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64, device="cpu")
-            * sigma
-            / math.sqrt(fan_in)
-        )
-        layers += [_linear(weight, dtype, device), make()]
-    return nn.Sequential(*layers[:-1])
 
 
 class Quadratic(nn.Module):
@@ -114,7 +70,9 @@ class Rosenbrock(nn.Module):
     """Rosenbrock's valley in d dimensions: sum over i < d of 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2.
 
     The minimum, 0, lies at (1, ..., 1). The parameter ``theta`` (d,) begins at ``start``, (-1.2, 1, -1.2, 1, ...)
-    unless told otherwise. Raises ValueError for d < 2 or a misshaped or non-finite start. (H. H. Rosenbrock, 1960.)
+    unless told otherwise; from there, for d > 3, the way down may end in a second minimum near (-1, 1, ..., 1). With
+    ``coupled=False`` the sum runs over odd i alone: d / 2 valleys in the plane beside each other. Raises ValueError for
+    d < 2, an odd d that is not coupled, or a misshaped or non-finite start. (H. H. Rosenbrock, 1960.)
 
     >>> valley = Rosenbrock(2, dtype=torch.float64)
     >>> valley.theta.tolist(), round(valley().item(), 12)
@@ -127,32 +85,42 @@ class Rosenbrock(nn.Module):
         self,
         d: int = 2,
         start: Sequence[float] | Tensor | None = None,
+        coupled: bool = True,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if d < 2:
-            raise ValueError(f"expected d >= 2 coordinates, got {d}; Rosenbrock's function couples neighbours")
+        if d < 2 or (d % 2 and not coupled):
+            kind = "an even d >= 2 for valleys in the plane" if not coupled else "d >= 2 coordinates"
+            raise ValueError(f"expected {kind}, got {d}; Rosenbrock's function couples neighbours")
         classic = [-1.2 if i % 2 == 0 else 1.0 for i in range(d)]
         first = _vector("start", classic if start is None else start, d)
+        self.coupled = coupled
         self.theta = nn.Parameter(first.to(device or torch.get_default_device(), dtype or torch.get_default_dtype()))
 
     def forward(self, theta: Tensor | None = None) -> Tensor:
         """L at the parameter, (); or at the points ``theta`` (..., d), as (...)."""
         x = self.theta if theta is None else theta
-        here, following = x[..., :-1], x[..., 1:]
+        here, following = (x[..., :-1], x[..., 1:]) if self.coupled else (x[..., ::2], x[..., 1::2])
         return (100 * (following - here**2) ** 2 + (1 - here) ** 2).sum(-1)
 
+    def layout(self, name: str) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
+        """Two groups for ``Partition.from_groups``: "interleaved" (even and odd places) or "halves" (first and second).
 
-def _linear(weight: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> nn.Linear:
-    # Built on the meta device: Linear's own initialization would draw from the global random state.
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta", dtype=dtype).to_empty(
-        device=device or torch.get_default_device()
-    )
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.zero_()
-    return layer
+        Raises ValueError for another name.
+
+        >>> {group: mask["theta"][1].tolist() for group, mask in Rosenbrock(4).layout("halves").items()}
+        {'first': [True, True, False, False], 'second': [False, False, True, True]}
+        """
+        place = torch.arange(len(self.theta), device=self.theta.device)
+        layouts = {
+            "interleaved": (("even", "odd"), place % 2 == 0),
+            "halves": (("first", "second"), place < len(self.theta) // 2),
+        }
+        if name not in layouts:
+            raise ValueError(f"expected a layout among {', '.join(layouts)}, got {name!r}; choose one of them")
+        (one, other), mask = layouts[name]
+        return {one: {"theta": (self.theta, mask)}, other: {"theta": (self.theta, ~mask)}}
 
 
 def _basis(d: int, angle: float | None, basis: Tensor | None, generator: torch.Generator | None) -> Tensor:
@@ -200,11 +168,3 @@ def _vector(name: str, values: Sequence[float] | Tensor, d: int | None) -> Tenso
     if not torch.isfinite(vector).all():
         raise ValueError(f"expected finite numbers in {name}, got {vector.tolist()}; replace NaN and infinity")
     return vector
-
-
-def _check_perceptron(widths: Sequence[int], activation: str) -> None:
-    if len(widths) < 2 or min(widths) < 1:
-        raise ValueError(f"expected two or more widths >= 1, got {list(widths)}; write [inputs, hidden, ..., outputs]")
-    if activation not in _ACTIVATIONS:
-        known = ", ".join(_ACTIVATIONS)
-        raise ValueError(f"expected an activation among {known}, got {activation!r}; choose one of them")
