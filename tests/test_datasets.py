@@ -69,7 +69,7 @@ def test_dtype_and_classes():
     assert digits(test_fraction=0.5).test_x.shape == (899, 64)
 
 
-@pytest.mark.parametrize("make", [digits, teacher_student])
+@pytest.mark.parametrize("make", [digits, datasets.mnist_5k, teacher_student])
 def test_the_data_follow_the_default_device(make):
     with torch.device("meta"):
         data = make()
@@ -210,6 +210,12 @@ def test_flat_and_image_are_the_same_numbers():
         gn.datasets.mnist_5k(shape="square")
 
 
+def test_one_seed_gives_the_same_pictures_in_every_dtype():
+    double = datasets.mnist_5k(dtype=DTYPE)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(datasets.mnist_5k(dtype=dtype).test_x, double.test_x.to(dtype))
+
+
 def test_digits_look_like_digits():
     # A nearest-mean classifier gets most of them right: rows, columns and labels belong together.
     data = gn.datasets.mnist_5k()
@@ -311,15 +317,43 @@ def test_what_torchvision_cannot_do_is_said_in_one_sentence(monkeypatch):
     def no_files(download):
         raise RuntimeError("Dataset not found. You can use download=True to download it")
 
-    def offline(download):
-        raise OSError("name resolution failed")
-
     fake_torchvision(monkeypatch, no_files)
-    with pytest.raises(FileNotFoundError, match="download=True"):
-        gn.datasets.mnist()
-    fake_torchvision(monkeypatch, offline)
-    with pytest.raises(ConnectionError, match="connect to a network"):
-        gn.datasets.cifar10(download=True)
+    with pytest.raises(FileNotFoundError, match="of MNIST in 'here', got none; pass download=True"):
+        gn.datasets.mnist("here")
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ImportError, match="mnist_5k"):
         gn.datasets.fashion_mnist()
+
+
+# CIFAR-10's download fails with an OSError, MNIST's, after several mirrors, with a RuntimeError.
+@pytest.mark.parametrize(
+    "failure", [OSError("name resolution failed"), RuntimeError("Error downloading\nmirror 1\nmirror 2")]
+)
+def test_without_a_network_a_download_says_so(monkeypatch, failure):
+    def offline(download):
+        raise failure
+
+    fake_torchvision(monkeypatch, offline)
+    with pytest.raises(ConnectionError, match="connect to a network") as caught:
+        gn.datasets.cifar10(download=True)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is failure
+
+
+def test_a_torchvision_beside_the_wrong_torch_counts_as_none(monkeypatch, tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"got none that can be imported \(RuntimeError\)"):
+        gn.datasets.mnist()
+
+
+def test_an_unfit_shape_is_refused_before_anything_is_fetched(monkeypatch):
+    fetched = []
+    fake_torchvision(monkeypatch, fetched.append)
+    with pytest.raises(ValueError, match='"flat" or "image"'):
+        gn.datasets.cifar10(shape="square", download=True)
+    assert not fetched

@@ -50,14 +50,14 @@ def fan_in(p):
     return p[0].numel()
 
 
-def test_the_scaled_network_is_the_same_function_with_longer_gradients(made):
+def test_the_scaled_network_is_the_same_function_with_shorter_gradients(made):
     make, x = made
     plain, scaled = (make(generator=seeded(), dtype=DTYPE, scaling=s) for s in (False, True))
     (out, g), (same, h) = gradients(plain, x), gradients(scaled, x)
     # One product and one quotient by sqrt(fan_in) more in each layer: roundings alone.
     torch.testing.assert_close(same, out, rtol=1e-12, atol=1e-12)
     for name, p in scaled.named_parameters():
-        # theta = scaled weight / sqrt(fan_in), so that the chain rule divides; biases and batch norm stay.
+        # weight = scaled weight / sqrt(fan_in), so that the chain rule divides; biases and batch norm stay.
         factor = 1 / math.sqrt(fan_in(p)) if p.dim() > 1 else 1.0
         torch.testing.assert_close(h[name], g[name] * factor, rtol=1e-10, atol=1e-12)
 
@@ -92,6 +92,30 @@ def test_convolutions_have_the_paper_s_variance(name):
             assert not p.any()
 
 
+@pytest.mark.parametrize("make", [lenet, lambda size, **o: vgg(11, 1 / 64, inputs=size, **o)], ids=["LeNet", "VGG"])
+@pytest.mark.parametrize("scaling", [False, True])
+def test_a_small_image_is_a_large_one_with_a_border_of_zeros(make, scaling):
+    x = torch.randn(3, 1, 28, 28, generator=seeded(1), dtype=DTYPE)
+    small, large = (make((1, n, n), generator=seeded(), dtype=DTYPE, scaling=scaling) for n in (28, 32))
+    torch.testing.assert_close(small(x), large(F.pad(x, (2, 2, 2, 2))), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "elu"])
+def test_scaled_weights_have_the_variance_of_their_activation(activation):
+    model = perceptron([300, 200, 100], activation, seeded(), DTYPE, scaling=True)
+    for weight in (model[0].weight, model[2].weight):
+        # The mean of n squares of N(0, 1) has standard deviation sqrt(2/n): five of them.
+        z = weight.detach() / {"tanh": 1.0, "elu": math.sqrt(2)}[activation]
+        assert abs(z.square().mean() - 1) < 5 * math.sqrt(2 / z.numel())
+
+
+def test_the_auto_encoder_gives_back_what_it_takes():
+    model = autoencoder([12, 7, 5, 2])
+    assert [layer.out_features for layer in model[::2]] == [7, 5, 2, 5, 7, 12]
+    assert model(torch.zeros(3, 12)).shape == (3, 12)
+    assert isinstance(model[-1], torch.nn.Linear)
+
+
 def test_the_shapes_are_those_of_the_papers():
     shapes = [tuple(p.shape) for p in lenet().parameters() if p.dim() > 1]
     assert shapes == [(6, 3, 5, 5), (16, 6, 5, 5), (120, 400), (84, 120), (10, 84)]
@@ -109,7 +133,10 @@ def test_the_shapes_are_those_of_the_papers():
     [
         lambda: lenet((1, 29, 29)),
         lambda: lenet((0, 28, 28)),
+        lambda: lenet((28, 28)),
+        lambda: lenet(classes=0),
         lambda: vgg(inputs=(3, 64, 64)),
+        lambda: vgg(classes=0),
         lambda: vgg(12),
         lambda: vgg(width=0.0),
         lambda: vgg(activation="gelu"),
@@ -139,6 +166,56 @@ def test_blocks_and_alternate_keep_weights_and_biases_apart(made):
             assert sum(partition.sizes) == total
             assert all(len(kind) == 1 for kind in kinds(partition))
             assert sum(kind == {True} for kind in kinds(partition)) == n  # as many groups of biases as asked for
+
+
+def merges(fine, coarse):
+    """For each group of ``coarse`` its groups of ``fine``, or None where a group of ``fine`` lies across."""
+    pairs = set()
+    for name, p in fine.parameters.items():
+        a, b = (torch.as_tensor(partition.label(name)).expand(p.shape).flatten() for partition in (fine, coarse))
+        pairs |= set(zip(a.tolist(), b.tolist(), strict=True))
+    groups = [[f for f, c in sorted(pairs) if c == s] for s in range(len(coarse))]
+    return groups if len(pairs) == len(fine) else None
+
+
+def summary_of(model, x, partition, **options):
+    target = torch.arange(len(x)) % 2
+    u = {n: torch.randn(p.shape, generator=seeded(2), dtype=DTYPE) for n, p in partition.parameters.items()}
+    return gn.summarize(lambda: F.cross_entropy(model(x).flatten(1), target), partition, u, **options)
+
+
+def agree(got, expected):
+    # Two orders of the same sums of at most P^order terms: roundings, relative to the largest entry.
+    for order in ("gradient", "hessian", "third_full"):
+        a, b = getattr(got, order), getattr(expected, order)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=float(1e-11 * b.abs().max()))
+
+
+def test_one_group_per_tensor_coarsens_to_blocks_and_alternates(made):
+    make, x = made
+    model = make(generator=seeded(), dtype=DTYPE)
+    # All of D3 goes through a batch norm once for each pair of groups, 46^2 times in VGG-13: there order 2 must do.
+    normed = any(isinstance(m, torch.nn.BatchNorm2d) for m in model)
+    options = {"order": 2} if normed else {"order": 3, "full_third": True}
+    layers = sum(p.dim() > 1 for p in model.parameters())
+    fine = gn.Partition.by_tensor(model)
+    summary = summary_of(model, x, fine, **options)
+    for n in {2, layers // 2, layers}:
+        for coarse in (gn.Partition.blocks(model, n), gn.Partition.alternate(model, n)):
+            agree(summary_of(model, x, coarse, **options), summary.coarsen(merges(fine, coarse)))
+
+
+def test_one_group_per_row_coarsens_to_layers_and_to_one(made):
+    make, x = made
+    model = make(generator=seeded(), dtype=DTYPE)
+    fine = gn.Partition.by_row(model)
+    summary = summary_of(model, x, fine, order=2)
+    for coarse in (gn.Partition.by_layer(model), gn.Partition.single(model)):
+        assert sum(coarse.sizes) == sum(fine.sizes) == sum(p.numel() for p in model.parameters())
+        agree(summary_of(model, x, coarse, order=2), summary.coarsen(merges(fine, coarse)))
+    # A row holds its bias: rows lie across weights and biases.
+    assert merges(fine, gn.Partition.by_tensor(model)) is None
 
 
 @pytest.mark.parametrize("name", ["perceptron", "auto-encoder"])

@@ -39,8 +39,9 @@ def perceptron(
     "softplus"; biases are 0 (Wolinski, arXiv 2312.03885, appendix F). ReLU has no curvature: with the squared error
     and one group per tensor its order-3 summary vanishes. generator: a CPU generator; given one, torch's global random
     state does not move. The numbers are drawn in float64 on the CPU: one seed gives one network on every device and,
-    but for rounding, in every dtype. Raises ValueError for fewer than two widths, a width below 1 or an unknown
-    activation.
+    but for rounding, in every dtype. scaling: the parameters are sqrt(fan_in) times these weights, of variance
+    sigma_w^2, and every layer divides its input by sqrt(fan_in); the network computes the same, and its gradients are
+    sqrt(fan_in) times smaller. Raises ValueError for fewer than two widths, a width below 1 or an unknown activation.
 
     >>> model = perceptron([64, 32, 10], generator=torch.Generator().manual_seed(0))
     >>> [(name, tuple(p.shape)) for name, p in model.named_parameters()]
@@ -87,12 +88,12 @@ def lenet(
     """LeNet: two convolutions 5 x 5 of 6 and 16 channels, each averaged over 2 x 2, then linear layers of 120 and 84.
 
     inputs: (channels, 32, 32) or (channels, 28, 28), which the first convolution pads by 2. Other arguments as in
-    ``perceptron``. Raises ValueError for other image sizes or an unknown activation. (LeCun et al., 1998.)
+    ``perceptron``. Raises ValueError for other image sizes, no classes or an unknown activation. (LeCun et al., 1998.)
 
     >>> lenet((1, 28, 28))(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-    channels, padding = _checked_image(inputs, activation, classes)
+    channels, padding = _checked_image(inputs, classes, activation)
     act, sigma = _ACTIVATIONS[activation]
     new = _Layers(sigma, generator, dtype, device, scaling)
     return nn.Sequential(
@@ -119,13 +120,13 @@ def vgg(
     width: a factor on all channels (64 to 512) and on the 4,096 units of the linear layers, rounded to at least 1.
     batch_norm: after each convolution. inputs: (channels, 32, 32) or (channels, 28, 28), which is padded by 2 with
     zeros. Other arguments as in ``perceptron``. Raises ValueError for another depth or image size, a width that is not
-    positive, or an unknown activation. (Simonyan and Zisserman, arXiv 1409.1556.)
+    positive, no classes, or an unknown activation. (Simonyan and Zisserman, arXiv 1409.1556.)
 
     >>> model = vgg(11, width=1 / 32, inputs=(1, 28, 28))
     >>> model(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-    channels, padding = _checked_image(inputs, activation, classes)
+    channels, padding = _checked_image(inputs, classes, activation)
     if depth not in _VGG or not 0 < width < math.inf:
         raise ValueError(
             f"expected depth {', '.join(map(str, _VGG))} and width > 0, got {depth} and {width}; choose one"
@@ -193,9 +194,11 @@ class _Layers:
         return layer
 
 
-def _checked_image(inputs: tuple[int, int, int], activation: str, classes: int) -> tuple[int, int]:
+def _checked_image(inputs: tuple[int, int, int], classes: int, activation: str) -> tuple[int, int]:
     """The number of channels, and the padding that makes the image 32 x 32."""
-    _check_perceptron([1, classes], activation)
+    _check_activation(activation)
+    if classes < 1:
+        raise ValueError(f"expected at least one class, got {classes}; give the number of outputs")
     if len(inputs) != 3 or inputs[0] < 1 or tuple(inputs[1:]) not in ((28, 28), (32, 32)):
         raise ValueError(
             f"expected images (channels, 28, 28) or (channels, 32, 32), got {tuple(inputs)}; resize or pad them"
@@ -206,6 +209,10 @@ def _checked_image(inputs: tuple[int, int, int], activation: str, classes: int) 
 def _check_perceptron(widths: Sequence[int], activation: str) -> None:
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"expected two or more widths >= 1, got {list(widths)}; write [inputs, hidden, ..., outputs]")
+    _check_activation(activation)
+
+
+def _check_activation(activation: str) -> None:
     if activation not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
         raise ValueError(f"expected an activation among {known}, got {activation!r}; choose one of them")
