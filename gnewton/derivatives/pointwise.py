@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gnewton.derivatives.rule import Adjoints, Generic, Jet, Moved, Rule, Sums, Wanted, filled, rows
+from gnewton.derivatives.rule import Adjoints, Jet, Moved, Rule, Sums, Wanted, filled, rows
 from gnewton.derivatives.stack import Stack, scaled, summed_to, total
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class Softmax(Rule):
         return p, axis, lambda v: (p * v).sum(axis, keepdim=True)
 
 
-class Standardized(Generic):
+class Standardized(Rule):
     """y = c r  with  c = x - mean(x)  and  r = (mean(c^2) + eps)^(-1/2)  over some axes: the core of the norm layers."""
 
     repeatable = True
@@ -277,6 +277,58 @@ class Standardized(Generic):
         third = 3 * size * mean(adjoint * c2) * r1 + 3 * pull1 * r2 + pull * r3
         sums.third(x.groups, rows(third).sum(1))
         return [Jet(first, Stack(x.groups, c2 * r + 2 * c1 * r1 + c * r2))]
+
+    def backward(
+        self, o: "Operation", jets: Sequence[Jet], adjoints: Adjoints, moved: Moved, wanted: Wanted, sums: Sums
+    ) -> Moved:
+        (x, _), m, (adjoint,) = jets[0], moved[0], filled(adjoints, o)
+        value, axes, eps = o.inputs[0].value, o.argument(1, "axes"), o.argument(2, "eps")
+        # All in the layout (groups, cells, entries of a cell): a cell is what shares one mean and one variance.
+        c = _centred(_cells(value[None], axes))[0]
+        n, r = c.shape[1], (c.square().mean(1) + eps).rsqrt()
+        pulled = None if m is None else _cells(m.values, axes)
+        out = []
+        if m and pulled is not None:
+            out.append(Stack(m.groups, _centred(pulled * r[:, None] - c * (r**3 * (pulled * c).mean(2))[..., None])))
+        if x:
+            a, weights = _centred(_cells(x.values, axes)), _cells(adjoint[None], axes)[0]
+            v, pairs = 2 * (c * a).mean(2), 2 / n * torch.einsum("scn,tcn->stc", a, a)
+            slope = -(r**3) * v / 2
+            bend = 0.75 * r**5 * v[:, None] * v - r**3 * pairs / 2
+            if m and pulled is not None:
+                along, level = torch.einsum("rcn,scn->rsc", pulled, a), (pulled * c).sum(2)
+                cross = torch.einsum("rsc,tc->rst", along, slope)
+                block = cross + cross.mT + torch.einsum("rc,stc->rst", level, bend)
+                sums.full(m.groups, x.groups, x.groups, block)
+            along, level = (weights * a).sum(2), (weights * c).sum(1)
+            twist = -1.875 * torch.einsum("c,rc,sc,tc->rst", level * r**7, v, v, v)
+            # What is symmetric in two places only goes to all three by the way in which blocks of D3 are added.
+            mixed = torch.einsum("rc,stc->rst", along, bend)
+            mixed = mixed + torch.einsum("rc,stc->rst", 0.75 * level * r**5 * v, pairs)
+            sums.full(x.groups, x.groups, x.groups, mixed + twist / 3)
+            turned = weights * slope[..., None] - c * (along * r**3)[..., None] / n
+            turned = turned + (level * 1.5 * r**5 * v)[..., None] * c / n - (level * r**3)[:, None] * a / n
+            out.append(Stack(x.groups, _centred(turned)))
+        found = total(out, c.shape)
+        return [found and Stack(found.groups, _uncelled(found.values, axes, value.shape))]
+
+
+def _cells(stacked: Tensor, axes: Sequence[int]) -> Tensor:
+    """(k, *shape) -> (k, cells, entries): the axes that a mean is taken over come last, as one."""
+    dims = [axis % (stacked.dim() - 1) + 1 for axis in axes]
+    return stacked.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims)).flatten(1, -2)
+
+
+def _uncelled(celled: Tensor, axes: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The inverse of ``_cells``."""
+    dims = [axis % len(shape) for axis in axes]
+    kept = [n for i, n in enumerate(shape) if i not in dims]
+    values = celled.reshape(len(celled), *kept, *(shape[i] for i in dims))
+    return values.movedim(list(range(-len(dims), 0)), [i + 1 for i in dims])
+
+
+def _centred(celled: Tensor) -> Tensor:
+    return celled - celled.mean(-1, keepdim=True)
 
 
 def _blocks(n: int, k: int) -> Iterator[slice]:

@@ -169,6 +169,7 @@ def replaced(structure: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     >>> replaced((1, [2, "a"], {"k": 3}), int, lambda i: i + 1)
     (2, [3, 'a'], {'k': 4})
     """
+
     def entry(e: Any) -> Any:
         return change(e) if isinstance(e, kind) else replaced(e, kind, change) if type(e) in _CONTAINERS else e
 
