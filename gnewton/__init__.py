@@ -1,23 +1,24 @@
 """gnewton: Newton's method for neural networks, one learning rate per group of parameters.
 
-=============  ====================================================================
-name           what it is
-=============  ====================================================================
-Partition      which scalar of the model belongs to which of the S groups
-direction      u: the gradient, or the step that any torch optimizer proposes
-summarize      the summary of a loss along u, exact, over one batch or a data set
-Summary        g-bar (S,), H-bar (S, S) and order 3
-newton_step    one learning rate per group from a summary, cubic-regularized
-Step, Status   its result and what became of it; NewtonStepError when raised
-GroupedNewton  all of it as a torch.optim.Optimizer
-average        means of summaries over steps: Exponential, Windows
-AsRate         a view through which schedulers drive any setting, lambda_int too
-StochasticNewton  Newton's method by one Hessian-vector product a step
-derivatives    the engines; derivatives.nested is the slow oracle
-models         small networks and test functions
-=============  ====================================================================
+======================  ==================================================================
+name                    what it is
+======================  ==================================================================
+Partition               which scalar of the model belongs to which of the S groups
+direction               u: the gradient, or the step that any torch optimizer proposes
+summarize               the summary of a loss along u, exact, over one batch or a data set
+Summary                 g-bar (S,), H-bar (S, S) and order 3
+newton_step             one learning rate per group from a summary, cubic-regularized
+Step, Status            its result and what became of it; NewtonStepError when raised
+GroupedNewton           all of it as a torch.optim.Optimizer
+average                 means of summaries over steps: Exponential, Windows
+AsRate                  a view through which schedulers drive any setting, lambda_int too
+StochasticNewton        Newton's method by one Hessian-vector product a step
+suggest_learning_rates  one rate per group for any torch optimizer, from the Newton step
+derivatives             the engines; derivatives.nested is the slow oracle
+models                  small networks and test functions
+======================  ==================================================================
 
-The laboratory, imported on first use: datasets, training, plots, teaching.
+The laboratory, imported on first use: datasets, training, plots, experiments, teaching.
 """
 
 import importlib
@@ -31,6 +32,7 @@ from gnewton.optimizer import GroupedNewton
 from gnewton.partition import Partition
 from gnewton.stochastic import StochasticNewton
 from gnewton.summary import Summary, summarize
+from gnewton.tuning import Suggestion, suggest_learning_rates
 
 __version__ = version("gnewton")
 __all__ = [
@@ -41,16 +43,18 @@ __all__ = [
     "Status",
     "Step",
     "StochasticNewton",
+    "Suggestion",
     "Summary",
     "average",
     "derivatives",
     "direction",
     "models",
     "newton_step",
+    "suggest_learning_rates",
     "summarize",
 ]
 
-_ON_FIRST_USE = ("datasets", "plots", "teaching", "training")
+_ON_FIRST_USE = ("datasets", "experiments", "plots", "teaching", "training")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -7,7 +7,9 @@ well, so that the pictures can be read in grey.
 
 =================  =====================================================================
 heat_map           the summary Hessian (H-bar), groups named, signs marked
+long_range         which groups interact: H-bar scaled so that its diagonal is 1
 learning_rates     one line per group over time
+suggested_rates    one rate per group, with its spread over the mini-batches
 taylor_models      the true loss against its Taylor models along one eta
 level_sets         level sets of a function of two variables, with trajectories
 training_curves    loss or accuracy of several runs, by step or by seconds
@@ -26,7 +28,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import SymLogNorm
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["heat_map", "learning_rates", "level_sets", "new_figure", "taylor_models", "training_curves"]
+from gnewton.tuning import Suggestion
+
+__all__ = [
+    "heat_map",
+    "learning_rates",
+    "level_sets",
+    "long_range",
+    "new_figure",
+    "suggested_rates",
+    "taylor_models",
+    "training_curves",
+]
 
 Array = NDArray[np.float64]
 
@@ -86,6 +99,7 @@ def heat_map(
     ax: Axes | None = None,
     decades: float = 3.0,
     norm: SymLogNorm | None = None,
+    label: str = "H-bar (unit of the loss)",
 ) -> Axes:
     """Heat map of the summary Hessian (H-bar), one row and one column per group.
 
@@ -98,6 +112,7 @@ def heat_map(
         ax: where to draw; a new figure when None.
         decades: factors of ten shown logarithmically.
         norm: a colour scale that several heat maps share, made by ``signed_log``; ``decades`` then has no part.
+        label: what the colours mean, with its unit.
 
     Raises:
         ValueError: the matrix is not square, or the names do not fit it.
@@ -117,10 +132,37 @@ def heat_map(
     ax.set_yticks(ticks, shown, fontsize=_small(shown))
     ax.set(xlabel="group", ylabel="group")
     mark_signs(ax, matrix, norm)
-    bar = ax.figure.colorbar(image, ax=ax, ticks=_signed_ticks(norm))
+    bar = ax.figure.colorbar(image, ax=ax, ticks=_signed_ticks(norm.linthresh, norm.vmax or 1.0))
     bar.minorticks_off()
-    bar.set_label("H-bar (unit of the loss)")
+    bar.set_label(label)
     return ax
+
+
+def long_range(hessian: ArrayLike, names: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+    """Which groups interact, however far apart: heat map of H_st / sqrt(|H_ss H_tt|), invariant under rescaling a group.
+
+    The diagonal is 1 or -1. Beside it, sizes near 0 say that two groups could be tuned one by one, sizes near 1 that they
+    share their curvature; beyond 1, where the colours end, the Hessian is indefinite. Blank where a group has no curvature
+    of its own.
+
+    Args:
+        hessian: (S, S) array or tensor.
+        names: S group names, in the order of the rows; numbers when None.
+        ax: where to draw; a new figure when None.
+
+    Raises:
+        ValueError: the matrix is not square, or the names do not fit it.
+
+    >>> ax = long_range([[4.0, 3.0], [3.0, 9.0]])
+    >>> ax.get_images()[0].get_array().tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
+    """
+    matrix = _square(hessian)
+    root = np.sqrt(np.abs(np.diagonal(matrix)))
+    root[root == 0] = np.nan
+    # One root after the other: their product might leave the range of float64.
+    scaled = matrix / root / root[:, None]
+    return heat_map(scaled, names, ax, norm=signed_log(np.ones(1), decades=1.0), label="H_st / sqrt |H_ss H_tt|")
 
 
 def signed_log(matrix: Array, decades: float = 3.0) -> SymLogNorm:
@@ -143,10 +185,10 @@ def mark_signs(ax: Axes, matrix: Array, norm: SymLogNorm) -> list[Any]:
     return marks
 
 
-def _signed_ticks(norm: SymLogNorm) -> list[float]:
-    """Powers of ten on both sides of zero."""
-    high, low = int(np.floor(np.log10(norm.vmax or 1.0))), int(np.ceil(np.log10(norm.linthresh)))
-    every = 1 + (high - low) // 4  # about four on each side are readable
+def _signed_ticks(linear: float, peak: float) -> list[float]:
+    """Powers of ten between these two sizes, on both sides of zero."""
+    high, low = int(np.floor(np.log10(peak))), int(np.ceil(np.log10(linear)))
+    every = 1 + max(high - low, 0) // 4  # about four on each side are readable
     powers = [10.0**k for k in range(high, low - 1, -every)][::-1]
     return [-power for power in reversed(powers)] + [0.0, *powers]
 
@@ -190,6 +232,65 @@ def learning_rates(
     ax.set(xlabel=xlabel, ylabel="learning rate η of the group")
     _label_ends(ax, when, table, labels)
     return ax
+
+
+def suggested_rates(suggestion: Suggestion, ax: Axes | None = None) -> Axes:
+    """One dot per group for the rate that ``suggest_learning_rates`` found; the bar spans the quartiles over the batches.
+
+    A filled circle is a rate to use, an open square a negative one, a cross a group without effect. Where every number is
+    positive the axis is logarithmic, or linear within a factor of ten; else it is logarithmic on both sides of zero. The
+    first group stands at the top.
+
+    Args:
+        suggestion: S groups; a new figure grows with S and names each, a given one names as many as fit.
+        ax: where to draw; a new figure when None.
+
+    >>> import gnewton as gn
+    >>> from gnewton.tuning import suggest_learning_rates
+    >>> model = gn.models.Quadratic([2.0, 80.0])
+    >>> ax = suggested_rates(suggest_learning_rates(model, gn.Partition.by_scalar(model), cubic=0.0))
+    >>> [label.get_text() for label in ax.get_yticklabels()], ax.get_xscale()
+    (['theta[0]', 'theta[1]'], 'log')
+    """
+    rates, rows = array(suggestion.learning_rates), np.arange(len(suggestion.names))
+    spans = np.stack([array(suggestion.low), array(suggestion.high)])
+    ax = ax or new_figure(width=7.0, height=1.6 + 0.2 * len(rows)).axes[0]
+    ax.hlines(rows, *spans, color=GREY, linewidth=3.0, alpha=0.6, label="quartiles over batches")
+    for label, marker, fill, chosen in (
+        ("rate", "o", COLOURS[0], rates > 0),
+        ("negative rate", "s", "white", rates < 0),
+        ("no effect here", "x", COLOURS[0], rates == 0),
+    ):
+        if chosen.any():
+            (dots,) = ax.plot(rates[chosen], rows[chosen], linestyle="", marker=marker, color=COLOURS[0], label=label)
+            dots.set_markerfacecolor(fill)
+    _set_rate_scale(ax, rates, spans)
+    # Nine points a line: a name that would print over its neighbour is left out.
+    every = int(np.ceil(9 * len(rows) * ax.figure.dpi / (72 * ax.bbox.height)))
+    ax.set_yticks(rows[::every], suggestion.names[::every], fontsize=8)
+    ax.set(xlabel="learning rate", ylim=(len(rows) - 0.4, -0.6))
+    ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+    ax.legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+    return ax
+
+
+def _set_rate_scale(ax: Axes, rates: Array, spans: Array) -> None:
+    """Every rate apart from zero by its sign, whatever their sizes."""
+    sizes, numbers = np.abs(rates[rates != 0]), np.concatenate([rates[None], spans])
+    if not (numbers <= 0).any():
+        low, high = 0.9 * np.nanmin(numbers), 1.1 * np.nanmax(numbers)
+        if high < 10 * low:
+            ax.set_xlim(left=0.0)
+        else:  # whole decades, so that at least two ticks are named
+            ax.set(xscale="log", xlim=(10.0 ** np.floor(np.log10(low)), 10.0 ** np.ceil(np.log10(high))))
+        return
+    peak = float(np.max(sizes, initial=0.0)) or 1.0
+    linear = 10.0 ** np.floor(np.log10(max(np.min(sizes, initial=peak), 1e-6 * peak)))
+    ax.axvline(0.0, color=GREY, linewidth=0.8)
+    ax.set_xscale("symlog", linthresh=linear)
+    ax.autoscale_view()
+    low, high = ax.get_xlim()
+    ax.set_xticks([tick for tick in _signed_ticks(linear, max(-low, high)) if low <= tick <= high])
 
 
 def _set_signed_scale(ax: Axes, scale: str, values: Array) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+import gnewton as gn
 from gnewton import plots
+from gnewton.tuning import Suggestion
 
 RNG = np.random.default_rng(0)
 
@@ -89,6 +91,101 @@ def test_a_failed_update_is_a_gap():
     assert np.isnan(line_data(ax, "0")[1, 1])
 
 
+def suggestion(rates, spread=0.5, names=None):
+    rates = torch.as_tensor(rates, dtype=torch.float64)
+    sizes = {n: torch.zeros(1) for n in names or [f"group {s}" for s in range(len(rates))]}
+    partition = gn.Partition.from_groups({n: {n: p} for n, p in sizes.items()})
+    return Suggestion(partition, rates, rates - spread * rates.abs(), rates + spread * rates.abs(), 20)
+
+
+def marked(ax):
+    """Label of the legend -> (x, row) of its markers, as drawn."""
+    return {
+        line.get_label(): line.get_xydata().tolist() for line in ax.get_lines() if not line.get_label().startswith("_")
+    }
+
+
+def test_suggested_rates_tell_negative_and_idle_groups_by_their_markers():
+    ax = plots.suggested_rates(suggestion([0.5, -2.0, 0.0, 1e-3]))
+    assert marked(ax) == {
+        "rate": [[0.5, 0], [1e-3, 3]],
+        "negative rate": [[-2.0, 1]],
+        "no effect here": [[0.0, 2]],
+    }
+    dots = [line for line in ax.get_lines() if line.get_linestyle() == "None"]
+    assert len({(line.get_marker(), line.get_markerfacecolor()) for line in dots}) == 3
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first group at the top
+    (bars,) = ax.collections
+    spans = [segment.tolist() for segment in bars.get_segments()]
+    assert spans == [[[0.25, 0], [0.75, 0]], [[-3, 1], [-1, 1]], [[0, 2], [0, 2]], [[0.0005, 3], [0.0015, 3]]]
+
+
+@pytest.mark.parametrize(
+    ("rates", "scale"),
+    [
+        ([0.1, 10.0], "log"),
+        ([1.0, 2.0], "linear"),
+        ([0.1, -10.0], "symlog"),
+        ([0.0], "symlog"),
+        ([0.2, -0.3], "symlog"),
+    ],
+)
+def test_the_axis_of_suggested_rates_fits_their_signs_and_sizes(rates, scale):
+    ax = plots.suggested_rates(suggestion(rates))
+    assert ax.get_xscale() == scale
+    left, right = ax.get_xlim()
+    assert sum(left <= tick <= right for tick in ax.get_xticks()) >= (1 if rates == [0.0] else 2)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 17, 60])
+@pytest.mark.parametrize("name", ["group {}", "module.encoder.layers.{}.attention.projection.weight"])
+def test_every_suggested_rate_is_named_inside_the_picture(groups, name):
+    names = [name.format(s) for s in range(groups)]
+    ax = plots.suggested_rates(suggestion(10.0 ** RNG.normal(size=groups) * RNG.choice([-1, 1], groups), names=names))
+    plots.png(ax.figure)
+    labels = ax.get_yticklabels()
+    assert [label.get_text() for label in labels] == names
+    frame, boxes = ax.figure.bbox, [label.get_window_extent() for label in labels]
+    assert all(above.y0 >= below.y1 - 1 for above, below in pairwise(boxes))
+    left, right = ax.get_xlim()
+    drawn = [tick.label1 for tick in ax.xaxis.get_major_ticks() if left <= tick.get_loc() <= right]
+    boxes += [ax.get_legend().get_window_extent(), *(label.get_window_extent() for label in drawn)]
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
+    assert not ax.get_legend().get_window_extent().overlaps(ax.get_window_extent())
+
+
+def test_names_of_suggested_rates_are_thinned_where_the_axes_are_given():
+    ax = plots.new_figure(columns=2).axes[0]
+    assert plots.suggested_rates(suggestion(np.ones(60)), ax=ax) is ax
+    plots.png(ax.figure)
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert 10 < len(boxes) < 60
+    assert all(above.y0 >= below.y1 - 1 for above, below in pairwise(boxes))
+
+
+def test_missing_quartiles_leave_out_the_bars():
+    ax = plots.suggested_rates(suggestion([0.1, -0.2], spread=np.nan))
+    assert plots.png(ax.figure)
+    assert marked(ax)["rate"] == [[0.1, 0]]
+
+
+def test_long_range_is_the_hessian_in_units_of_its_diagonal():
+    root = RNG.normal(size=(5, 5))
+    hessian, scale = root @ root.T, 10.0 ** RNG.normal(size=5)
+    shown = plots.long_range(hessian, names=list("abcde")).get_images()[0].get_array()
+    np.testing.assert_allclose(shown, [[a @ b / np.sqrt(a @ a * (b @ b)) for b in root] for a in root])
+    rescaled = plots.long_range(hessian * np.outer(scale, scale))
+    np.testing.assert_allclose(rescaled.get_images()[0].get_array(), shown)
+    assert rescaled.figure.axes[1].get_ylabel() == "H_st / sqrt |H_ss H_tt|"
+    assert np.abs(shown).max() <= 1 + 1e-12
+
+
+def test_long_range_leaves_groups_without_curvature_blank():
+    shown = plots.long_range([[4.0, 1.0, 2.0], [1.0, 0.0, 3.0], [2.0, 3.0, -1.0]]).get_images()[0].get_array()
+    np.testing.assert_array_equal(np.ma.getmaskarray(shown), [[0, 1, 0], [1, 1, 1], [0, 1, 0]])
+    assert shown[2, 2] == -1.0
+
+
 def test_taylor_models_follow_the_loss_and_leave_the_picture_by_themselves():
     t = np.linspace(-1, 1, 21)
     ax = plots.taylor_models(t, np.exp(-t), {1: 1 - t, 2: 1 - t + 100 * t**2})
@@ -147,6 +244,7 @@ def test_the_same_numbers_give_the_same_bytes():
     [
         (lambda: plots.heat_map(np.ones((2, 3))), r"\(S, S\)"),
         (lambda: plots.heat_map(np.eye(2), names=["a"]), "2"),
+        (lambda: plots.long_range([1.0, 2.0]), r"\(S, S\), got \(2,\)"),
         (lambda: plots.learning_rates([1.0, 2.0]), r"\(T, S\), got \(2,\)"),
         (lambda: plots.level_sets(lambda x, y: x), "paths"),
         (lambda: plots.level_sets(lambda x, y: x, {"p": [1.0, 2.0]}), r"\(n, 2\)"),
