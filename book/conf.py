@@ -21,7 +21,28 @@ def copy_notebooks() -> None:
             shutil.copyfile(source, copy)
 
 
+def draw_experiments() -> None:
+    """Tables, words and figures of the shipped results under the book's own folder, from their numbers."""
+    from gnewton.experiments import NAMES, interaction, load, pictures, report
+    from gnewton.plots import png
+
+    target = HERE / "results"
+    target.mkdir(exist_ok=True)
+    for name in NAMES:
+        numbers = load(name)
+        if name == "interaction":
+            shown, drawn = interaction.report(numbers), interaction.figures(numbers)
+        else:
+            shown, drawn = f"{report.table(numbers)}\n\n{report.verdict(numbers)}", {name: pictures.figure(numbers)}
+        where = numbers["machine"]
+        measured = f"`{numbers['command']}`, torch {numbers['versions']['torch']}, {where['processor']}, one core."
+        (target / f"{name}.md").write_text(f"{shown}\n\nMeasured {numbers['date']} by {measured}\n", encoding="utf-8")
+        for file, figure in drawn.items():
+            (target / f"{file}.png").write_bytes(png(figure))
+
+
 copy_notebooks()
+draw_experiments()
 
 project = PROJECT["name"]
 author = PROJECT["authors"][0]["name"]
@@ -36,7 +57,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx-mathjax-offline",  # formulas without a network
 ]
-exclude_patterns = ["_build", "LICENSE"]
+exclude_patterns = ["_build", "LICENSE", "results/*.md"]  # tables, which experiments.md includes
 
 # Notebooks: nothing runs here, so the page shows what the tests compare with. A widget is shown by its picture.
 nb_execution_mode = "off"

@@ -1,0 +1,103 @@
+"""The five problems: a network, its data and its loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import nn
+
+from gnewton import datasets, models
+from gnewton.datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained, on what, and for how long.
+
+    network(generator) builds the model; data() is a Dataset; loss(output, target) is a mean over the batch. epochs, batch
+    and curvature (samples) are those of the protocol; minutes is what the whole experiment takes on one core.
+    """
+
+    name: str
+    title: str
+    network: Callable[[torch.Generator], nn.Module]
+    data: Callable[[], Dataset]
+    loss: nn.CrossEntropyLoss | nn.MSELoss
+    epochs: int
+    minutes: float
+    batch: int = 100
+    curvature: int = 500
+
+
+@cache
+def flat() -> Dataset:
+    """The digits as rows of 784 numbers."""
+    return datasets.mnist_5k()
+
+
+@cache
+def images() -> Dataset:
+    """The digits as images of 1 x 28 x 28."""
+    return datasets.mnist_5k(shape="image")
+
+
+@cache
+def reproduced() -> Dataset:
+    """The digits as their own targets."""
+    data = flat()
+    return replace(data, train_y=data.train_x, test_y=data.test_x)
+
+
+_CLASSES = nn.CrossEntropyLoss()
+
+PROBLEMS = {
+    problem.name: problem
+    for problem in (
+        Problem(
+            "mlp",
+            "perceptron 784-256-64-10, tanh",
+            lambda g: models.perceptron([784, 256, 64, 10], "tanh", g),
+            flat,
+            _CLASSES,
+            epochs=6,
+            minutes=2,
+        ),
+        Problem(
+            "deep",
+            "20 hidden layers of 64, ELU",
+            lambda g: models.perceptron([784, *[64] * 20, 10], "elu", g),
+            flat,
+            _CLASSES,
+            epochs=5,
+            minutes=4,
+        ),
+        Problem(
+            "lenet",
+            "LeNet 6-16-120-84, tanh, images of 28 x 28",
+            lambda g: models.lenet((1, 28, 28), 10, "tanh", g),
+            images,
+            _CLASSES,
+            epochs=3,
+            minutes=5,
+        ),
+        Problem(
+            "vgg",
+            "VGG-11 with an eighth of its channels, ELU, images of 28 x 28",
+            lambda g: models.vgg(11, width=1 / 8, inputs=(1, 28, 28), activation="elu", generator=g),
+            images,
+            _CLASSES,
+            epochs=2,
+            minutes=16,
+        ),
+        Problem(
+            "autoencoder",
+            "auto-encoder 784-256-64-16-64-256-784, tanh, squared error",
+            lambda g: models.autoencoder([784, 256, 64, 16], "tanh", g),
+            reproduced,
+            nn.MSELoss(),
+            epochs=4,
+            minutes=4,
+        ),
+    )
+}

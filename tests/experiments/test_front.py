@@ -1,0 +1,103 @@
+"""What a person types, and what comes back; and the shipped results against a fresh run."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from experiments.problem import TINY, method
+
+from gnewton import experiments
+from gnewton.experiments import __main__ as front
+from gnewton.experiments import runs
+from gnewton.experiments.methods import METHODS
+from gnewton.experiments.networks import PROBLEMS
+
+SHIPPED = experiments.files("gnewton.experiments") / "results"
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The command line with the tiny problem in the place of mlp."""
+    monkeypatch.setattr(front, "PROBLEMS", {"mlp": replace(TINY, name="mlp")})
+    methods = [method("sgd", {"lr": 0.01}, {"lr": 0.1}), method("adam", {"lr": 0.01}, {"lr": 0.1})]
+    compare = front.compare
+    monkeypatch.setattr(front, "compare", lambda problem, plan: compare(problem, plan, methods))
+
+
+def test_every_experiment_is_listed_with_its_time(capsys):
+    assert front.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[: len(experiments.NAMES)]] == list(experiments.NAMES)
+    assert all("about" in line and "min" in line for line in lines[: len(experiments.NAMES)])
+
+
+def test_names_and_problems_agree():
+    assert (*PROBLEMS, "interaction") == experiments.NAMES
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("mpl", "'mlp'"), ("autoencodr", "'autoencoder'"), ("xyz", "choose one")])
+def test_an_unknown_name_is_answered_with_the_nearest(typed, meant, capsys):
+    with pytest.raises(SystemExit):
+        front.main([typed])
+    assert meant in capsys.readouterr().err
+
+
+def test_seeds_must_be_a_number_from_one_on(capsys):
+    with pytest.raises(SystemExit):
+        front.main(["mlp", "--seeds", "0"])
+    assert "whole number" in capsys.readouterr().err
+
+
+def test_a_run_writes_json_table_and_figure(tiny, tmp_path, capsys):
+    assert front.main(["mlp", "--folder", str(tmp_path), "--seeds", "2"]) == 0
+    folder = tmp_path / "mlp"
+    assert {path.name for path in folder.iterdir()} == {"mlp.json", "mlp.md", "mlp.png", "runs"}
+    assert len(list((folder / "runs").iterdir())) == 2 * (2 + 2)
+    numbers = json.loads((folder / "mlp.json").read_text())
+    assert numbers["command"] == "python -m gnewton.experiments mlp --seeds 2"
+    assert (folder / "mlp.png").read_bytes().startswith(b"\x89PNG")
+    assert "wins with" in capsys.readouterr().out
+
+
+def test_an_interruption_is_said_and_leaves_whole_files(tiny, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(front, "figure", interrupted)
+    assert front.main(["mlp", "--folder", str(tmp_path), "--seeds", "1"]) == 130
+    assert "goes on from here" in capsys.readouterr().err
+    for path in (tmp_path / "mlp" / "runs").iterdir():
+        json.loads(path.read_text())
+
+
+def test_results_that_are_not_shipped_are_asked_for_by_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments, "files", lambda package: tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"python -m gnewton\.experiments deep"):
+        experiments.load("deep")
+
+
+@pytest.mark.parametrize("name", experiments.NAMES)
+def test_shipped_results_are_small_and_complete(name):
+    file = SHIPPED / f"{name}.json"
+    if not file.is_file():
+        pytest.skip("not shipped yet")
+    assert len(file.read_bytes()) < 200_000
+    numbers = experiments.load(name)
+    for one in numbers.get("networks", {name: numbers}).values():
+        assert not one["protocol"]["quick"]
+        assert {len(entry["tuning"]) for entry in one["methods"].values() if entry["installed"]} == {6}
+        assert {len(entry["runs"]) for entry in one["methods"].values() if entry["installed"]} == {5}
+
+
+@pytest.mark.parametrize("name", ["sgd", "grouped-newton"])
+def test_a_shipped_row_is_found_again(name):
+    if not (SHIPPED / "mlp.json").is_file():
+        pytest.skip("not shipped yet")
+    shipped, problem = experiments.load("mlp"), PROBLEMS["mlp"]
+    row = shipped["methods"][name]
+    run = runs.train(problem, problem.data(), METHODS[name], row["settings"], 0, shipped["protocol"]["epochs"])
+    for measure in ("train_losses", "test_losses"):
+        ends = [one[measure][-1] for one in row["runs"]]
+        # Another processor rounds otherwise, which training magnifies: like another seed at worst.
+        slack = max(ends) - min(ends)
+        assert min(ends) - slack <= run[measure][-1] <= max(ends) + slack

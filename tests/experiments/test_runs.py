@@ -1,0 +1,103 @@
+"""A run is determined by its seed, the same start and batches for every method, and its file is whole or absent."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from experiments.problem import TINY, digits, method
+
+from gnewton.experiments import runs
+from gnewton.experiments.methods import METHODS
+
+INSTALLED = [one for one in METHODS.values() if one.installed]
+
+
+def train(one, seed=0, problem=TINY, **options):
+    return runs.train(problem, problem.data(), one, one.settings[0], seed, problem.epochs, **options)
+
+
+@pytest.mark.parametrize("one", INSTALLED, ids=lambda one: one.name)
+def test_the_same_seed_gives_the_same_losses(one):
+    first, second = (train(one) for _ in range(2))
+    assert first["losses"] == second["losses"]
+    assert first["test_losses"] == second["test_losses"]
+    assert first["losses"] != train(one, seed=1)["losses"]
+
+
+@pytest.mark.parametrize("one", INSTALLED, ids=lambda one: one.name)
+def test_every_method_starts_from_the_same_loss_and_takes_as_many_steps(one):
+    run, reference = train(one), train(METHODS["sgd"])
+    # The first loss is that of the same network on the same mini-batch, whoever computes it.
+    assert run["losses"][0] == pytest.approx(reference["losses"][0], rel=1e-6)
+    assert len(run["losses"]) == TINY.epochs * 4 or run["diverged"]
+
+
+def test_every_method_sees_the_same_batches(monkeypatch):
+    seen = []
+    fit = runs.fit
+
+    def watched(model, optimizer, loader, *rest, **options):
+        batches = list(loader)
+        seen.append(torch.cat([x for x, _ in batches]))
+        return fit(model, optimizer, batches, *rest, **options)
+
+    monkeypatch.setattr(runs, "fit", watched)
+    orders = []
+    for name in ("sgd", "grouped-newton"):
+        seen.clear()
+        train(METHODS[name])
+        orders.append(torch.cat(seen))
+    torch.testing.assert_close(orders[0], orders[1], rtol=0, atol=0)
+
+
+def test_clocks_and_measures_have_one_entry_each():
+    run = train(METHODS["adam"], problem=digits())
+    assert len(run["losses"]) == len(run["seconds"]) == 15
+    assert all(a < b for a, b in itertools.pairwise(run["seconds"]))
+    assert run["epoch_steps"] == [15]
+    for name in ("cpu_seconds", "train_losses", "train_accuracies", "test_losses", "test_accuracies"):
+        assert len(run[name]) == 1, name
+    assert 0 < run["test_accuracies"][0] < 1
+
+
+def test_tuning_measures_the_end_alone():
+    run = train(METHODS["sgd"], thorough=False)
+    assert (len(run["test_losses"]), len(run["epoch_steps"])) == (1, 2)
+    assert run["test_losses"][-1] == train(METHODS["sgd"])["test_losses"][-1]
+
+
+def test_a_run_that_diverges_says_so_and_is_valid_json():
+    run = train(method("sgd", {"lr": 1e20}))
+    assert run["diverged"]
+    assert "finite" in run["reason"]
+    assert len(run["losses"]) < TINY.epochs * 4
+    json.dumps(run, allow_nan=False)
+
+
+def test_seconds_add_up_over_epochs():
+    run = train(METHODS["sgd"])
+    assert np.all(np.diff(run["seconds"]) > 0)
+    assert np.all(np.diff(run["cpu_seconds"]) >= 0)
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    file = tmp_path / "one.json"
+    runs.write(file, "old")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(file), "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runs.write(file, "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["one.json"]
+    assert file.read_text() == "old"
+
+
+def test_another_key_is_another_run(tmp_path):
+    count = itertools.count()
+    keys = [{"method": "sgd", "seed": 0, "epochs": epochs} for epochs in (1, 2, 1)]
+    values = [runs.kept(tmp_path, key, lambda: {"n": next(count)})["n"] for key in keys]
+    assert values == [0, 1, 0]
