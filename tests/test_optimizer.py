@@ -580,21 +580,32 @@ VARIANTS = {
     "diagonal": {"diagonal": True},
     "order 2 with a ridge": {"cubic": 0.0, "ridge": 1.0},
     "no negative rates": {"remove_negative": True},
+    "adaptive": {"cubic": "adaptive"},
+    "full batch": {},
+    "another curvature batch": {},
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ten_steps_saved_and_ten_more_are_twenty(variant):
     options = {"period": 3, "eta_momentum": 0.5, "direction": momentum} | VARIANTS[variant]
+
+    def steps(optimizer, case, n):
+        for _ in range(n):
+            if variant == "full batch":
+                optimizer.step(case.loss_on, data=batched(case, 5))
+            elif variant == "another curvature batch":
+                optimizer.step(case.loss, curvature=lambda: case.loss_on(case.x[:6], case.y[:6]))
+            else:
+                optimizer.step(case.loss)
+
     whole = build("perceptron")
     optimizer = optimizer_for(whole, **options)
-    for _ in range(20):
-        optimizer.step(whole.loss)
+    steps(optimizer, whole, 20)
 
     first = build("perceptron")
     half = optimizer_for(first, **options)
-    for _ in range(10):
-        half.step(first.loss)
+    steps(half, first, 10)
     buffer = io.BytesIO()
     torch.save({"model": first.model.state_dict(), "optimizer": half.state_dict()}, buffer)
     buffer.seek(0)
@@ -605,8 +616,7 @@ def test_ten_steps_saved_and_ten_more_are_twenty(variant):
     second.model.load_state_dict(saved["model"])
     rest = optimizer_for(second, **options)
     rest.load_state_dict(saved["optimizer"])
-    for _ in range(10):
-        rest.step(second.loss)
+    steps(rest, second, 10)
     assert unchanged(second.model, values(whole.model))
     assert same_state(rest.state_dict(), optimizer.state_dict())
     assert [u.step for u in rest.history] == (

@@ -197,7 +197,9 @@ def test_the_timeline_shows_flat_and_steep_updates_on_one_scale():
 
 
 def make_update(step, size):
-    fields = dict.fromkeys(("gradient", "metric", "lr", "predicted_decrease", "actual_decrease"))
+    fields = dict.fromkeys(
+        ("gradient", "metric", "lr", "predicted_decrease", "actual_decrease", "cubic", "rho", "evaluations")
+    )
     hessian = size * torch.tensor([[1.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)
     rates = torch.zeros(2, dtype=torch.float64)
     return Update(step=step, value=1.0, hessian=hessian, learning_rates=rates, status="CONVERGED", **fields)
