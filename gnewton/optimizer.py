@@ -72,7 +72,8 @@ class GroupedNewton(torch.optim.Optimizer):
     it must hold the partition's parameters and its own ``lr`` only scales u, which eta* undoes. lr: lambda_1, the damping
     of eta*, 1 being the pure step; it is ``param_groups[0]["lr"]``, so every scheduler in ``torch.optim.lr_scheduler``
     drives it. cubic: lambda_int; 0 leaves the order-2 step; "adaptive" learns it from how well the model predicted
-    (``gnewton.adaptive``), and takes no step that raises the loss of the curvature batch. period: steps between summaries. ridge, diagonal: as in
+    (``gnewton.adaptive``), and takes no step that raises the loss of the curvature batch; with period > 1 that holds for
+    the updates alone, the rates reused between them may be too long. period: steps between summaries. ridge, diagonal: as in
     ``newton_step``. eta_momentum: 0 <= beta < 1, eta <- beta eta + (1 - beta) eta*. remove_negative: negative rates become
     0. average: ``Exponential(beta)`` or ``Windows(period, warmup)``, the mean of the summaries of several updates; u is then
     normalized per group, and the learning rates belong to the normalized u. on_failure: "report" (an update without a

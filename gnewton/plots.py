@@ -139,7 +139,7 @@ def heat_map(
 
 
 def long_range(hessian: ArrayLike, names: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
-    """Which groups interact, however far apart: heat map of H_st / sqrt(|H_ss H_tt|), invariant under rescaling a group.
+    """Which groups interact, however far apart: heat map of ``H_st / sqrt(|H_ss H_tt|)``, invariant under rescaling a group.
 
     The diagonal is 1 or -1. Beside it, sizes near 0 say that two groups could be tuned one by one, sizes near 1 that they
     share their curvature; beyond 1, where the colours end, the Hessian is indefinite. Blank where a group has no curvature
