@@ -8,7 +8,7 @@ from experiments.problem import TINY, method
 
 from gnewton import experiments
 from gnewton.experiments import __main__ as front
-from gnewton.experiments import runs
+from gnewton.experiments import report, runs
 from gnewton.experiments.methods import METHODS
 from gnewton.experiments.networks import PROBLEMS
 
@@ -101,3 +101,13 @@ def test_a_shipped_row_is_found_again(name):
         # Another processor rounds otherwise, which training magnifies: like another seed at worst.
         slack = max(ends) - min(ends)
         assert min(ends) - slack <= run[measure][-1] <= max(ends) + slack
+
+
+def test_what_the_book_s_page_says_of_the_winners_is_so():
+    tables = {name: report.rows(experiments.load(name)) for name in PROBLEMS}
+    by_steps = {name: min(rows, key=lambda row: row.by_steps.mean()).name for name, rows in tables.items()}
+    by_seconds = {name: min(rows, key=lambda row: row.by_seconds.mean()).name for name, rows in tables.items()}
+    assert set(by_seconds.values()) <= {"sgd", "adam"}
+    assert list(by_steps.values()).count("k-fac") >= 3
+    assert "grouped-newton" not in {*by_steps.values(), *by_seconds.values()}
+    assert any(row.diverged for rows in tables.values() for row in rows if row.name == "grouped-newton")
