@@ -130,7 +130,8 @@ class Summary:
         if order >= 3:
             third = self.third if len(self) == 1 and self.third is not None else self._needed("third_full", order)
             third = third.reshape((len(self),) * 3)
-            terms.append(-torch.einsum("...r,...s,...t,rst->...", eta, eta, eta, third) / 6)
+            bent = torch.einsum("rst,...t->...rs", third, eta)
+            terms.append(-torch.einsum("...r,...rs,...s->...", eta, bent, eta) / 6)
         return torch.stack(terms[: order + 1]).sum(0)
 
     def coarsen(self, groups: Groups) -> "Summary":
@@ -150,7 +151,10 @@ class Summary:
             m[new, old] = 1.0
         full = third = None
         if self.third_full is not None:
-            full = torch.einsum("ar,bs,ct,rst->abc", m, m, m, self.third_full)
+            full = self.third_full
+            for _ in range(3):
+                # One axis at a time, the first one to the end: all at once would hold S^3 numbers for each merged triple.
+                full = torch.tensordot(full, m, dims=([0], [1]))
             third = full.diagonal().diagonal().clone()
         elif self.third is not None:
             if any(len(old) > 1 for old in merged.values()):

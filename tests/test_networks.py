@@ -195,9 +195,7 @@ def agree(got, expected):
 def test_one_group_per_tensor_coarsens_to_blocks_and_alternates(made):
     make, x = made
     model = make(generator=seeded(), dtype=DTYPE)
-    # All of D3 goes through a batch norm once for each pair of groups, 46^2 times in VGG-13: there order 2 must do.
-    normed = any(isinstance(m, torch.nn.BatchNorm2d) for m in model)
-    options = {"order": 2} if normed else {"order": 3, "full_third": True}
+    options = {"order": 3, "full_third": True}
     layers = sum(p.dim() > 1 for p in model.parameters())
     fine = gn.Partition.by_tensor(model)
     summary = summary_of(model, x, fine, **options)
