@@ -42,6 +42,9 @@ def tried(loss_at: Callable[[float], float], before: float, predicted: float, lr
     """
     known = {1.0: loss_at(1.0)} if predicted > 0 else {}
     rho = (before - known[1.0]) / predicted if known else math.nan
+    if known and math.isnan(rho):
+        # A loss that is no number is as bad as an infinite one; nan is for a rho that was not asked for.
+        rho = -math.inf
     for halvings in range(_HALVINGS + 1):
         rate = lr * 0.5**halvings
         after = known[rate] if rate in known and not halvings else loss_at(rate)

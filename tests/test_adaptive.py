@@ -141,6 +141,14 @@ def test_a_trial_takes_the_largest_halved_rate_that_descends():
         assert trial.rho == pytest.approx(-loss(1.0))
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_full_step_into_the_void_counts_as_a_bad_prediction(broken):
+    trial = tried(lambda t: broken if t > 0.3 else 1.0 - t, before=1.0, predicted=1.0, lr=1.0)
+    assert trial.rho == -math.inf
+    assert judged(1.0, trial.rho) == 2.0
+    assert trial.rate == 0.25
+
+
 def test_line_rates_minimise_the_quadratic_model_along_u():
     generator = torch.Generator().manual_seed(1)
     g, m = torch.randn(4, generator=generator, dtype=DTYPE), torch.randn(4, 4, generator=generator, dtype=DTYPE)
