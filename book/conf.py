@@ -23,7 +23,7 @@ def copy_notebooks() -> None:
 
 def draw_experiments() -> None:
     """Tables, words and figures of the shipped results under the book's own folder, from their numbers."""
-    from gnewton.experiments import NAMES, interaction, load, pictures, report
+    from gnewton.experiments import NAMES, interaction, load, pictures, report, untuned
     from gnewton.plots import png
 
     target = HERE / "results"
@@ -32,6 +32,8 @@ def draw_experiments() -> None:
         numbers = load(name)
         if name == "interaction":
             shown, drawn = interaction.report(numbers), interaction.figures(numbers)
+        elif name == "untuned":
+            shown, drawn = untuned.report(numbers), untuned.figures(numbers)
         else:
             shown, drawn = f"{report.table(numbers)}\n\n{report.verdict(numbers)}", {name: pictures.figure(numbers)}
         where = numbers["machine"]

@@ -27,12 +27,27 @@ def normalized(direction: Mapping[str, Tensor], partition: Partition) -> Directi
     >>> normalized({"theta": torch.tensor([3.0, 4.0])}, partition)
     {'theta': tensor([0.6000, 0.8000])}
     """
+    u, _, norms = _sizes(direction, partition)
+    return partition.scale(u, torch.where(norms > 0, 1 / norms, 0))
+
+
+def lengths(direction: Mapping[str, Tensor], partition: Partition) -> Tensor:
+    """||u_s|| of each group: (S,), float64.
+
+    >>> import torch, gnewton as gn
+    >>> lengths({"theta": torch.tensor([3.0, 4.0])}, gn.Partition.single(gn.models.Rosenbrock(2)))
+    tensor([5.], dtype=torch.float64)
+    """
+    _, scale, norms = _sizes(direction, partition)
+    return scale * norms
+
+
+def _sizes(direction: Mapping[str, Tensor], partition: Partition) -> tuple[Direction, Tensor, Tensor]:
     # By the largest entry first: squares of numbers below 1e-23 vanish in float32, and of those above 1e19 overflow.
     largest = torch.stack([u.abs().max() for u in direction.values()]).max()
     scale = torch.where(largest > 0, largest, 1)
     u = {name: part / scale for name, part in direction.items()}
-    norms = partition.sums({name: part.square() for name, part in u.items()}).sqrt()
-    return partition.scale(u, torch.where(norms > 0, 1 / norms, 0))
+    return u, scale, partition.sums({name: part.square() for name, part in u.items()}).sqrt()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def gradient(
     >>> gradient(model, gn.Partition.single(model))
     {'theta': tensor([-215.6000,  -88.0000])}
     """
-    with prepared(partition):
+    with prepared(partition, higher=False):
         return value_and_gradient(loss, partition, data, weight)[1]
 
 

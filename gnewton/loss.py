@@ -75,10 +75,10 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
 
 
 @contextmanager
-def prepared(partition: Partition, restore_buffers: bool = True) -> Iterator[None]:
+def prepared(partition: Partition, restore_buffers: bool = True, higher: bool = True) -> Iterator[None]:
     """Gradients on, every operation in a form whose derivatives are right to every order, buffers restored after.
 
-    Attention runs by its math back end, as the fused one has no second derivative; norm layers are written out, as torch's
+    Without ``higher`` the first order is enough, which torch's own kernels get right, and faster. Attention runs by its math back end, as the fused one has no second derivative; norm layers are written out, as torch's
     kernels have a wrong third one; compiled modules run as they were before, as compiled code has no second derivative.
     """
     if not isinstance(partition, Partition):
@@ -90,7 +90,7 @@ def prepared(partition: Partition, restore_buffers: bool = True) -> Iterator[Non
             torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH),
             _uncompiled(),
-            Elementary(),
+            Elementary() if higher else nullcontext(),
         ):
             yield
     finally:
@@ -120,8 +120,12 @@ class Buffers:
                 module._buffers.update(buffers)
         with torch.no_grad():
             for buffer, saved, before in self._saved:
-                # Writing counts as a change, which would break graphs that the caller still holds.
-                if version(buffer) != before:
+                if buffer.is_inference():
+                    continue
+                # Writing counts as a change, which would break graphs that the caller still holds; the kernel of batch norm
+                # writes without counting, and so does its restoration.
+                uncounted = version(buffer) == before
+                with torch.autograd._unsafe_preserve_version_counter(buffer) if uncounted else nullcontext():
                     buffer.copy_(saved)
 
 

@@ -12,14 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from gnewton.adaptive import Trial, judged, line_rates, tried
-from gnewton.average import Average, Exponential, Windows, normalized
+from gnewton.adaptive import TOO_LOW, Trial, carried, judged, line_rates, tried
+from gnewton.average import Average, Exponential, Windows, lengths, normalized
 from gnewton.cubic import NewtonStepError, Status, Step, newton_step
 from gnewton.direction import Proposer, value_and_gradient
 from gnewton.loss import Buffers, RandomState, batches, prepared
@@ -39,15 +38,16 @@ class StepWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """One recomputation of the learning rates, for plots: numbers (S,) or (S, S) in float64 on the CPU.
+    """One computation of the learning rates, for plots: numbers (S,) or (S, S) in float64 on the CPU.
 
     step: the step's number from 0; value: the loss on the curvature batch; gradient (S,) g-bar; hessian (S, S) H-bar,
     or None where S is so large that ten of them would take 64 MB;
     metric (S,) the diagonal of D, or None without the cubic term; learning_rates (S,) eta as used, lambda_1 not included;
     lr: lambda_1, after halvings where cubic is "adaptive", then 0 for a step not taken; status: the name of a ``Status``;
     predicted_decrease: -m at the step taken, lambda_1 eta; actual_decrease: what the loss of the curvature batch then lost
-    (nan where no step was taken); cubic: lambda_int of this step; rho: actual over predicted decrease of the full step eta
-    (nan where it was not asked for); evaluations: how often the loss was evaluated for the step and its test.
+    (nan where no step was taken); cubic: lambda_int of this step; rho: actual over predicted decrease, of the full step eta
+    for a new summary and of lambda_1 eta for kept curvature (nan where it was not asked for); evaluations: how often the loss was evaluated after the step, for this
+    record and its test; age: the steps since H-bar and D were computed (0 for a new summary).
     """
 
     step: int
@@ -63,6 +63,18 @@ class Update:
     cubic: float
     rho: float
     evaluations: int
+    age: int = 0
+
+
+@dataclass(frozen=True)
+class _Curved:
+    """What the summary is of: the loss itself, of which value and gradients are known, or another mini-batch's."""
+
+    closure: Closure
+    data: Data
+    random: RandomState
+    value: Tensor | None = None
+    gradients: dict[str, Tensor] | None = None
 
 
 class GroupedNewton(torch.optim.Optimizer):
@@ -72,8 +84,10 @@ class GroupedNewton(torch.optim.Optimizer):
     it must hold the partition's parameters and its own ``lr`` only scales u, which eta* undoes. lr: lambda_1, the damping
     of eta*, 1 being the pure step; it is ``param_groups[0]["lr"]``, so every scheduler in ``torch.optim.lr_scheduler``
     drives it. cubic: lambda_int; 0 leaves the order-2 step; "adaptive" learns it from how well the model predicted
-    (``gnewton.adaptive``), and takes no step that raises the loss of the curvature batch; with period > 1 that holds for
-    the updates alone, the rates reused between them may be too long. period: steps between summaries. ridge, diagonal: as in
+    (``gnewton.adaptive``), and takes no step that raises the loss of the curvature batch. period: steps between summaries.
+    Where cubic is a number the learning rates are reused between them, as in the paper, and can explode: a direction of
+    another length meets rates that were right for the last one. Where it is "adaptive" only H-bar and D are, for at most
+    ``period`` steps and until they fail the test; each step has a new g-bar, for one more gradient. ridge, diagonal: as in
     ``newton_step``. eta_momentum: 0 <= beta < 1, eta <- beta eta + (1 - beta) eta*. remove_negative: negative rates become
     0. average: ``Exponential(beta)`` or ``Windows(period, warmup)``, the mean of the summaries of several updates; u is then
     normalized per group, and the learning rates belong to the normalized u. on_failure: "report" (an update without a
@@ -96,7 +110,7 @@ class GroupedNewton(torch.optim.Optimizer):
         partition: Partition,
         direction: torch.optim.Optimizer | None = None,
         lr: float = 0.3,
-        cubic: float | Literal["adaptive"] = 1.0,
+        cubic: float | Literal["adaptive"] = "adaptive",
         period: int = 1,
         ridge: float = 0.0,
         diagonal: bool = False,
@@ -129,7 +143,7 @@ class GroupedNewton(torch.optim.Optimizer):
         self.history: deque[Update] = deque(maxlen=_history_length(len(partition)))
         self._warned: set[str] = set()
         super().__init__(list(partition.parameters.values()), settings)
-        memory = {"step": 0, "eta": None, "age": 0, "average": None, "cubic": 1.0}
+        memory = {"step": 0, "eta": None, "age": 0, "average": None, "cubic": 1.0, "kept": None}
         self.state["grouped_newton"] = memory  # type: ignore[index]
 
     @property
@@ -160,10 +174,15 @@ class GroupedNewton(torch.optim.Optimizer):
         _check_data(data, curvature)
         random, buffers = RandomState(self.partition), Buffers(self.partition.module)
         try:
-            with prepared(self.partition, restore_buffers=False):
+            with prepared(self.partition, restore_buffers=False, higher=False):
                 value, gradients = value_and_gradient(closure, self.partition, data)
             _check_finite(gradients, "gradient")
-            self._step_along(gradients, closure, curvature, data, value, random)
+            if curvature is None:
+                # The same closure must be the same function again: it replays the random numbers of its first call.
+                curved = _Curved(closure, data, random, value, gradients)
+            else:
+                curved = _Curved(curvature, None, RandomState(self.partition))
+            self._step_along(gradients, curved)
         except BaseException:
             buffers.restore()
             random.restore()
@@ -172,29 +191,20 @@ class GroupedNewton(torch.optim.Optimizer):
         self._memory["age"] += 1
         return value
 
-    def _step_along(
-        self,
-        gradients: dict[str, Tensor],
-        closure: Closure,
-        curvature: Closure | None,
-        data: Data,
-        value: Tensor,
-        random: RandomState,
-    ) -> None:
+    def _step_along(self, gradients: dict[str, Tensor], curved: "_Curved") -> None:
         u = gradients if self.proposer is None else self.proposer.propose(gradients)
         stands = False
         try:
             _check_finite(u, "direction")
             if self.average is not None:
                 u = normalized(u, self.partition)
-            if self._memory["eta"] is not None and self._memory["age"] < self.param_groups[0]["period"]:
+            if self._adaptive:
+                stands = self._adapt(u, curved)
+            elif self._memory["eta"] is not None and self._memory["age"] < self.param_groups[0]["period"]:
                 self._move(u, self._memory["eta"])
                 stands = True
-            elif curvature is None:
-                # The same closure must be the same function again: it replays the random numbers of its first call.
-                stands = self._update(closure, u, data, random, value)
             else:
-                stands = self._update(curvature, u, None, RandomState(self.partition), None)
+                stands = self._update(u, curved)
         finally:
             if self.proposer is not None and not stands:
                 self.proposer.take_back()
@@ -223,8 +233,9 @@ class GroupedNewton(torch.optim.Optimizer):
             # torch checks the groups before it changes anything, so that a misfit stops here.
             self.proposer.optimizer.load_state_dict(state["direction"])
         super().load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
-        eta = self._memory["eta"]
+        eta, kept = self._memory["eta"], self._memory.get("kept")
         self._memory["eta"] = None if eta is None else eta.cpu()
+        self._memory["kept"] = None if kept is None else _moved(kept, self.partition.device)
         self.history.clear()
         self.history.extend(Update(**{k: _on_cpu(v) for k, v in record.items()}) for record in state["history"])
 
@@ -265,38 +276,66 @@ class GroupedNewton(torch.optim.Optimizer):
         memory: dict[str, Any] = self.state["grouped_newton"]  # type: ignore[index]
         return memory
 
-    def _update(
-        self, closure: Closure, u: dict[str, Tensor], data: Data, random: RandomState, value: Tensor | None
-    ) -> bool:
+    def _update(self, u: dict[str, Tensor], curved: "_Curved") -> bool:
         """New learning rates from a new summary, the step with them, and its record; whether the proposal stands."""
-        settings = self.param_groups[0] | {"cubic": self._cubic}
         # A separate curvature closure draws its own random numbers, once; its second call repeats them.
-        with random.replayed() if value is not None else nullcontext():
-            here = summarize(closure, self.partition, u, order=3 if settings["cubic"] > 0 else 2, data=data)
-        if value is not None:
-            self._check_same(float(value), float(here.value))
+        with curved.random.replayed() if curved.value is not None else nullcontext():
+            here = summarize(curved.closure, self.partition, u, 3 if self._cubic > 0 else 2, data=curved.data)
+        if curved.value is not None:
+            self._check_same(float(curved.value), float(here.value))
         summary, average = self._averaged(here)
-        if summary is None:
-            self._memory["average"] = average
-            return True
+        before = float(here.value if curved.value is None else curved.value)
+        stands = summary is None or self._take(u, summary, curved, before, age=0)
+        self._memory["average"] = average
+        return stands
+
+    def _adapt(self, u: dict[str, Tensor], curved: "_Curved") -> bool:
+        """A step with a new summary where one is due, or else with H-bar and D as they were and a new g-bar."""
+        kept, now = self._memory["kept"], lengths(u, self.partition)
+        aged = kept is None or self._memory["age"] >= self.param_groups[0]["period"]
+        if aged or bool(((kept["lengths"] == 0) & (now > 0)).any()):
+            self._memory["kept"] = None
+            return self._update(u, curved)
+        value, gradients = self._slope(curved)
+        gradient = self.partition.sums({name: g * u[name] for name, g in gradients.items()})
+        then = Summary.from_state_dict(kept["summary"])
+        summary = carried(then, kept["lengths"], gradient, now, float(value))
+        return self._take(u, summary, curved, float(value), age=self._memory["age"])
+
+    def _slope(self, curved: "_Curved") -> tuple[Tensor, dict[str, Tensor]]:
+        if curved.value is not None and curved.gradients is not None:
+            return curved.value, curved.gradients
+        with prepared(self.partition, higher=False):
+            value, gradients = value_and_gradient(curved.closure, self.partition)
+        _check_finite(gradients, "gradient")
+        return value, gradients
+
+    def _take(self, u: dict[str, Tensor], summary: Summary, curved: "_Curved", before: float, age: int) -> bool:
+        """The step of this summary and its record; whether the proposal stands."""
+        settings = self.param_groups[0] | {"cubic": self._cubic}
         step = newton_step(summary, settings["cubic"], settings["ridge"], settings["diagonal"], on_failure="report")
         eta = step.learning_rates
         if self._adaptive and step.status is Status.UNBOUNDED:
             eta = line_rates(summary)
         elif not step.status.ok:
-            self._fail(summary, step, settings)
-            self._memory["average"] = average
+            self._fail(summary, step, settings, age)
             return False
         eta = self._smoothed(eta)
-        trial = self._tried(
-            u, eta, summary, float(here.value), step, settings, partial(self._value, closure, data, random)
-        )
-        self._record(summary, step, eta, settings, trial, float(here.value))
+        trial = self._tried(u, eta, summary, before, step, settings, curved, age)
+        self._record(summary, step, eta, settings, trial, before, age)
         taken = None if trial.rate == 0 < settings["lr"] else eta * 0.5**trial.halvings
-        self._memory.update({"eta": taken, "age": 0, "average": average})
+        self._memory.update({"eta": taken, "age": age})
         if self._adaptive:
-            self._memory["cubic"] = judged(settings["cubic"], trial.rho)
+            self._learn(u, summary, settings["cubic"], trial, age)
         return True
+
+    def _learn(self, u: dict[str, Tensor], summary: Summary, cubic: float, trial: Trial, age: int) -> None:
+        """lambda_int from the trial; and the curvature kept for the next step, unless it was kept already and failed."""
+        self._memory["cubic"] = judged(cubic, trial.rho)
+        if age == 0 and self.param_groups[0]["period"] > 1:
+            self._memory["kept"] = {"summary": summary.state_dict(), "lengths": lengths(u, self.partition)}
+        elif age and not trial.rho >= TOO_LOW:
+            self._memory["kept"] = None
 
     def _tried(
         self,
@@ -306,7 +345,8 @@ class GroupedNewton(torch.optim.Optimizer):
         before: float,
         step: Step,
         settings: Mapping[str, Any],
-        value: Callable[[], float],
+        curved: "_Curved",
+        age: int,
     ) -> Trial:
         """Move along u, by lambda_1 eta or, where lambda_int is adaptive, by what the trial grants; undone on an error."""
         lr = float(settings["lr"])
@@ -318,20 +358,21 @@ class GroupedNewton(torch.optim.Optimizer):
                 with torch.no_grad():
                     for name, change in self.partition.scale(u, t * eta).items():
                         self.partition.parameters[name].copy_(start[name] - change)
-                return value()
+                return self._value(curved)
 
             if not self._adaptive:
                 return Trial(lr, loss_at(lr), float("nan"), 0, 1)
-            promised = _predicted_decrease(summary, eta, settings) if step.status.ok else 0.0
-            return tried(loss_at, before, promised, lr)
+            asked = lr if age else 1.0
+            promised = _predicted_decrease(summary, asked * eta, settings) if step.status.ok else 0.0
+            return tried(loss_at, before, promised, asked, lr)
 
-    def _fail(self, summary: Summary, step: Step, settings: Mapping[str, Any]) -> None:
+    def _fail(self, summary: Summary, step: Step, settings: Mapping[str, Any], age: int) -> None:
         if settings["on_failure"] == "raise":
             raise NewtonStepError(step)
         self._warn(step)
-        self._memory["eta"] = None
+        self._memory.update({"eta": None, "kept": None})
         nothing = Trial(float(settings["lr"]), float("nan"), float("nan"), 0, 0)
-        self._record(summary, step, step.learning_rates, settings, nothing, float("nan"))
+        self._record(summary, step, step.learning_rates, settings, nothing, float("nan"), age)
 
     @property
     def _adaptive(self) -> bool:
@@ -372,10 +413,10 @@ class GroupedNewton(torch.optim.Optimizer):
         for name, change in self.partition.scale(u, self.param_groups[0]["lr"] * eta).items():
             self.partition.parameters[name].sub_(change)
 
-    def _value(self, closure: Closure, data: Data, random: RandomState) -> float:
+    def _value(self, curved: "_Curved") -> float:
         # After the step the loss may well be infinite: that is a fact for the record, not an error of this step.
-        with random.replayed(), prepared(self.partition):
-            values = [(float(closure(*batch).detach()), n) for batch, n in batches(data, None)]
+        with curved.random.replayed(), prepared(self.partition, higher=False):
+            values = [(float(curved.closure(*batch).detach()), n) for batch, n in batches(curved.data, None)]
         return sum(value * n for value, n in values) / sum(n for _, n in values)
 
     def _check_same(self, first: float, second: float) -> None:
@@ -390,7 +431,14 @@ class GroupedNewton(torch.optim.Optimizer):
             self._warned.add("ANOTHER LOSS")
 
     def _record(
-        self, summary: Summary, step: Step, eta: Tensor, settings: Mapping[str, Any], trial: Trial, before: float
+        self,
+        summary: Summary,
+        step: Step,
+        eta: Tensor,
+        settings: Mapping[str, Any],
+        trial: Trial,
+        before: float,
+        age: int,
     ) -> None:
         metric = None if summary.third is None else summary.third.abs().pow(1 / 3).cpu()
         small = 10 * 8 * len(summary) ** 2 <= _HISTORY_BYTES
@@ -409,6 +457,7 @@ class GroupedNewton(torch.optim.Optimizer):
                 cubic=float(settings["cubic"]),
                 rho=trial.rho,
                 evaluations=trial.evaluations,
+                age=age,
             )
         )
 
@@ -416,6 +465,12 @@ class GroupedNewton(torch.optim.Optimizer):
         if step.status.name not in self._warned:
             warnings.warn(f"no step was taken, parameters unchanged: {step.message}", StepWarning, stacklevel=7)
             self._warned.add(step.status.name)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: _moved(one, device) for name, one in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _on_cpu(value: Any) -> Any:

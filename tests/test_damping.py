@@ -46,7 +46,7 @@ def test_two_plateaus_side_by_side_and_a_loaded_state():
 
 def test_an_unknown_setting_and_a_step_are_refused():
     case = build("perceptron")
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model))
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), cubic=1.0)
     for wrong in ("damping", "diagonal", "on_failure"):
         with pytest.raises(ValueError, match="a setting among cubic"):
             gn.AsRate(optimizer, wrong)

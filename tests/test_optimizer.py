@@ -201,7 +201,7 @@ def unbounded():
 
 def test_a_step_without_a_solution_moves_nothing_warns_once_and_is_recorded():
     model, loss = unbounded()  # D = 0 and H indefinite: the paper-sized example
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=0.3, period=5)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=0.3, cubic=1.0, period=5)
     before = values(model)
     with pytest.warns(StepWarning, match="parameters unchanged"):
         optimizer.step(loss)
@@ -230,7 +230,7 @@ def test_earlier_rates_are_not_reused_after_a_failure():
 def test_on_failure_raise_changes_nothing():
     model, loss = unbounded()
     direction = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), direction, on_failure="raise")
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), direction, cubic=1.0, on_failure="raise")
     before, state = values(model), state_of(optimizer)
     with pytest.raises(gn.NewtonStepError, match="no minimum"):
         optimizer.step(loss)
@@ -354,7 +354,7 @@ def test_buffers_and_random_state_too_are_as_they_were_after_an_error(at):
 
 def test_a_warning_made_an_error_changes_nothing_and_comes_again():
     model, loss = unbounded()
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model))
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), cubic=1.0)
     state = state_of(optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("error", StepWarning)
@@ -367,7 +367,7 @@ def test_a_warning_made_an_error_changes_nothing_and_comes_again():
 def test_a_failed_update_takes_the_proposal_back():
     model, loss = unbounded()
     direction = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), direction)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), direction, cubic=1.0)
     with pytest.warns(StepWarning):
         optimizer.step(loss)
     assert not direction.state
@@ -619,9 +619,11 @@ def test_ten_steps_saved_and_ten_more_are_twenty(variant):
     steps(rest, second, 10)
     assert unchanged(second.model, values(whole.model))
     assert same_state(rest.state_dict(), optimizer.state_dict())
-    assert [u.step for u in rest.history] == (
-        [0, 3, 6, 9, 12, 15, 18] if variant != "windows" else [1, 4, 7, 10, 13, 16, 19]
-    )
+    new = [u.step for u in rest.history if u.age == 0]
+    if variant == "adaptive":  # a summary that fails the test is replaced early
+        assert new[:2] in ([0, 2], [0, 3])
+    else:
+        assert new == ([1, 4, 7, 10, 13, 16, 19] if variant == "windows" else [0, 3, 6, 9, 12, 15, 18])
 
 
 def test_a_saved_state_does_not_follow_the_run():

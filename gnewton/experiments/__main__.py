@@ -7,16 +7,15 @@ from pathlib import Path
 
 import torch
 
-from gnewton.experiments import NAMES, check
-from gnewton.experiments.interaction import TITLE, figures, interact, report
-from gnewton.experiments.networks import PROBLEMS
+from gnewton.experiments import NAMES, check, interaction, untuned
+from gnewton.experiments.networks import PROBLEMS, SIX
 from gnewton.experiments.pictures import figure
 from gnewton.experiments.protocol import Plan, compare
 from gnewton.experiments.report import results, table, text, verdict
 from gnewton.experiments.runs import write
 from gnewton.plots import Figure, png
 
-_INTERACTION_MINUTES = 1
+_INTERACTION_MINUTES = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def listing() -> str:
     """One line for each experiment, with the time it takes."""
     lines = [f"{p.name:12} about {p.minutes:2.0f} min  {p.title}" for p in PROBLEMS.values()]
-    lines.append(f"{'interaction':12} about {_INTERACTION_MINUTES:2.0f} min  {TITLE} (after these three have run)")
+    lines.append(
+        f"{'interaction':12} about {_INTERACTION_MINUTES:2.0f} min  {interaction.TITLE} (after these have run)"
+    )
+    lines.append(f"{'untuned':12} about {sum(p.minutes for p in SIX.values()):2.0f} min  {untuned.TITLE}")
     return "\n".join([*lines, "", "Run one: python -m gnewton.experiments NAME (on one core; --help for more)"])
 
 
@@ -46,8 +48,11 @@ def run(name: str, plan: Plan) -> str:
     """Run or resume one experiment, write its JSON, table and figures, and return the table."""
     command = f"python -m gnewton.experiments {name} --seeds {plan.seeds}" + " --quick" * plan.quick
     if name == "interaction":
-        numbers = interact(plan, command)
-        shown, drawn = report(numbers), figures(numbers)
+        numbers = interaction.interact(plan, command)
+        shown, drawn = interaction.report(numbers), interaction.figures(numbers)
+    elif name == "untuned":
+        numbers = untuned.measure(plan, command)
+        shown, drawn = untuned.report(numbers), untuned.figures(numbers)
     else:
         numbers = results(compare(PROBLEMS[name], plan), command)
         shown, drawn = f"{table(numbers)}\n\n{verdict(numbers)}", {name: figure(numbers)}

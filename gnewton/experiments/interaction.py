@@ -1,5 +1,10 @@
-"""Do the cross-group terms of H-bar matter? Full H-bar, its diagonal and S = 1, from the runs of three experiments."""
+"""Do the cross-group terms of H-bar matter? Full H-bar, its diagonal and S = 1, on three networks.
 
+Each twice: with rates that are kept for ten steps, from the runs of the experiments of these networks, and with rates
+that are computed anew at every step, tuned and run by the same protocol. What the age of the rates does stands apart so.
+"""
+
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +15,7 @@ from torch import nn
 from gnewton import plots
 from gnewton.datasets import Dataset
 from gnewton.direction import gradient
-from gnewton.experiments.methods import METHODS, Settings
+from gnewton.experiments.methods import METHODS, Method, Settings
 from gnewton.experiments.networks import PROBLEMS, Problem
 from gnewton.experiments.pictures import name_curves, panels
 from gnewton.experiments.protocol import Plan, compare
@@ -23,16 +28,27 @@ Results = dict[str, Any]
 
 TITLE = "full H-bar, its diagonal, one group (S = 1) on mlp, deep and lenet; H-bar of deep as a heat map"
 NETWORKS = ("mlp", "deep", "lenet")
-_METHODS = ("grouped-newton", "diagonal", "one-group")
+_KEPT = ("grouped-newton", "diagonal", "one-group")
 _DISTANCES = ((1, 1), (2, 5), (6, 10), (11, 20))
 
 
+def fresh(method: Method) -> Method:
+    """The method with new learning rates at every step.
+
+    >>> fresh(METHODS["diagonal"]).name, fresh(METHODS["diagonal"]).settings[0]
+    ('diagonal-fresh', {'lr': 0.3, 'cubic': 1.0, 'period': 1})
+    """
+    settings = tuple(one | {"period": 1} for one in method.settings)
+    return replace(method, name=f"{method.name}-fresh", title=f"{method.title}, fresh rates", settings=settings)
+
+
 def interact(plan: Plan, command: str) -> Results:
-    """The three methods on the three networks, and H-bar of ``deep`` before and after training.
+    """The methods on the three networks, and H-bar of ``deep`` before and after training.
 
     Tuned and run as in the experiments of these networks, whose runs are read where they are there.
     """
-    methods = [METHODS[name] for name in _METHODS]
+    kept_rates = [METHODS[name] for name in _KEPT]
+    methods = [*kept_rates, *map(fresh, kept_rates)]
     compared = {name: compare(PROBLEMS[name], plan, methods) for name in NETWORKS}
     settings = compared["deep"]["methods"]["grouped-newton"]["settings"]
     return {

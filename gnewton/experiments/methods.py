@@ -1,4 +1,4 @@
-"""The eight methods, each with the six settings that it may choose from."""
+"""The eight methods, each with the six settings that it may choose from; the adaptive one has a single setting."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,7 +53,8 @@ def _grouped(
 ) -> Callable[[nn.Module, Problem, Batches, Settings], torch.optim.Optimizer]:
     def build(model: nn.Module, problem: Problem, batches: Batches, settings: Settings) -> torch.optim.Optimizer:
         momentum = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
-        return GroupedNewton(partition(model), momentum, period=PERIOD, remove_negative=True, **fixed, **settings)
+        usual = {"period": PERIOD, "remove_negative": True}
+        return GroupedNewton(partition(model), momentum, **(usual | fixed | settings))
 
     return build
 
@@ -75,7 +76,8 @@ def _kfac(model: nn.Module, problem: Problem, batches: Batches, settings: Settin
 
 
 _NEWTON = grid(lr=(0.3, 1.0), cubic=(1.0, 10.0, 100.0))
-_RATES = grid(lr=(0.03, 0.05, 0.1, 0.2, 0.3, 0.5))
+ADAPTIVE: dict[str, Any] = {"cubic": "adaptive", "remove_negative": False}
+UNTUNED: tuple[Settings, ...] = ({"lr": 1.0, "period": 5},)
 
 METHODS = {
     method.name: method
@@ -83,7 +85,7 @@ METHODS = {
         Method("grouped-newton", "GroupedNewton", _NEWTON, _grouped(Partition.by_tensor)),
         Method("diagonal", "GroupedNewton, diagonal", _NEWTON, _grouped(Partition.by_tensor, diagonal=True)),
         Method("one-group", "GroupedNewton, S = 1", _NEWTON, _grouped(Partition.single)),
-        Method("adaptive", "GroupedNewton, adaptive", _RATES, _grouped(Partition.by_tensor, cubic="adaptive")),
+        Method("adaptive", "GroupedNewton, adaptive", UNTUNED, _grouped(Partition.by_tensor, **ADAPTIVE)),
         Method("sgd", "SGD, momentum 0.9", grid(lr=(0.003, 0.01, 0.05, 0.2, 1.0, 3.0)), _sgd),
         Method("adam", "Adam", grid(lr=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)), _adam),
         Method("l-bfgs", "L-BFGS", grid(lr=(0.03, 0.3, 1.0), line_search_fn=(None, "strong_wolfe")), _lbfgs),

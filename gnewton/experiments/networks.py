@@ -1,4 +1,4 @@
-"""The five problems: a network, its data and its loss."""
+"""The problems: a network, its data and its loss; five for the race, six for the runs without tuning."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +16,8 @@ class Problem:
     """What is trained, on what, and for how long.
 
     network(generator) builds the model; data() is a Dataset; loss(output, target) is a mean over the batch. epochs, batch
-    and curvature (samples) are those of the protocol; minutes is what the whole experiment takes on one core.
+    and curvature (samples) are those of the protocol, plateau whether the learning rate falls where the loss stays; minutes
+    is what the whole experiment takes on one core.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Problem:
     minutes: float
     batch: int = 100
     curvature: int = 500
+    plateau: bool = True
 
 
 @cache
@@ -50,6 +52,11 @@ def reproduced() -> Dataset:
 
 
 _CLASSES = nn.CrossEntropyLoss()
+
+
+def _perceptron(widths: list[int], activation: str) -> Callable[[torch.Generator], nn.Module]:
+    return lambda generator: models.perceptron(widths, activation, generator)
+
 
 PROBLEMS = {
     problem.name: problem
@@ -98,6 +105,40 @@ PROBLEMS = {
             nn.MSELoss(),
             epochs=4,
             minutes=4,
+        ),
+    )
+}
+
+
+def _untuned(
+    name: str, title: str, network: Callable[[torch.Generator], nn.Module], data: Callable[[], Dataset], minutes: float
+) -> Problem:
+    loss = nn.MSELoss() if data is reproduced else _CLASSES
+    return Problem(name, title, network, data, loss, epochs=10, minutes=minutes, curvature=300, plateau=False)
+
+
+SIX = {
+    problem.name: problem
+    for problem in (
+        _untuned("tanh", "perceptron 64-32-32-10, tanh", _perceptron([64, 32, 32, 10], "tanh"), datasets.digits, 0.2),
+        _untuned(
+            "deep-tanh", "8 hidden layers of 48, tanh", _perceptron([64, *[48] * 8, 10], "tanh"), datasets.digits, 0.5
+        ),
+        _untuned("elu", "3 hidden layers of 64, ELU", _perceptron([64, 64, 64, 64, 10], "elu"), datasets.digits, 0.3),
+        _untuned("lenet", "LeNet, tanh", lambda g: models.lenet((1, 28, 28), 10, "tanh", g), images, 6),
+        _untuned(
+            "vgg-batch-norm",
+            "VGG-11 with batch norm, a sixteenth of its channels, ELU",
+            lambda g: models.vgg(11, 1 / 16, True, (1, 28, 28), activation="elu", generator=g),
+            images,
+            15,
+        ),
+        _untuned(
+            "autoencoder",
+            "auto-encoder 784-256-64-16, tanh",
+            lambda g: models.autoencoder([784, 256, 64, 16], "tanh", g),
+            reproduced,
+            3,
         ),
     )
 }

@@ -1,6 +1,7 @@
 """Tune, then train from several seeds: the same budget for every method. The package's docstring states the rules."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from tqdm import tqdm
 from gnewton.datasets import Dataset
 from gnewton.experiments.methods import METHODS, PERIOD, Method, Settings
 from gnewton.experiments.networks import Problem
-from gnewton.experiments.runs import Run, kept, network, train
+from gnewton.experiments.runs import Run, finite, kept, network, train
 from gnewton.partition import Partition
 
 HOLD_OUT = 0.2
+TUNING_SEEDS = 3
+FINALISTS = 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def compare(problem: Problem, plan: Plan, methods: Iterable[Method] = METHODS.va
     """
     methods, data = list(methods), problem.data()
     ready = [method for method in methods if method.installed]
-    total = sum(len(plan.settings(method)) + plan.seeds for method in ready)
+    total = sum(_tuning_runs(len(plan.settings(method))) + plan.seeds for method in ready)
     with tqdm(total=total, desc=problem.name, unit="run", disable=None) as bar:
         race = _Race(problem, plan, data, data.hold_out(HOLD_OUT, seed=0), bar.update)
         results = {method.name: race.enter(method) if method.installed else _absent(method) for method in methods}
@@ -64,22 +67,36 @@ class _Race:
 
     def enter(self, method: Method) -> dict[str, Any]:
         settings = self.plan.settings(method)
-        tuning = [self.tuning_run(method, one) for one in settings]
-        best = min(range(len(settings)), key=lambda i: validation_loss(tuning[i]))
+        losses = self.tuned(method, settings) if len(settings) > 1 else [[]]
+        best = chosen(losses)
         return {
             "title": method.title,
             "installed": True,
             "settings": settings[best],
             "at_edge": at_edge(settings, best),
             "tuning": [
-                {"settings": one, "validation_loss": _last(run["test_losses"]), "diverged": run["diverged"]}
-                for one, run in zip(settings, tuning, strict=True)
+                {"settings": one, "validation_losses": [finite(loss) for loss in row]}
+                for one, row in zip(settings, losses, strict=True)
+                if row
             ],
             "runs": [{"seed": seed} | self.run(method, settings[best], seed) for seed in range(self.plan.seeds)],
         }
 
-    def tuning_run(self, method: Method, settings: Settings) -> Run:
-        return self._kept("tuning", method, settings, 0, self.validation)
+    def tuned(self, method: Method, settings: tuple[Settings, ...]) -> list[list[float]]:
+        """Losses on the held-out part, one row for each setting: of seed 0, and of all tuning seeds for the finalists."""
+        losses = [[self.tuning_loss(method, one, 0)] for one in settings]
+        finalists = 0
+        for i in sorted(range(len(settings)), key=lambda i: losses[i]):
+            # A finalist that diverges from another seed gives its place to the next.
+            while len(losses[i]) < TUNING_SEEDS and math.isfinite(losses[i][-1]):
+                losses[i].append(self.tuning_loss(method, settings[i], len(losses[i])))
+            finalists += math.isfinite(losses[i][-1])
+            if finalists == FINALISTS:
+                break
+        return losses
+
+    def tuning_loss(self, method: Method, settings: Settings, seed: int) -> float:
+        return validation_loss(self._kept("tuning", method, settings, seed, self.validation))
 
     def run(self, method: Method, settings: Settings, seed: int) -> Run:
         return self._kept("test", method, settings, seed, self.data)
@@ -106,6 +123,17 @@ class _Race:
         return run
 
 
+def chosen(losses: Sequence[Sequence[float]]) -> int:
+    """The setting whose worst tuning seed is best, among those that ran from the most seeds.
+
+    >>> chosen([[0.1, 0.9, 0.2], [0.3, 0.3, 0.4], [0.2, float("inf")], [0.25]])
+    1
+    """
+    most = max(len(row) for row in losses)
+    worst = [max(row, default=0.0) if len(row) == most else math.inf for row in losses]
+    return min(range(len(losses)), key=lambda i: (worst[i], *losses[i][:1]))
+
+
 def validation_loss(run: Run) -> float:
     """What the tuning minimises: the loss on the held-out part at the end, infinite for a run that diverged."""
     last = _last(run["test_losses"])
@@ -122,6 +150,10 @@ def at_edge(settings: tuple[Settings, ...], best: int) -> bool:
         name: {one[name] for one in settings} for name, value in settings[best].items() if isinstance(value, float)
     }
     return any(len(values) > 2 and settings[best][name] in (min(values), max(values)) for name, values in tried.items())
+
+
+def _tuning_runs(settings: int) -> int:
+    return settings + min(settings, FINALISTS) * (TUNING_SEEDS - 1) if settings > 1 else 0
 
 
 def _last(values: list[Any]) -> Any:
@@ -145,7 +177,8 @@ def _facts(problem: Problem, plan: Plan, data: Dataset, methods: list[Method]) -
         "curvature_period": PERIOD,
         "settings_tried": {method.name: len(plan.settings(method)) for method in methods},
         "held_out_for_tuning": HOLD_OUT,
-        "tuning_seed": 0,
+        "tuning_seeds": TUNING_SEEDS,
+        "finalists": FINALISTS,
         "training_samples": len(data.train_x),
         "test_samples": len(data.test_x),
         "data": data.source,

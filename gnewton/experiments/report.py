@@ -55,7 +55,7 @@ def thinned(run: Results, steps: int) -> Results:
     ends = [min(start + size, n) for start in range(0, n, size)]
     losses = [float(np.mean(run["losses"][start:end])) for start, end in pairwise([0, *ends])]
     shown = run | {"losses": losses, "seconds": [seconds[end - 1] for end in ends], "steps": ends}
-    return {name: _rounded(value) for name, value in shown.items() if name != "cpu_seconds"}
+    return {name: rounded(value) for name, value in shown.items() if name != "cpu_seconds"}
 
 
 def processor_seconds(run: Results) -> list[float]:
@@ -68,9 +68,14 @@ def processor_seconds(run: Results) -> list[float]:
     return [float(t) for t in np.interp(run["seconds"], [0.0, *wall], [0.0, *run["cpu_seconds"][: len(wall)]])]
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Numbers of five digits, in lists of lists.
+
+    >>> rounded([1 / 3, [2, None]])
+    [0.33333, [2, None]]
+    """
     if isinstance(value, list):
-        return [_rounded(one) for one in value]
+        return [rounded(one) for one in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.datasets import Dataset
-from gnewton.experiments.methods import PERIOD, Method, Settings
+from gnewton.experiments.methods import Method, Settings
 from gnewton.experiments.networks import Problem
 from gnewton.optimizer import GroupedNewton, StepWarning
 from gnewton.training import History, fit
@@ -80,8 +80,11 @@ def _epochs(
     loader = data.batches(problem.batch, order)
     curvature = data.batches(min(problem.curvature, len(data.train_x)), own, drop_last=True)
     optimizer = method.build(model, problem, endless(curvature), settings)
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=2, threshold=1e-4)
-    summaries = endless(curvature, PERIOD) if isinstance(optimizer, GroupedNewton) else None
+    plateau = None
+    if problem.plateau:
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=2, threshold=1e-4)
+    grouped = isinstance(optimizer, GroupedNewton)
+    summaries = endless(curvature, optimizer.param_groups[0]["period"]) if grouped else None
     while True:
         start = time.process_time()
         history = fit(model, optimizer, loader, problem.loss, 1, None, summaries, plateau, progress=False)

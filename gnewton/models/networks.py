@@ -118,7 +118,7 @@ def vgg(
     """VGG-11, 13, 16 or 19 for small images, without dropout: convolutions 3 x 3 in five stages, then three linear layers.
 
     width: a factor on all channels (64 to 512) and on the 4,096 units of the linear layers, rounded to at least 1.
-    batch_norm: after each convolution. inputs: (channels, 32, 32) or (channels, 28, 28), which is padded by 2 with
+    batch_norm: after each convolution, which then has no bias. inputs: (channels, 32, 32) or (channels, 28, 28), which is padded by 2 with
     zeros. Other arguments as in ``perceptron``. Raises ValueError for another depth or image size, a width that is not
     positive, no classes, or an unknown activation. (Simonyan and Zisserman, arXiv 1409.1556.)
 
@@ -138,7 +138,8 @@ def vgg(
         for _ in range(repeats):
             before, channels = channels, max(1, round(full * width))
             norm = [nn.BatchNorm2d(channels, dtype=dtype, device=device)] if batch_norm else []
-            layers += [new.convolution(before, channels, 3, 1), *norm, act()]
+            # Batch norm subtracts any bias that comes before it: a parameter without a gradient, but with roundings.
+            layers += [new.convolution(before, channels, 3, 1, bias=not batch_norm), *norm, act()]
         layers.append(nn.MaxPool2d(2))
     units = max(1, round(4096 * width))
     head = [new.linear(channels, units), act(), new.linear(units, units), act(), new.linear(units, classes)]
@@ -178,9 +179,9 @@ class _Layers:
         kind = ScaledLinear if self.scaling else nn.Linear
         return self._drawn(kind(fan_in, fan_out, device="meta", dtype=self.dtype))
 
-    def convolution(self, channels: int, out: int, kernel: int, padding: int = 0) -> nn.Conv2d:
+    def convolution(self, channels: int, out: int, kernel: int, padding: int = 0, bias: bool = True) -> nn.Conv2d:
         kind = ScaledConv2d if self.scaling else nn.Conv2d
-        return self._drawn(kind(channels, out, kernel, padding=padding, device="meta", dtype=self.dtype))
+        return self._drawn(kind(channels, out, kernel, padding=padding, bias=bias, device="meta", dtype=self.dtype))
 
     def _drawn(self, layer: Layer) -> Layer:
         # Built on the meta device: its own initialization would draw from the global random state.
@@ -189,8 +190,8 @@ class _Layers:
         layer = layer.to_empty(device=self.device or torch.get_default_device())
         with torch.no_grad():
             layer.weight.copy_(weight if self.scaling else weight / math.sqrt(fan_in))
-            assert layer.bias is not None
-            layer.bias.zero_()
+            if layer.bias is not None:
+                layer.bias.zero_()
         return layer
 
 

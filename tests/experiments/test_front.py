@@ -32,7 +32,7 @@ def test_every_experiment_is_listed_with_its_time(capsys):
 
 
 def test_names_and_problems_agree():
-    assert (*PROBLEMS, "interaction") == experiments.NAMES
+    assert (*PROBLEMS, "interaction", "untuned") == experiments.NAMES
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("mpl", "'mlp'"), ("autoencodr", "'autoencoder'"), ("xyz", "choose one")])
@@ -52,7 +52,7 @@ def test_a_run_writes_json_table_and_figure(tiny, tmp_path, capsys):
     assert front.main(["mlp", "--folder", str(tmp_path), "--seeds", "2"]) == 0
     folder = tmp_path / "mlp"
     assert {path.name for path in folder.iterdir()} == {"mlp.json", "mlp.md", "mlp.png", "runs"}
-    assert len(list((folder / "runs").iterdir())) == 2 * (2 + 2)
+    assert len(list((folder / "runs").iterdir())) == 2 * (2 * 3 + 2)
     numbers = json.loads((folder / "mlp.json").read_text())
     assert numbers["command"] == "python -m gnewton.experiments mlp --seeds 2"
     assert (folder / "mlp.png").read_bytes().startswith(b"\x89PNG")
@@ -76,7 +76,7 @@ def test_results_that_are_not_shipped_are_asked_for_by_name(monkeypatch, tmp_pat
         experiments.load("deep")
 
 
-@pytest.mark.parametrize("name", experiments.NAMES)
+@pytest.mark.parametrize("name", [*PROBLEMS, "interaction"])
 def test_shipped_results_are_small_and_complete(name):
     file = SHIPPED / f"{name}.json"
     if not file.is_file():
@@ -85,7 +85,8 @@ def test_shipped_results_are_small_and_complete(name):
     numbers = experiments.load(name)
     for one in numbers.get("networks", {name: numbers}).values():
         assert not one["protocol"]["quick"]
-        assert {len(entry["tuning"]) for entry in one["methods"].values() if entry["installed"]} == {6}
+        tuned = {method: len(entry["tuning"]) for method, entry in one["methods"].items() if entry["installed"]}
+        assert tuned == dict.fromkeys(tuned, 6) | ({"adaptive": 0} if "adaptive" in tuned else {})
         assert {len(entry["runs"]) for entry in one["methods"].values() if entry["installed"]} == {5}
 
 
@@ -110,4 +111,21 @@ def test_what_the_book_s_page_says_of_the_winners_is_so():
     assert set(by_seconds.values()) <= {"sgd", "adam"}
     assert list(by_steps.values()).count("k-fac") >= 3
     assert "grouped-newton" not in {*by_steps.values(), *by_seconds.values()}
-    assert any(row.diverged for rows in tables.values() for row in rows if row.name == "grouped-newton")
+    for name, rows in tables.items():
+        ours = {row.name: row for row in rows}
+        assert ours["adaptive"].diverged == 0
+        assert ours["adaptive"].by_steps.mean() < ours["grouped-newton"].by_steps.mean()
+        assert (ours["grouped-newton"].diverged > 0) == (name == "autoencoder")
+
+
+def test_what_the_book_s_page_says_of_the_terms_between_groups_is_so():
+    for name, one in experiments.load("interaction")["networks"].items():
+        means = {row.name: row.by_steps.mean() for row in report.rows(one)}
+        spreads = {row.name: row.by_steps for row in report.rows(one)}
+        fresh, diagonal = "grouped-newton-fresh", "diagonal-fresh"
+        assert means[fresh] < (means[diagonal] if name != "deep" else 1.05 * means[diagonal])
+        assert not report.apart(spreads[fresh], spreads[diagonal])
+        assert not report.apart(spreads[fresh], spreads["one-group-fresh"])
+        assert not report.apart(spreads["grouped-newton"], spreads["diagonal"])
+        assert means[fresh] < means["grouped-newton"]
+        assert means[diagonal] < means["diagonal"]

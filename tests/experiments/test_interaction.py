@@ -57,10 +57,7 @@ def test_one_figure_from_the_runs_of_the_networks(tmp_path, monkeypatch):
     drawn = interaction.figures(numbers)
     assert len(drawn["interaction"].axes) == 6
     for ax in drawn["interaction"].axes:
-        assert [line.get_label() for line in ax.get_lines()] == [
-            "GroupedNewton",
-            "GroupedNewton, diagonal",
-            "GroupedNewton, S = 1",
-        ]
+        kept = ["GroupedNewton", "GroupedNewton, diagonal", "GroupedNewton, S = 1"]
+        assert [line.get_label() for line in ax.get_lines()] == [*kept, *(f"{name}, fresh rates" for name in kept)]
     assert [ax.get_title() for ax in drawn["interaction-hessians"].axes[:2]] == ["at initialization", "after training"]
     assert interaction.report(numbers).count("By seconds") == 3

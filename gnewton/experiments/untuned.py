@@ -1,0 +1,215 @@
+"""One setting for six networks, against Adam and SGD tuned for each: how far does ``cubic="adaptive"`` come untuned?
+
+Loss is that of the whole training part, in evaluation mode, as a geometric mean over the seeds. Adam and SGD with momentum
+choose among seven learning rates by the loss on a held-out fifth of the training part, from seed 0: once for 3 epochs and
+once for 10, so that each comparison meets the rate that is best for it. No schedule anywhere.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from tqdm import tqdm
+
+from gnewton import plots
+from gnewton.experiments import twins
+from gnewton.experiments.methods import ADAPTIVE, METHODS, UNTUNED, Method, grid
+from gnewton.experiments.networks import SIX, Problem
+from gnewton.experiments.pictures import name_curves
+from gnewton.experiments.protocol import HOLD_OUT, Plan
+from gnewton.experiments.report import facts, markdown, rounded
+from gnewton.experiments.runs import Run, kept, network, train
+from gnewton.partition import Partition
+
+Results = dict[str, Any]
+
+TITLE = "one setting of the adaptive step on six networks, beside tuned Adam and SGD; badly scaled on purpose"
+RATES = {
+    "adam": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    "sgd": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0),
+}
+BUDGETS = (3, 10)
+SOON = 5
+OURS = "GroupedNewton, one setting"
+
+
+def measure(plan: Plan, command: str) -> Results:
+    """All runs of the six networks, and the badly scaled twins."""
+    runs = len(RATES) * (len(RATES["adam"]) + len(BUDGETS) * plan.seeds) + plan.seeds
+    with tqdm(total=len(SIX) * runs, desc="untuned", unit="run", disable=None) as bar:
+        networks = {name: _Trials(problem, plan, bar.update).results() for name, problem in SIX.items()}
+    setting = {"momentum": 0.9, "curvature_batch": SIX["tanh"].curvature, "batch": SIX["tanh"].batch}
+    return {
+        "experiment": "untuned",
+        "title": TITLE,
+        **facts(command),
+        "setting": UNTUNED[0] | ADAPTIVE | setting,
+        "seeds": plan.seeds,
+        "networks": networks,
+        "scaled": twins.losses(epochs=1 if plan.quick else 10),
+    }
+
+
+@dataclass(frozen=True)
+class _Trials:
+    problem: Problem
+    plan: Plan
+    advance: Callable[[], Any]
+
+    def results(self) -> Results:
+        peers = {name: self.tuned(METHODS[name]) for name in RATES}
+        ours = METHODS["adaptive"]
+        model = network(self.problem, 0)
+        return {
+            "title": self.problem.title,
+            "data": self.problem.data().source,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "groups": len(Partition.by_tensor(model)),
+            "steps_per_epoch": len(self.problem.data().batches(self.problem.batch)),
+            "adaptive": [self.run(ours, UNTUNED[0], seed) for seed in range(self.plan.seeds)],
+            **peers,
+        }
+
+    def tuned(self, method: Method) -> Results:
+        tried = [self._run("tuning", method, one, 0) for one in grid(lr=RATES[method.name])]
+        found: Results = {"rates": list(RATES[method.name]), "validation": [run["test_losses"] for run in tried]}
+        for budget in BUDGETS:
+            best = min(range(len(tried)), key=lambda i: loss_after(tried[i], budget, "test_losses"))
+            rate = RATES[method.name][best]
+            runs = [self.run(method, {"lr": rate}, seed) for seed in range(self.plan.seeds)]
+            found[f"for {budget} epochs"] = {"lr": rate, "runs": runs}
+        return found
+
+    def run(self, method: Method, settings: dict[str, Any], seed: int) -> Results:
+        run = self._run("test", method, settings, seed)
+        names = ("train_losses", "test_losses", "test_accuracies", "cpu_seconds", "diverged")
+        return {"seed": seed} | {name: rounded(run[name]) for name in names}
+
+    def _run(self, part: str, method: Method, settings: dict[str, Any], seed: int) -> Run:
+        problem, epochs = self.problem, self.plan.epochs(self.problem)
+        names = {"problem": problem.title, "part": part, "method": method.name, "settings": settings, "seed": seed}
+        sizes = {"epochs": epochs, "batch": problem.batch, "curvature": problem.curvature}
+
+        def compute() -> Run:
+            data = problem.data() if part == "test" else problem.data().hold_out(HOLD_OUT, seed=0)
+            return train(problem, data, method, settings, seed, epochs)
+
+        run = kept(self.plan.place("untuned") / "runs", names | sizes, compute)
+        self.advance()
+        return run
+
+
+def loss_after(run: Results, epochs: int, part: str = "train_losses") -> float:
+    """The loss after so many epochs, or after the last where there are fewer; infinite for a run that diverged.
+
+    >>> loss_after({"diverged": False, "train_losses": [0.5, 0.25, 0.125]}, 2)
+    0.25
+    """
+    losses = run[part][:epochs]
+    return math.inf if run["diverged"] or not losses or losses[-1] is None else float(losses[-1])
+
+
+def mean_loss(runs: Sequence[Results], epochs: int) -> float:
+    """The geometric mean over the seeds.
+
+    >>> mean_loss([{"diverged": False, "train_losses": [0.1]}, {"diverged": False, "train_losses": [0.4]}], 1)
+    0.2...
+    """
+    return float(np.exp(np.mean([np.log(loss_after(run, epochs)) for run in runs])))
+
+
+def seconds_to(runs: Sequence[Results], loss: float) -> float:
+    """Processor seconds until the mean loss falls to ``loss``, between epochs by interpolation; infinite where it never does."""
+    epochs = len(runs[0]["train_losses"])
+    losses = np.minimum.accumulate([mean_loss(runs, epoch + 1) for epoch in range(epochs)])
+    seconds = np.mean([run["cpu_seconds"] for run in runs], axis=0)
+    first = int(np.argmax(losses <= loss))
+    if losses[first] > loss:
+        return math.inf
+    if not first:
+        return float(seconds[0])
+    return float(np.interp(-np.log(loss), -np.log(losses[first - 1 : first + 1]), seconds[first - 1 : first + 1]))
+
+
+def ratios(one: Results) -> dict[str, float]:
+    """What is asked of a network: our loss over the better peer's after 3 and 10 epochs, and the ratio of times.
+
+    time: processor seconds to the loss that Adam, tuned for 3 epochs, has after 5, over Adam's own.
+    """
+    found = {}
+    for budget in BUDGETS:
+        peers = [mean_loss(one[name][f"for {budget} epochs"]["runs"], budget) for name in RATES]
+        found[f"after {budget}"] = mean_loss(one["adaptive"], budget) / min(peers)
+    adam = one["adam"]["for 3 epochs"]["runs"]
+    target = mean_loss(adam, SOON)
+    return found | {
+        "time": seconds_to(one["adaptive"], target) / float(np.mean([r["cpu_seconds"][:SOON][-1] for r in adam]))
+    }
+
+
+# -- what is shown ------------------------------------------------------------------------------------------------------
+
+
+def report(numbers: Results) -> str:
+    """The table of the six networks and the words under it."""
+    head = ["network", "loss after 3 epochs", "Adam", "SGD", "ratio", "after 10 epochs", "Adam", "SGD", "ratio"]
+    head += ["time to Adam's loss", "ms per step", "Adam"]
+    body = [_line(one) for one in numbers["networks"].values()]
+    return f"{markdown(head, body)}\n\n{verdict(numbers)}"
+
+
+def _line(one: Results) -> list[str]:
+    found, line = ratios(one), [one["title"]]
+    for budget in BUDGETS:
+        peers = [f"{mean_loss(one[n][f'for {budget} epochs']['runs'], budget):.3g}" for n in RATES]
+        line += [f"{mean_loss(one['adaptive'], budget):.3g}", *peers, f"{found[f'after {budget}']:.2f}"]
+    times = [_step_time(runs, one) for runs in (one["adaptive"], one["adam"]["for 3 epochs"]["runs"])]
+    reached = math.isfinite(found["time"])
+    return [*line, f"{found['time']:.2g} times Adam's" if reached else "not within 10 epochs", *times]
+
+
+def _step_time(runs: Sequence[Results], one: Results) -> str:
+    steps = len(runs[0]["train_losses"]) * one["steps_per_epoch"]
+    return f"{1000 * np.mean([run['cpu_seconds'][-1] for run in runs]) / steps:.2g}"
+
+
+def verdict(numbers: Results) -> str:
+    """How many of the networks meet what was asked; and how many runs diverged."""
+    all_ratios = {name: ratios(one) for name, one in numbers["networks"].items()}
+    ours = [run for one in numbers["networks"].values() for run in one["adaptive"]]
+
+    def those(name: str, most: float) -> str:
+        met = [network for network, found in all_ratios.items() if found[name] <= most]
+        return f"{len(met)} of {len(all_ratios)}" + (f" ({', '.join(met)})" if met else "")
+
+    return "\n".join(
+        [
+            f"* {sum(run['diverged'] for run in ours)} of {len(ours)} runs of the adaptive step diverged.",
+            f"* After 3 epochs its loss is within 1.15 times that of the better peer on {those('after 3', 1.15)}; "
+            f"after 10 on {those('after 10', 1.15)}.",
+            f"* It takes at most 5 times Adam's time to the loss that Adam has after {SOON} epochs on {those('time', 5.0)}.",
+        ]
+    )
+
+
+def figures(numbers: Results) -> dict[str, plots.Figure]:
+    """The loss by epochs on the six networks; the badly scaled twins."""
+    curves = plots.new_figure(rows=2, columns=3, width=11.0, height=6.4)
+    for ax, one in zip(curves.axes, numbers["networks"].values(), strict=True):
+        _draw(ax, one)
+    name_curves(curves)
+    return {"untuned": curves, "untuned-scaled": twins.figure(numbers["scaled"])}
+
+
+def _draw(ax: Axes, one: Results) -> None:
+    runs = {OURS: one["adaptive"]}
+    runs |= {METHODS[n].title + ", tuned": one[n]["for 10 epochs"]["runs"] for n in RATES}
+    epochs = range(1, 1 + len(one["adaptive"][0]["train_losses"]))
+    curves = {name: (epochs, [mean_loss(some, epoch) for epoch in epochs]) for name, some in runs.items()}
+    plots.training_curves(curves, ax, "epoch", scale="log")
+    ax.set_title(one["title"], fontsize=9)
+    if legend := ax.get_legend():
+        legend.remove()
