@@ -20,10 +20,12 @@ from torch import Tensor
 from gnewton.adaptive import TOO_LOW, Trial, carried, judged, line_rates, tried
 from gnewton.average import Average, Exponential, Windows, lengths, normalized
 from gnewton.cubic import NewtonStepError, Status, Step, newton_step
-from gnewton.direction import Proposer, value_and_gradient
+from gnewton.derivatives.record import recorded_gradient
+from gnewton.derivatives.tape import Tape
+from gnewton.direction import Proposer, checked, value_and_gradient
 from gnewton.loss import Buffers, RandomState, batches, prepared
 from gnewton.partition import Partition
-from gnewton.summary import Summary, summarize
+from gnewton.summary import Summary, summarize, summarize_tape
 
 Closure = Callable[..., Tensor]
 Data = Iterable[Any] | None
@@ -75,6 +77,7 @@ class _Curved:
     random: RandomState
     value: Tensor | None = None
     gradients: dict[str, Tensor] | None = None
+    tape: Tape | None = None
 
 
 class GroupedNewton(torch.optim.Optimizer):
@@ -174,12 +177,19 @@ class GroupedNewton(torch.optim.Optimizer):
         _check_data(data, curvature)
         random, buffers = RandomState(self.partition), Buffers(self.partition.module)
         try:
-            with prepared(self.partition, restore_buffers=False, higher=False):
-                value, gradients = value_and_gradient(closure, self.partition, data)
+            tape = None
+            if curvature is None and data is None and self._is_due:
+                with prepared(self.partition, restore_buffers=False):
+                    tape, gradients = recorded_gradient(closure, self.partition)
+                assert tape.value is not None
+                value = tape.value.detach()
+            else:
+                with prepared(self.partition, restore_buffers=False, higher=False):
+                    value, gradients = value_and_gradient(closure, self.partition, data)
             _check_finite(gradients, "gradient")
             if curvature is None:
                 # The same closure must be the same function again: it replays the random numbers of its first call.
-                curved = _Curved(closure, data, random, value, gradients)
+                curved = _Curved(closure, data, random, value, gradients, tape)
             else:
                 curved = _Curved(curvature, None, RandomState(self.partition))
             self._step_along(gradients, curved)
@@ -278,16 +288,31 @@ class GroupedNewton(torch.optim.Optimizer):
 
     def _update(self, u: dict[str, Tensor], curved: "_Curved") -> bool:
         """New learning rates from a new summary, the step with them, and its record; whether the proposal stands."""
-        # A separate curvature closure draws its own random numbers, once; its second call repeats them.
-        with curved.random.replayed() if curved.value is not None else nullcontext():
-            here = summarize(curved.closure, self.partition, u, 3 if self._cubic > 0 else 2, data=curved.data)
-        if curved.value is not None:
-            self._check_same(float(curved.value), float(here.value))
+        here = self._summary(u, curved, order=3 if self._cubic > 0 else 2)
         summary, average = self._averaged(here)
         before = float(here.value if curved.value is None else curved.value)
         stands = summary is None or self._take(u, summary, curved, before, age=0)
         self._memory["average"] = average
         return stands
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether this step takes a new summary, of a loss that has been found to be the same when called again."""
+        nothing = self._memory["kept" if self._adaptive else "eta"] is None
+        return self._memory["step"] > 0 and (nothing or self._memory["age"] >= self.param_groups[0]["period"])
+
+    def _summary(self, u: dict[str, Tensor], curved: "_Curved", order: int) -> Summary:
+        if curved.tape is not None:
+            # Checked when it was evaluated; the sweep reads the list alone.
+            here = summarize_tape(curved.tape, self.partition, checked(u, self.partition), order)
+            if here is not None:
+                return here
+        # A separate curvature closure draws its own random numbers, once; its second call repeats them.
+        with curved.random.replayed() if curved.value is not None else nullcontext():
+            here = summarize(curved.closure, self.partition, u, order, data=curved.data)
+        if curved.value is not None:
+            self._check_same(float(curved.value), float(here.value))
+        return here
 
     def _adapt(self, u: dict[str, Tensor], curved: "_Curved") -> bool:
         """A step with a new summary where one is due, or else with H-bar and D as they were and a new g-bar."""

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from gnewton.derivatives import nested, sweep
 from gnewton.derivatives.record import recorded, warn_of_missing
-from gnewton.direction import checked
+from gnewton.derivatives.tape import Tape
+from gnewton.direction import Direction, checked
 from gnewton.loss import Loss, RandomState, Weight, batches, evaluate, prepared
 from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
 
@@ -256,6 +257,17 @@ def summarize(
             total, samples = one if total is None else total + one, samples + n
     assert total is not None  # batches() refuses an empty data set
     return total * (1 / samples)
+
+
+def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order: int) -> Summary | None:
+    """The summary of a loss that was recorded before, along its own direction; None where the tape cannot give it."""
+    if tape.missing is not None or tape.value is None:
+        return None
+    value = _plain(tape.value, partition)
+    try:
+        return Summary(value, *sweep.summary(tape, partition, direction, order), partition.names)
+    except sweep.NoRule:
+        return None
 
 
 def _derivatives(

@@ -238,11 +238,61 @@ def test_on_failure_raise_changes_nothing():
     assert same_state(state_of(optimizer), state)
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_closure_that_fails_at_any_evaluation_changes_nothing(at):
+@pytest.mark.parametrize("cubic", [1.0, "adaptive"])
+@pytest.mark.parametrize("period", [1, 3])
+@pytest.mark.parametrize("name", ["perceptron", "elu", "convolution"])
+def test_one_record_gives_the_steps_that_two_evaluations_give(name, period, cubic):
+    shared, apart = build(name), build(name)
+    runs = []
+    for case, curvature in ((shared, None), (apart, apart.loss)):
+        torch.manual_seed(0)
+        optimizer = optimizer_for(case, period=period, cubic=cubic)
+        losses = [float(optimizer.step(case.loss, curvature=curvature)) for _ in range(8)]
+        runs.append((losses, optimizer.history))
+    (losses, history), (expected, other) = runs
+    # The same numbers in another order of summation, eight steps long.
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=1e-8, atol=1e-12)
+    assert [update.status for update in history] == [update.status for update in other]
+
+
+@pytest.mark.filterwarnings("ignore::gnewton.derivatives.record.IncompleteRecordWarning")
+def test_a_loss_that_cannot_be_recorded_takes_the_same_steps():
+    class Halved(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x / 2
+
+        @staticmethod
+        def backward(ctx, g):
+            return g / 2
+
+    runs = []
+    for halve in (Halved.apply, lambda x: x / 2):
+        case = build("perceptron")
+        optimizer = optimizer_for(case, period=1)
+        runs.append([float(optimizer.step(lambda c=case, h=halve: h(c.loss()))) for _ in range(5)])
+    torch.testing.assert_close(*map(torch.tensor, runs), rtol=1e-8, atol=1e-12)
+
+
+def test_after_the_first_step_a_loss_is_evaluated_once_for_gradient_and_summary():
     case = build("perceptron")
     optimizer = optimizer_for(case, period=1)
-    optimizer.step(case.loss)
+    calls = []
+    counted = lambda: calls.append(1) or case.loss()  # noqa: E731
+    evaluations = []
+    for _ in range(4):
+        calls.clear()
+        optimizer.step(counted)
+        evaluations.append(len(calls))
+    assert evaluations == [3, 2, 2, 2]  # the first step calls again, to see whether it is the same function
+
+
+@pytest.mark.parametrize(("at", "earlier"), [(1, 0), (2, 0), (3, 0), (1, 1), (2, 1)])
+def test_a_closure_that_fails_at_any_evaluation_changes_nothing(at, earlier):
+    case = build("perceptron")
+    optimizer = optimizer_for(case, period=1)
+    for _ in range(earlier):
+        optimizer.step(case.loss)
     before, state = values(case.model), state_of(optimizer)
     calls = []
 

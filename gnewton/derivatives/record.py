@@ -62,6 +62,20 @@ def recorded(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tap
     return recorder.tape
 
 
+def recorded_gradient(loss: Loss, partition: Partition) -> tuple[Tape, dict[str, Tensor]]:
+    """The tape of a loss, and the gradient by parameter name; for a caller that has entered ``loss.prepared``.
+
+    One evaluation and one backward pass serve both and the summary: torch keeps what they share.
+    """
+    tape = recorded(loss, partition)
+    trainable = {name: p for name, p in partition.parameters.items() if p.requires_grad}
+    gradient = {name: torch.zeros_like(p, requires_grad=False) for name, p in partition.parameters.items()}
+    for name, g in zip(trainable, tape.gradients(list(trainable.values())), strict=True):
+        if g is not None:
+            gradient[name] = g.to_dense()
+    return tape, gradient
+
+
 class _Recorder(Elementary):
     def __init__(self, partition: Partition) -> None:
         super().__init__()

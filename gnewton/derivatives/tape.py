@@ -17,7 +17,7 @@ Tape: 3 operations, complete
 2  nll_loss_nd  5x2               scalar  Straight  2       2
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -104,14 +104,27 @@ class Tape:
     missing: str | None = None
     value: Tensor | None = None
     result: Variable | None = None
+    _known: "dict[Variable, Tensor] | None" = field(default=None, init=False)
 
     def adjoints(self) -> dict[Variable, Tensor]:
         """dL/dv for each output v of the operations that have curvature; one backward pass, which uses up the graph."""
+        if self._known is None:
+            # To these edges and not to the parameters: the products that make weight gradients are never formed.
+            self.gradients([])
+        known, self._known = self._known, None
+        assert known is not None
+        return known
+
+    def gradients(self, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+        """dL/dp of each parameter, None where it is not used; the same backward pass gives the adjoints."""
         assert self.value is not None
         wanted = [v for operation in self.operations if operation.rule.bends(operation) for v in operation.outputs]
-        # To these edges and not to the parameters: the products that make weight gradients are never formed.
-        found = differentiate(self.value, [v.edge for v in wanted])
-        return {v: a for v, a in zip(wanted, found, strict=True) if a is not None}
+        if self.missing is not None:
+            wanted = []
+        found = differentiate(self.value, [*parameters, *(v.edge for v in wanted)])
+        adjoints = zip(wanted, found[len(parameters) :], strict=True)
+        self._known = {v: a for v, a in adjoints if a is not None}
+        return found[: len(parameters)]
 
     def keep_what_matters(self) -> None:
         """Drop the operations that the result does not depend on: the printed text, a metric, an unused branch."""
