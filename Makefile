@@ -6,6 +6,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 NB ?=
 LAB_ARGS ?=
 BENCH_ARGS ?=
+FOLDER ?= reports
+# What notebooks link to outside their own folder.
+PAGES := $(wildcard book/refresher.md book/glossary.md)
 WORKERS ?= 2
 
 # Everything that pip, Jupyter, npm, matplotlib and torch would keep in the home folder stays in this checkout.
@@ -15,6 +18,8 @@ export XDG_CACHE_HOME := $(CACHE)/xdg
 export MPLCONFIGDIR := $(CACHE)/matplotlib
 export IPYTHONDIR := $(CACHE)/ipython
 export JUPYTER_CONFIG_DIR := $(CACHE)/jupyter/config
+# A link to a page of the book opens it rendered, not as text to edit.
+export JUPYTER_CONFIG_PATH := $(CURDIR)/tools/jupyter
 export JUPYTER_DATA_DIR := $(CACHE)/jupyter/data
 export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
 export JUPYTERLAB_SETTINGS_DIR := $(CACHE)/jupyter/settings
@@ -25,7 +30,7 @@ export npm_config_cache := $(CACHE)/npm
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint types unit notebooks-test notebooks format book bench clean
+.PHONY: help lab test lint types unit notebooks-test notebooks student reports format book bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
@@ -41,7 +46,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 lab: $(VENV)/.installed-lab  ## open the course in JupyterLab, on your own copy in learn/ (LAB_ARGS="--no-browser --port=8899")
-	@$(BIN)/python tools/copy_notebooks.py notebooks learn
+	@$(BIN)/python tools/copy_notebooks.py notebooks learn $(PAGES)
 	$(BIN)/jupyter lab --ServerApp.root_dir=learn --LabApp.default_url=/lab/tree/00-tour.ipynb $(LAB_ARGS)
 
 test: $(VENV)/.installed-test lint types unit notebooks-test  ## run every check: linter, types, unit and law tests, doctests, notebooks
@@ -64,6 +69,12 @@ notebooks-test: $(VENV)/.installed-test  ## run every notebook and compare with 
 
 notebooks: $(VENV)/.installed-test  ## re-execute the notebooks and save clean outputs (NB=03 for one)
 	$(BIN)/python tools/save_notebooks.py notebooks $(NB)
+
+student: $(VENV)/.installed-lab  ## the notebooks without solutions and outputs, into student/
+	@$(BIN)/python tools/student_notebooks.py notebooks student $(PAGES)
+
+reports: $(VENV)/.installed-lab  ## a class's reports as one table, reports.csv (FOLDER=where they lie)
+	$(BIN)/python -m gnewton.teaching.collect $(FOLDER) > reports.csv
 
 format: $(VENV)/.installed-test  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

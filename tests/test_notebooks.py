@@ -17,6 +17,8 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from gnewton.teaching.exercise import YOUR_TURN, every
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SAVING = runpy.run_path(str(ROOT / "tools" / "save_notebooks.py"))
@@ -27,6 +29,9 @@ MOST_IGNORED = 3
 MOST_LINES = 15  # of code in a cell; the set-up cell may be longer
 UNCHECKED_TAGS = {"nbval-skip", "nbval-raises-exception", "raises-exception"}
 OUTPUT_WIDGETS = {"Output", "interact", "interact_manual", "interactive", "interactive_output"}
+RECALLED = 5
+READY, READINESS, ALONG_THE_WAY = "## Ready?", 3, 2  # quizzes at the start, and at least so many later
+NEEDED_SETTINGS = {"GroupedNewton": {"lr", "cubic", "period"}, "newton_step": {"cubic"}}
 OPENING = ("After this notebook you can", "**Time:**", "**Needs:**", "**GPU:**")
 
 # A number with a unit of measurement; not \times of LaTeX, and not S, the number of groups.
@@ -174,6 +179,149 @@ def names_no_machine(notebook: NotebookNode) -> list[str]:
     return [f"path or address: {found.group()!r}" for text in texts(notebook) for found in MACHINE.finditer(text)]
 
 
+def titles(cell: NotebookNode) -> list[str]:
+    """The headings of a Markdown cell, none for code."""
+    return re.findall(r"(?m)^#+ .*$", cell.source) if cell.cell_type == "markdown" else []
+
+
+def is_quiz(cell: NotebookNode) -> bool:
+    return cell.cell_type == "code" and bool(calls(cell, "quiz"))
+
+
+def calls(cell: NotebookNode, name: str) -> list[ast.Call]:
+    """The calls of a function, or of a method of this name."""
+    nodes = [node for node in ast.walk(tree(cell)) if isinstance(node, ast.Call)]
+    return [node for node in nodes if name in (getattr(node.func, "id", None), getattr(node.func, "attr", None))]
+
+
+def is_hidden(cell: NotebookNode) -> bool:
+    """Folded in JupyterLab; the book's tag is the law's own matter."""
+    return bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
+
+
+def checks_readiness(notebook: NotebookNode) -> list[str]:
+    sections = [n for n, cell in enumerate(notebook.cells) if any(t.startswith("## ") for t in titles(cell))]
+    if not sections or READY not in titles(notebook.cells[sections[0]]):
+        return [f"the first section is not {READY!r}"]
+    first, rest = notebook.cells[sections[0]], notebook.cells[sections[0] + 1 :]
+    complaints = (
+        [] if "](../refresher.md#" in first.source else ["the readiness check points to no section of the refresher"]
+    )
+    if not all(is_quiz(cell) for cell in rest[:READINESS]):
+        complaints.append(f"{READY!r} is not followed by {READINESS} quizzes")
+    if (found := sum(is_quiz(cell) for cell in rest[READINESS:])) < ALONG_THE_WAY:
+        complaints.append(f"{found} quizzes along the way")
+    return complaints
+
+
+def hides_the_answers(notebook: NotebookNode) -> list[str]:
+    """A quiz stands alone in its cell, and its source, which tells the answer, is folded."""
+    quizzes = [cell for cell in notebook.cells if is_quiz(cell)]
+    folded = [cell for cell in quizzes if is_hidden(cell) and "hide-input" in tags(cell) and len(tree(cell).body) == 1]
+    return [f"open, or not alone: {cell.source[:60]!r}" for cell in quizzes if cell not in folded]
+
+
+def has_living_links(notebook: NotebookNode) -> list[str]:
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\(([^)\s]+)\)", prose)
+    return [f"dead link: {link}" for link in links if "://" not in link and link not in places()]
+
+
+def places() -> set[str]:
+    """What a notebook can link to without a network: notebooks, the book's pages, their sections."""
+    found = {path.name for path in NOTEBOOKS}
+    for page in (ROOT / "book").glob("*.md"):
+        headings = re.findall(r"(?m)^#+ (.*)$", page.read_text(encoding="utf-8"))
+        found |= {f"../{page.name}"} | {f"../{page.name}#{anchor(heading)}" for heading in headings}
+    return found
+
+
+def anchor(heading: str) -> str:
+    """As the book makes it: in small letters, without signs, hyphens for spaces."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def pairs_its_exercises(notebook: NotebookNode) -> list[str]:
+    """Task, stub, solution, one after the other; all those of this notebook that there are."""
+    number = notebook.cells[0].source[2:4]
+    starts = [n for n, cell in enumerate(notebook.cells) if is_exercise(cell) and "solution" not in tags(cell)]
+    complaints = [text for n in starts for text in wrong_with_pair(*notebook.cells[n - 1 : n + 2])]
+    if (solutions := [cell for cell in notebook.cells if "solution" in tags(cell)]) and len(solutions) != len(starts):
+        complaints.append(f"{len(solutions)} cells tagged solution, {len(starts)} stubs")
+    asked = [exercise_number(notebook.cells[n]) for n in starts]
+    expected = [exercise.number for exercise in every() if exercise.number.startswith(f"{number}.")]
+    return complaints + ([] if asked == expected != [] else [f"exercises {asked}, expected {expected}"])
+
+
+def is_exercise(cell: NotebookNode) -> bool:
+    return cell.cell_type == "code" and bool(calls(cell, "check"))
+
+
+def exercise_number(cell: NotebookNode) -> str:
+    return str(ast.literal_eval(calls(cell, "check")[0].args[0]))
+
+
+def wrong_with_pair(task: NotebookNode, stub: NotebookNode, solution: NotebookNode | None = None) -> list[str]:
+    number = exercise_number(stub)
+    complaints = []
+    if not any(title.startswith(f"### Exercise {number} · ") for title in titles(task)):
+        complaints.append(f"no '### Exercise {number} · ...' above its stub")
+    if shape(stub) != (number, True):
+        complaints.append(f"{number}: the stub is not one function that raises {YOUR_TURN!r}, and its check")
+    if solution is None or not {"solution", "hide-cell"} <= tags(solution) or not is_hidden(solution):
+        complaints.append(f"{number}: no hidden cell tagged solution and hide-cell below the stub")
+    elif shape(solution) != (number, False) or names(solution)[0] != f"solution_{number.replace('.', '_')}":
+        complaints.append(f"{number}: the solution does not define solution_{number.replace('.', '_')} and check it")
+    elif names(solution)[1:] != names(stub)[1:]:
+        complaints.append(f"{number}: stub and solution take different arguments")
+    return complaints
+
+
+def shape(cell: NotebookNode) -> tuple[str, bool] | None:
+    """The number that a cell of one function and its check asks for, and whether the function is a stub."""
+    match tree(cell).body:
+        case [ast.FunctionDef() as function, ast.Expr(ast.Call(args=[ast.Constant(), ast.Name(id=name)]))]:
+            raises = ast.unparse(function.body[-1]) == f"raise NotImplementedError({YOUR_TURN!r})"
+            return (exercise_number(cell), raises) if name == function.name else None
+    return None
+
+
+def names(cell: NotebookNode) -> list[str]:
+    """The name of the cell's first function and those of its arguments."""
+    function = next(node for node in tree(cell).body if isinstance(node, ast.FunctionDef))
+    return [function.name, *(argument.arg for argument in function.args.args)]
+
+
+def needs_no_answer(notebook: NotebookNode) -> list[str]:
+    """No cell uses what the learner, or a solution, has written: Run All reaches the end without either."""
+    exercises = [cell for cell in notebook.cells if is_exercise(cell)]
+    written = {node.name for cell in exercises for node in tree(cell).body if isinstance(node, ast.FunctionDef)}
+    others = [cell for cell in code_cells(notebook) if cell not in exercises]
+    used = {node.id for cell in others for node in ast.walk(tree(cell)) if isinstance(node, ast.Name)}
+    return [f"{name} belongs to an exercise, and another cell uses it" for name in sorted(written & used)]
+
+
+def recalls_five(notebook: NotebookNode) -> list[str]:
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    _, _, end = prose.partition("## Recall\n")
+    asked = re.findall(r"(?m)^(\d+)\. ", end)
+    complaints = [] if asked == [str(n + 1) for n in range(RECALLED)] else [f"recall asks {asked or 'nothing'}"]
+    return complaints + [
+        f"no {text}" for text in ("**Summary.**", "**Where next.**", "**References.**") if text not in end
+    ]
+
+
+def names_its_settings(notebook: NotebookNode) -> list[str]:
+    """A changed default must not change a lesson."""
+    complaints = []
+    for name, needed in NEEDED_SETTINGS.items():
+        for call in (call for cell in code_cells(notebook) for call in calls(cell, name)):
+            given = {keyword.arg for keyword in call.keywords}
+            if None not in given and needed - given:  # None: **settings
+                complaints.append(f"{name} without {', '.join(sorted(needed - given))}: {ast.unparse(call)[:60]}")
+    return complaints
+
+
 def texts(notebook: NotebookNode) -> Iterator[str]:
     """Everything saved that is read as text; pictures are not."""
     yield str(notebook.metadata)
@@ -202,6 +350,13 @@ LAWS: dict[str, Law] = {
         opens_as_agreed,
         is_set_up_once,
         names_no_machine,
+        checks_readiness,
+        hides_the_answers,
+        has_living_links,
+        pairs_its_exercises,
+        needs_no_answer,
+        recalls_five,
+        names_its_settings,
     )
 }
 
@@ -243,10 +398,38 @@ def good() -> NotebookNode:
         new_code_cell("print(x)", outputs=[new_output("stream", text="1\n")]),
         new_code_cell(asserts, outputs=[picture], metadata={"mystnb": {"image": {"alt": "A bowl."}}}),
         new_markdown_cell("The bowl is 100 times steeper.", metadata={"tags": ["given"]}),
+        new_markdown_cell(f"{READY}\n\n[Unsure?](../refresher.md#autograd-twice) [01](01-quadratics.ipynb)"),
+        *[quiz_cell(n) for n in range(READINESS + ALONG_THE_WAY)],
+        *exercise_cells("00.1"),
+        *exercise_cells("00.2"),
+        new_code_cell(
+            "gn.GroupedNewton(x, lr=1, cubic=1, period=1)\ngn.GroupedNewton(x, **x)\ngn.newton_step(x, cubic=1)"
+        ),
+        new_markdown_cell("## Recall\n\n1. a\n2. b\n3. c\n4. d\n5. e\n\n**Summary.** **Where next.** **References.**"),
     ]
     for number, cell in enumerate((cell for cell in cells if cell.cell_type == "code"), 1):
         cell.execution_count = number
     return SAVING["cleaned"](new_notebook(cells=cells))
+
+
+def quiz_cell(n: int) -> NotebookNode:
+    hidden = {"tags": ["hide-input"], "jupyter": {"source_hidden": True}}
+    return new_code_cell(f"quiz('{n}?', {{'yes': 'a', 'no': 'b'}}, right='no')", metadata=hidden)
+
+
+def exercise_cells(number: str) -> list[NotebookNode]:
+    stub, solution = f"stub_{number.replace('.', '_')}", f"solution_{number.replace('.', '_')}"
+    hidden = {"tags": ["solution", "hide-cell"], "jupyter": {"source_hidden": True}}
+    return [
+        new_markdown_cell(f"### Exercise {number} · Double it"),
+        new_code_cell(f"def {stub}(a):\n    raise NotImplementedError('your turn')\n\n\ncheck('{number}', {stub})"),
+        new_code_cell(f"def {solution}(a):\n    return 2 * a\n\n\ncheck('{number}', {solution})", metadata=hidden),
+    ]
+
+
+def at(notebook: NotebookNode, text: str) -> int:
+    """The place of the first cell with this text."""
+    return next(n for n, cell in enumerate(notebook.cells) if text in cell.source)
 
 
 def ignored(notebook: NotebookNode, reason: str) -> None:
@@ -283,7 +466,7 @@ def without_alt(notebook: NotebookNode, alt: str) -> None:
 
 def same_alt(notebook: NotebookNode) -> None:
     notebook.cells.append(deepcopy(notebook.cells[4]))
-    notebook.cells[-1].update(id="another", execution_count=4)
+    notebook.cells[-1].update(id="another", execution_count=len(code_cells(notebook)))
 
 
 def replaced(notebook: NotebookNode, old: str, new: str) -> None:
@@ -349,6 +532,41 @@ BAD: list[tuple[str, Callable[[NotebookNode], object]]] = [
     ("names_no_machine", lambda nb: more_output(nb, "display_data", {"text/plain": "see /home/ann/data.csv"})),
     ("names_no_machine", lambda nb: more_output(nb, "stream", text="/tmp/ipykernel_77/1.py:3")),
     ("names_no_machine", lambda nb: more_code(nb, 'open("C:\\\\Users\\\\ann")'.replace("\\\\", "\\"))),
+    ("checks_readiness", lambda nb: replaced(nb, READY, "## Set?")),
+    ("checks_readiness", lambda nb: nb.cells.insert(1, new_markdown_cell("## Bowls"))),
+    ("checks_readiness", lambda nb: replaced(nb, "#autograd-twice", "")),
+    ("checks_readiness", lambda nb: nb.cells.insert(at(nb, "quiz('1?'"), new_markdown_cell("Sure?"))),
+    ("checks_readiness", lambda nb: nb.cells.pop(at(nb, "quiz("))),
+    ("hides_the_answers", lambda nb: nb.cells[at(nb, "quiz(")].metadata.pop("jupyter")),
+    ("hides_the_answers", lambda nb: nb.cells[at(nb, "quiz(")].metadata.pop("tags")),
+    ("hides_the_answers", lambda nb: replaced(nb, "quiz('0?'", "x\nquiz('0?'")),
+    ("has_living_links", lambda nb: replaced(nb, "#autograd-twice", "#autograd-thrice")),
+    ("has_living_links", lambda nb: replaced(nb, "01-quadratics", "01-quartics")),
+    ("pairs_its_exercises", lambda nb: replaced(nb, "### Exercise 00.1 ·", "### Exercise 00.2 ·")),
+    ("pairs_its_exercises", lambda nb: replaced(nb, "your turn", "not mine")),
+    (
+        "pairs_its_exercises",
+        lambda nb: replaced(nb, "check('00.1', stub_00_1)", "stub_00_1(1)\ncheck('00.1', stub_00_1)"),
+    ),
+    ("pairs_its_exercises", lambda nb: replaced(nb, "check('00.1', stub_00_1)", "check('00.1', stub_00_2)")),
+    ("pairs_its_exercises", lambda nb: replaced(nb, "check('00.1', solution", "check('00.2', solution")),
+    ("pairs_its_exercises", lambda nb: replaced(nb, "def solution_00_1(a)", "def solution_00_1(b)")),
+    ("pairs_its_exercises", lambda nb: nb.cells[at(nb, "def solution_00_1")].metadata.pop("jupyter")),
+    ("pairs_its_exercises", lambda nb: nb.cells[at(nb, "def solution_00_1")].metadata.update(tags=["solution"])),
+    ("pairs_its_exercises", lambda nb: nb.cells.pop(at(nb, "def solution_00_1"))),
+    ("pairs_its_exercises", lambda nb: nb.cells.insert(at(nb, "def solution_00_1"), new_markdown_cell("Solution"))),
+    ("pairs_its_exercises", lambda nb: nb.cells[3].metadata.update(tags=["solution"])),
+    (
+        "pairs_its_exercises",
+        lambda nb: nb.cells.__delitem__(slice(at(nb, "Exercise 00.2"), at(nb, "solution_00_2") + 1)),
+    ),
+    ("needs_no_answer", lambda nb: more_code(nb, "print(stub_00_1)")),
+    ("needs_no_answer", lambda nb: more_code(nb, "solution_00_2(1)")),
+    ("recalls_five", lambda nb: replaced(nb, "5. e\n", "")),
+    ("recalls_five", lambda nb: replaced(nb, "## Recall", "## Remember")),
+    ("recalls_five", lambda nb: replaced(nb, "**Where next.**", "")),
+    ("names_its_settings", lambda nb: replaced(nb, "cubic=1, ", "")),
+    ("names_its_settings", lambda nb: replaced(nb, "newton_step(x, cubic=1)", "newton_step(x)")),
 ]
 
 

@@ -1,13 +1,15 @@
-"""Make or refresh the reader's own copy of the notebooks: ``python tools/copy_notebooks.py notebooks learn``.
+"""Make or refresh the reader's own copy of the course: ``python tools/copy_notebooks.py notebooks learn [page.md ...]``.
 
 A notebook that the reader has not touched follows the course; one that differs from what was copied in stays as it is.
 "Touched" is decided by the cells: ``.copied.json`` in the target holds the hash of those that were copied in. The rest of
 the file does not count, because JupyterLab adds the interpreter's version to a notebook that was only opened.
+
+The pages, which stand one folder up in the book, are laid beside the notebooks, and the links between them follow.
 """
 
 import hashlib
 import json
-import shutil
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -15,32 +17,44 @@ from pathlib import Path
 RECORD = ".copied.json"
 
 
-def main(source: Path, target: Path) -> None:
-    """Copy every notebook of ``source`` that ``target`` lacks or has untouched; say in one line what was left alone."""
+def main(source: Path, target: Path, pages: list[Path]) -> None:
+    """Copy every notebook of ``source`` and every page that ``target`` lacks or has untouched; say what was left alone."""
     target.mkdir(parents=True, exist_ok=True)
     record = target / RECORD
     copied = json.loads(record.read_text()) if record.exists() else {}
-    for notebook in sorted(source.glob("*.ipynb")):
-        copied[notebook.name] = refresh(notebook, target / notebook.name, copied.get(notebook.name))
+    for path in [*sorted(source.glob("*.ipynb")), *pages]:
+        new = in_one_folder(path.read_bytes(), source.name, pages)
+        copied[path.name] = refresh(new, target / path.name, copied.get(path.name))
     record.write_text(json.dumps(copied, indent=1) + "\n")
 
 
-def refresh(notebook: Path, copy: Path, copied: str | None) -> str | None:
+def in_one_folder(content: bytes, notebooks: str, pages: list[Path]) -> bytes:
+    """The content with its Markdown links as they are when notebooks and pages lie in one folder, opened in JupyterLab."""
+    text = content.decode().replace(f"]({notebooks}/", "](")
+    for page in pages:
+        text = text.replace(f"](../{page.name}", f"]({page.name}")
+        for heading in re.findall(r"(?m)^#+ (.*)$", page.read_text(encoding="utf-8")):
+            # The book writes a section's address in small letters and without signs, JupyterLab as the heading stands.
+            in_book = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+            text = text.replace(f"]({page.name}#{in_book})", f"]({page.name}#{heading.replace(' ', '-')})")
+    return text.encode()
+
+
+def refresh(content: bytes, copy: Path, copied: str | None) -> str | None:
     """Bring one copy up to date if that loses nothing; return the hash of what was last copied in."""
-    new, current = digest(notebook), digest(copy) if copy.exists() else None
+    new, current = digest(content), digest(copy.read_bytes()) if copy.exists() else None
     if current == new:
         return new
     if current is None or current == copied:
-        shutil.copyfile(notebook, copy)
+        copy.write_bytes(content)
         return new
     if copied != new:
         print(f"{copy} has your changes and the course has a newer one: rename or delete yours, run again to get it")
     return copied
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a notebook's cells, in hexadecimal; of the whole file if it is no notebook."""
-    content = path.read_bytes()
+def digest(content: bytes) -> str:
+    """The SHA-256 of a notebook's cells, in hexadecimal; of the whole content if it is no notebook."""
     # A damaged file is the reader's, to be kept like any other change.
     with suppress(ValueError, KeyError, TypeError):
         content = json.dumps(json.loads(content)["cells"], sort_keys=True).encode()
@@ -48,6 +62,6 @@ def digest(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: copy_notebooks.py SOURCE TARGET")
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) < 3:
+        sys.exit("usage: copy_notebooks.py SOURCE TARGET [PAGE ...]")
+    main(Path(sys.argv[1]), Path(sys.argv[2]), [Path(page) for page in sys.argv[3:]])

@@ -5,27 +5,75 @@
 ``TaylorSlice``          the true loss along a step, and its Taylor models
 ``StepExplorer``         what the cubic term and the off-diagonal entries do
 ``CurvatureTimeline``    H-bar and the learning rates, update by update
+``SaddleExplorer``       gradient, Newton, trust region and cubic term near a saddle
+``SecularExplorer``      the secular equation: pole, root and hard case
+``CubicBound``           the loss along one group, its models and the cubic bound
+``PartitionExplorer``    H-bar and the step's worth under many partitions
+``InvarianceTwins``      one function in two systems of units, trained side by side
+``Rescaled``             a model in other units: theta = a theta~
+``TapeViewer``           a loss's operations: adjoints, tangents, shares of H-bar
+``NoiseExplorer``        summaries of mini-batches about those of all the data
+``RaceExplorer``         the shipped races: what a budget buys, seed by seed
+``LiveTraining``         a run to start, pause, step and reset, in the background
 ``Walker``               a derivation line by line, every line checked
 ``summary_tensors``      the derivation of g-bar, H-bar and D3
+``cubic_step``           the derivation of the cubic step and its secular equation
+``tangents_adjoints``    the derivation of H-bar from tangents and adjoints
+``check``, ``hint``      an exercise checked line by line; one hint more at each call
+``quiz``                 a question whose answers unfold to their feedback
+``report``               a learner's results of one notebook as a file to hand in
+``newton_cauchy``        the derivation of Cauchy's and Newton's steps on a bowl
 =======================  =============================================================
 """
 
+from gnewton.teaching.bound import CubicBound
 from gnewton.teaching.bowl import QuadraticBowl
+from gnewton.teaching.cubic_step import cubic_step
 from gnewton.teaching.derivation import Derivation, Line, Walker
+from gnewton.teaching.exercise import check, hint
 from gnewton.teaching.explorer import StepExplorer
 from gnewton.teaching.figure_widget import FigureWidget
+from gnewton.teaching.invariance import InvarianceTwins, Rescaled
+from gnewton.teaching.live import LiveTraining
+from gnewton.teaching.newton_cauchy import newton_cauchy
+from gnewton.teaching.noise import NoiseExplorer
+from gnewton.teaching.partition_explorer import PartitionExplorer
+from gnewton.teaching.quiz import quiz
+from gnewton.teaching.race import RaceExplorer
+from gnewton.teaching.report import report
+from gnewton.teaching.saddle import SaddleExplorer
+from gnewton.teaching.secular_explorer import SecularExplorer
 from gnewton.teaching.summary_tensors import summary_tensors
+from gnewton.teaching.tangents_adjoints import tangents_adjoints
+from gnewton.teaching.tape_viewer import TapeViewer
 from gnewton.teaching.taylor import TaylorSlice
 from gnewton.teaching.timeline import CurvatureTimeline
 
 __all__ = [
+    "CubicBound",
     "CurvatureTimeline",
     "Derivation",
     "FigureWidget",
+    "InvarianceTwins",
     "Line",
+    "LiveTraining",
+    "NoiseExplorer",
+    "PartitionExplorer",
     "QuadraticBowl",
+    "RaceExplorer",
+    "Rescaled",
+    "SaddleExplorer",
+    "SecularExplorer",
     "StepExplorer",
+    "TapeViewer",
     "TaylorSlice",
     "Walker",
+    "check",
+    "cubic_step",
+    "hint",
+    "newton_cauchy",
+    "quiz",
+    "report",
     "summary_tensors",
+    "tangents_adjoints",
 ]

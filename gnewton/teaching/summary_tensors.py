@@ -17,25 +17,31 @@ from gnewton.teaching.derivation import Derivation, Line
 
 @dataclass
 class Network:
-    """A 3-4-2 tanh network, flattened: theta (P,), direction u (P,), groups as a matrix I (S, P) of zeros and ones."""
+    """A 3-4-2 tanh network, flattened: theta (P,), direction u (P,), groups as a matrix I (S, P) of zeros and ones.
+
+    hidden: the units in the middle; S: 4 tensors, 2 layers or 1 group of everything.
+    """
 
     seed: int
+    hidden: int = 4
+    S: int = 4
 
     def __post_init__(self) -> None:
         draw = torch.Generator().manual_seed(self.seed)
         self.x = torch.randn(6, 3, generator=draw, dtype=torch.float64)
         self.y = torch.randint(2, (6,), generator=draw)
-        self.sizes = [12, 4, 8, 2]
-        self.theta, self.u = (torch.randn(26, generator=draw, dtype=torch.float64) for _ in range(2))
-        self.groups = torch.repeat_interleave(torch.eye(4, dtype=torch.float64), torch.tensor(self.sizes), dim=1)
+        self.sizes = [3 * self.hidden, self.hidden, 2 * self.hidden, 2]
+        self.theta, self.u = (torch.randn(sum(self.sizes), generator=draw, dtype=torch.float64) for _ in range(2))
+        grouped = torch.eye(self.S, dtype=torch.float64).repeat_interleave(4 // self.S, dim=1)
+        self.groups = grouped.repeat_interleave(torch.tensor(self.sizes), dim=1)
         self.parts = self.groups * self.u  # row s is u_s
-        self.eta = torch.randn(4, generator=draw, dtype=torch.float64) / 10
+        self.eta = torch.randn(self.S, generator=draw, dtype=torch.float64) / 10
 
     def loss(self, theta: Tensor) -> Tensor:
         """L(theta)."""
         w, b, v, c = torch.split(theta, self.sizes)
-        hidden = torch.tanh(self.x @ w.reshape(4, 3).T + b)
-        return F.cross_entropy(hidden @ v.reshape(2, 4).T + c, self.y)
+        hidden = torch.tanh(self.x @ w.reshape(-1, 3).T + b)
+        return F.cross_entropy(hidden @ v.reshape(2, -1).T + c, self.y)
 
     def phi(self, eta: Tensor) -> Tensor:
         """phi(eta) = L(theta - sum_s eta_s u_s)."""
@@ -43,7 +49,7 @@ class Network:
 
     @cached_property
     def zero(self) -> Tensor:
-        return torch.zeros(4, dtype=torch.float64)
+        return torch.zeros(self.S, dtype=torch.float64)
 
     @cached_property
     def gradient(self) -> Tensor:
@@ -84,10 +90,11 @@ def second_difference(n: Network) -> tuple[Tensor, Tensor]:
 
 
 def merged(n: Network) -> tuple[Tensor, Tensor]:
-    """Layers as groups, against sums of blocks of the finer H-bar."""
-    m = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]], dtype=torch.float64)
-    layers = m @ n.parts
-    return layers @ n.hessian @ layers.T, m @ n.h_bar @ m.T
+    """The first group as it is and all others as one, against sums of blocks of the finer H-bar."""
+    first = torch.eye(n.S, dtype=torch.float64)[0]
+    m = torch.stack([first, 1 - first])
+    coarse = m @ n.parts
+    return coarse @ n.hessian @ coarse.T, m @ n.h_bar @ m.T
 
 
 def rescaled(n: Network) -> tuple[Tensor, Tensor]:
@@ -159,4 +166,5 @@ def summary_tensors() -> Derivation:
                 rescaled,
             ),
         ],
+        sliders={"S": (4, 1, 2), "hidden": (4, 2, 8)},
     )

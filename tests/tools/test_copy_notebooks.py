@@ -29,8 +29,8 @@ def learn(tmp_path: Path) -> Path:
     return tmp_path / "deep" / "learn"
 
 
-def copy(course: Path, learn: Path) -> str:
-    command = [sys.executable, str(TOOL), str(course), str(learn)]
+def copy(course: Path, learn: Path, *pages: Path) -> str:
+    command = [sys.executable, str(TOOL), str(course), str(learn), *map(str, pages)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -116,3 +116,38 @@ def test_lost_record_overwrites_nothing(course: Path, learn: Path) -> None:
     (learn / ".copied.json").unlink()
     copy(course, learn)
     assert texts(learn) == texts(course) | {"00-tour.ipynb": notebook("my notes")}
+
+
+@pytest.fixture
+def page(course: Path) -> Path:
+    """A page of the book that a notebook links to, and which links to a notebook."""
+    path = course.parent / "refresher.md"
+    path.write_text("# Refresher\n\nused in [tour](notebooks/00-tour.ipynb)\n\n## JVP, twice\n")
+    (course / "00-tour.ipynb").write_text(notebook("see [here](../refresher.md#jvp-twice), [01](01-bowls.ipynb)"))
+    return path
+
+
+def test_pages_lie_beside_the_notebooks_and_links_follow(course: Path, learn: Path, page: Path) -> None:
+    assert copy(course, learn, page) == ""
+    assert texts(learn)["00-tour.ipynb"] == notebook("see [here](refresher.md#JVP,-twice), [01](01-bowls.ipynb)")
+    assert (learn / "refresher.md").read_text() == "# Refresher\n\nused in [tour](00-tour.ipynb)\n\n## JVP, twice\n"
+
+
+def test_a_copy_with_links_is_untouched_until_the_reader_changes_it(course: Path, learn: Path, page: Path) -> None:
+    copy(course, learn, page)
+    before = texts(learn)
+    assert copy(course, learn, page) == ""
+    assert texts(learn) == before
+    page.write_text("# Refresher, second edition\n")
+    (course / "00-tour.ipynb").write_text(notebook("second edition"))
+    assert copy(course, learn, page) == ""
+    assert (learn / "refresher.md").read_text() == "# Refresher, second edition\n"
+    assert texts(learn)["00-tour.ipynb"] == notebook("second edition")
+
+
+def test_a_page_that_the_reader_wrote_into_stays(course: Path, learn: Path, page: Path) -> None:
+    copy(course, learn, page)
+    (learn / "refresher.md").write_text("my notes")
+    page.write_text("# Refresher, second edition\n")
+    assert "refresher.md has your changes" in copy(course, learn, page)
+    assert (learn / "refresher.md").read_text() == "my notes"
