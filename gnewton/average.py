@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gnewton.direction import Direction
-from gnewton.partition import Partition
+from gnewton.partition import Partition, accumulator_dtype
 from gnewton.summary import Summary
 
 Memory = dict[str, Any]
@@ -27,27 +27,23 @@ def normalized(direction: Mapping[str, Tensor], partition: Partition) -> Directi
     >>> normalized({"theta": torch.tensor([3.0, 4.0])}, partition)
     {'theta': tensor([0.6000, 0.8000])}
     """
-    u, _, norms = _sizes(direction, partition)
+    # By the largest entry first: squares of numbers below 1e-23 vanish in float32, and of those above 1e19 overflow.
+    largest = torch.stack([u.abs().max() for u in direction.values()]).max()
+    scale = torch.where(largest > 0, largest, 1)
+    u = {name: part / scale for name, part in direction.items()}
+    norms = lengths(u, partition)
     return partition.scale(u, torch.where(norms > 0, 1 / norms, 0))
 
 
 def lengths(direction: Mapping[str, Tensor], partition: Partition) -> Tensor:
-    """||u_s|| of each group: (S,), float64.
+    """||u_s|| of each group: (S,), float64 (float32 on MPS).
 
     >>> import torch, gnewton as gn
     >>> lengths({"theta": torch.tensor([3.0, 4.0])}, gn.Partition.single(gn.models.Rosenbrock(2)))
     tensor([5.], dtype=torch.float64)
     """
-    _, scale, norms = _sizes(direction, partition)
-    return scale * norms
-
-
-def _sizes(direction: Mapping[str, Tensor], partition: Partition) -> tuple[Direction, Tensor, Tensor]:
-    # By the largest entry first: squares of numbers below 1e-23 vanish in float32, and of those above 1e19 overflow.
-    largest = torch.stack([u.abs().max() for u in direction.values()]).max()
-    scale = torch.where(largest > 0, largest, 1)
-    u = {name: part / scale for name, part in direction.items()}
-    return u, scale, partition.sums({name: part.square() for name, part in u.items()}).sqrt()
+    dtype = accumulator_dtype(partition.device)
+    return partition.sums({name: part.to(dtype).square() for name, part in direction.items()}).sqrt()
 
 
 @dataclass(frozen=True)

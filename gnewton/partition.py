@@ -241,11 +241,17 @@ class Partition:
         tensor([0., 3.], dtype=torch.float64)
         """
         total = torch.zeros(len(self) + 1, dtype=accumulator_dtype(self.device), device=self.device)
+        whole: dict[int, list[Tensor]] = {}
         for name, value in values.items():
             label = self.label(name)
             if isinstance(label, int):
-                label, value = torch.tensor([label], device=value.device), value.sum(dtype=total.dtype).reshape(1)
-            total = total.index_add(0, label.flatten().to(total.device), value.flatten().to(total))
+                whole.setdefault(label, []).append(value.sum(dtype=total.dtype))
+            else:
+                total = total.index_add(0, label.flatten().to(total.device), value.flatten().to(total))
+        if whole:
+            # One addition for all tensors that lie in one group each: most partitions have no others.
+            parts = torch.stack([sum(parts[1:], parts[0]) for parts in whole.values()]).to(total.device)
+            total = total.index_add(0, torch.tensor(list(whole), device=total.device), parts)
         return total[:-1]
 
     def scale(self, direction: Mapping[str, Tensor], eta: Tensor) -> dict[str, Tensor]:

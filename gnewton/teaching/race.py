@@ -69,7 +69,7 @@ class RaceExplorer(FigureWidget):
         return float(race["protocol"]["steps"]) if self.unit.value == "steps" else slowest(race["methods"])
 
     def _is_shown(self, name: str) -> bool:
-        return self.shown.value == "all" or (name in OURS) == (self.shown.value == "ours")
+        return bool(self.shown.value == "all" or (name in OURS) == (self.shown.value == "ours"))
 
     def _draw_curves(self, seen: Mapping[str, Results], end: float) -> None:
         whole = {name: one for name, one in seen.items() if all(run["steps"] for run in one["runs"])}
