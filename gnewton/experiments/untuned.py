@@ -154,26 +154,31 @@ def ratios(one: Results) -> dict[str, float]:
 
 
 def report(numbers: Results) -> str:
-    """The table of the six networks and the words under it."""
-    head = ["network", "loss after 3 epochs", "Adam", "SGD", "ratio", "after 10 epochs", "Adam", "SGD", "ratio"]
-    head += ["time to Adam's loss", "ms per step", "Adam"]
-    body = [_line(one) for one in numbers["networks"].values()]
-    return f"{markdown(head, body)}\n\n{verdict(numbers)}"
+    """The tables of the six networks, losses and times, and the words under them."""
+    loss = ["network", "loss after 3 epochs", "Adam", "SGD", "ratio", "after 10 epochs", "Adam", "SGD", "ratio"]
+    time = ["network", "time to Adam's loss", "ms per step", "Adam"]
+    networks = numbers["networks"].values()
+    tables = markdown(loss, [_losses(one) for one in networks]), markdown(time, [_times(one) for one in networks])
+    return "\n\n".join([*tables, verdict(numbers)])
 
 
-def _line(one: Results) -> list[str]:
+def _losses(one: Results) -> list[str]:
     found, line = ratios(one), [one["title"]]
     for budget in BUDGETS:
         peers = [f"{mean_loss(one[n][f'for {budget} epochs']['runs'], budget):.3g}" for n in RATES]
         line += [f"{mean_loss(one['adaptive'], budget):.3g}", *peers, f"{found[f'after {budget}']:.2f}"]
-    times = [_step_time(runs, one) for runs in (one["adaptive"], one["adam"]["for 3 epochs"]["runs"])]
-    reached = math.isfinite(found["time"])
-    return [*line, f"{found['time']:.2g} times Adam's" if reached else "not within 10 epochs", *times]
+    return line
+
+
+def _times(one: Results) -> list[str]:
+    time, runs = ratios(one)["time"], (one["adaptive"], one["adam"]["for 3 epochs"]["runs"])
+    told = f"{time:.2g} times Adam's" if math.isfinite(time) else "not within 10 epochs"
+    return [one["title"], told, *(_step_time(some, one) for some in runs)]
 
 
 def _step_time(runs: Sequence[Results], one: Results) -> str:
     steps = len(runs[0]["train_losses"]) * one["steps_per_epoch"]
-    return f"{1000 * np.mean([run['cpu_seconds'][-1] for run in runs]) / steps:.2g}"
+    return f"{1000 * np.mean([run['cpu_seconds'][-1] for run in runs]) / steps:.3g}"
 
 
 def verdict(numbers: Results) -> str:

@@ -40,7 +40,7 @@ class Alone(NamedTuple):
 
 
 class CubicBound(FigureWidget):
-    """The loss along one group s alone, its models of order 2 and 3, and order 2 with lambda_int |D eta|^3 / 6 on top.
+    """The loss along one group s alone, its models of order 2 and 3, and order 2 with lambda_int ||D eta||^3 / 6 on top.
 
     The dot is the minimum of the last one: the step that the group would take alone. The horizontal axis is x = D_ss eta_s,
     as far as the step of the weakest cubic term goes, and a little further. ``group``: one whose slope and third derivative

@@ -20,11 +20,11 @@ VIEW = (-5.0, 5.0, -3.5, 3.5)
 
 
 class SecularExplorer(FigureWidget):
-    """How long the cubic step is, and where: left the equation for sigma = lambda_int |y| / 2, right the model m(y).
+    """How long the cubic step is, and where: left the equation for sigma = lambda_int ||y|| / 2, right the model m(y).
 
     Two groups in invariant variables y = D eta, along the eigenvectors of K = D^-1 H-bar D^-1. ``lowest``: the lower
     curvature, the other is 3. ``along``: the gradient's component b along the lower one; across it is 1. ``strength``:
-    lambda_int. Where the falling curve |y(sigma)| meets the straight line 2 sigma / lambda_int, to the right of the pole at
+    lambda_int. Where the falling curve ||y(sigma)|| meets the straight line 2 sigma / lambda_int, to the right of the pole at
     sigma = -lowest, there is the minimum.
 
     >>> widget = SecularExplorer(lowest=-1.0, along=1.0, strength=2.0)
