@@ -14,6 +14,8 @@ average                 means of summaries over steps: Exponential, Windows
 AsRate                  a view through which schedulers drive any setting, lambda_int too
 StochasticNewton        Newton's method by one Hessian-vector product a step
 suggest_learning_rates  one rate per group for any torch optimizer, from the Newton step
+ExactNewton             feed-forward networks: the exact Newton step of each sample, averaged
+exact                   their Hessians: exact spectra and directions, saddle-free ones too
 derivatives             the engines; derivatives.nested is the slow oracle
 models                  small networks and test functions
 ======================  ==================================================================
@@ -25,9 +27,10 @@ import importlib
 from importlib.metadata import version
 from types import ModuleType
 
-from gnewton import average, derivatives, direction, models
+from gnewton import average, derivatives, direction, exact, models
 from gnewton.cubic import NewtonStepError, Status, Step, newton_step
 from gnewton.damping import AsRate
+from gnewton.exact import ExactNewton
 from gnewton.optimizer import GroupedNewton
 from gnewton.partition import Partition
 from gnewton.stochastic import StochasticNewton
@@ -37,6 +40,7 @@ from gnewton.tuning import Suggestion, suggest_learning_rates
 __version__ = version("gnewton")
 __all__ = [
     "AsRate",
+    "ExactNewton",
     "GroupedNewton",
     "NewtonStepError",
     "Partition",
@@ -48,6 +52,7 @@ __all__ = [
     "average",
     "derivatives",
     "direction",
+    "exact",
     "models",
     "newton_step",
     "suggest_learning_rates",

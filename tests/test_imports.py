@@ -29,6 +29,7 @@ ORDER = (
     "damping",
     "stochastic",
     "tuning",
+    "exact",
     "gnewton",
     "training",
     "plots",

@@ -1,0 +1,76 @@
+r"""Where the sweep has a cheaper closed form: one layer, and one hidden layer that is wider than the output.
+
+An exact stochastic Newton method after Mehouachi and Kasmi; derivation ours. Notation as in ``gnewton.exact.sweep``.
+"""
+
+import torch
+from torch import Tensor
+
+from gnewton.exact.direction import Direction, Extra
+from gnewton.exact.hessian import times
+from gnewton.exact.sweep import solved
+from gnewton.exact.tape import Tape
+
+
+def one_layer(tape: Tape, rho: list[Tensor], extras: list[Extra]) -> Direction:
+    """d of a linear model, in O(n) a sample: A = I + c (Diag(q) - v v^T) by the formula of Sherman and Morrison.
+
+    With the squared error it is -delta abar^T / (rho + alpha^2), the normalised LMS rule. Any layer's ``loss`` is fit that
+    is convex or has no vector v; ``sweep`` takes the others.
+    """
+    c, h, q, v = tape.lengths[0] / rho[0], tape.deltas[0], tape.loss.diagonal, tape.loss.vector
+    f = -(c * h + sum(extra.on_input(tape, 0) for extra in extras) / rho[0])
+    e = 1 / (1 + c * q)
+    z = e * f
+    if v is not None:
+        # 1 - c v.(e v), which would cancel for large c: as v = q sums to 1, it is the sum of v e.
+        z = z + e * v * (c * (v * z).sum(1, keepdim=True) / (v * e).sum(1, keepdim=True))
+    curved = q * z if v is None else q * z - v * (v * z).sum(1, keepdim=True)
+    scaled = [([-1 / rho[0]], extra) for extra in extras]
+    return Direction(tape, [(curved + h) / -rho[0]], tape.deltas, [None], scaled, z)
+
+
+def one_hidden_layer(tape: Tape, rho: list[Tensor], extras: list[Extra]) -> Direction:
+    """d of a network with one hidden layer in O(n_1 n_2^2) a sample, by the formula of Woodbury.
+
+    Q_1 = Diag(D) + G^T X G with X = C A_2^{-1}, G = F S and D = k - s^2 |delta_2|^2 / rho: a diagonal and a term of rank
+    n_2. An entry of I + c Diag(D) that is near 0 costs digits, which a positive definite H + rho without C_L rules out.
+    """
+    r1, r2, s, delta = 1 / rho[0], 1 / rho[1], tape.slopes[0], tape.deltas[1]
+    C = tape.loss.hessian()
+    A = C * (r2 * tape.lengths[1])[:, :, None]
+    A.diagonal(dim1=1, dim2=2).add_(1)
+    f2 = -r2 * sum((extra.on_input(tape, 1) for extra in extras), tape.lengths[1] * delta)
+    G = torch.addcmul(tape.weights[1], (-r2 * delta)[:, :, None], tape.inputs[1][:, None, :]) * s[:, None, :]
+    inverse = solved(
+        A, torch.cat([torch.eye(A.shape[1], dtype=A.dtype, device=A.device).expand_as(A), f2[:, :, None]], 2)
+    )
+    X, m = C @ inverse[:, :, :-1], inverse[:, :, -1]
+    pulled = sum((extra.on_delta(tape, 1) for extra in extras), torch.zeros_like(s))
+    h = _back(G, times(C, m) + delta) - s * r2 * pulled
+    D = tape.bends[0] - s * s * delta.square().sum(1, keepdim=True) * r2
+
+    c = r1 * tape.lengths[0]
+    f1 = -r1 * sum((extra.on_input(tape, 0) for extra in extras), tape.lengths[0] * h)
+    e = 1 / (1 + c * D)
+    inner = (c[:, :, None] * (G * e[:, None, :])) @ G.mT @ X
+    inner.diagonal(dim1=1, dim2=2).add_(1)
+    z1 = e * f1
+    z1 = z1 - c * e * _back(G, times(X, solved(inner, times(G, z1)[:, :, None])[:, :, 0]))
+    pushed = times(G, z1)
+    left1 = D * z1 + _back(G, times(X, pushed)) + h
+    z2 = times(inverse[:, :, :-1], pushed) + m
+    left2 = times(C, z2) + delta
+    rest = [([-r1, -r2], extra) for extra in extras]
+    return Direction(tape, [-r1 * left1, -r2 * left2], tape.deltas, [None, -r2 * s * z1], rest, z2)
+
+
+def is_safe(tape: Tape, rho: list[Tensor]) -> Tensor:
+    """Whether no entry of I + c Diag(D) of ``one_hidden_layer`` is so near 0 that digits are lost, a tensor () bool."""
+    D = tape.bends[0] - tape.slopes[0].square() * tape.deltas[1].square().sum(1, keepdim=True) / rho[1]
+    return (1 + tape.lengths[0] / rho[0] * D).abs().min() > 1e-3
+
+
+def _back(G: Tensor, vectors: Tensor) -> Tensor:
+    """G^T v, (B, n, m) and (B, n) -> (B, m)."""
+    return (vectors[:, None, :] @ G)[:, 0]

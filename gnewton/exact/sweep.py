@@ -1,0 +1,106 @@
+r"""The exact damped Newton direction d = -(H + rho)^{-1} (g + G) of every sample, by one backward and one forward sweep.
+
+An exact stochastic Newton method after Mehouachi and Kasmi; derivation ours. The quadratic model of the loss is a linear
+control problem: the state is the change adot_l of the activations, the control the change U_l of the weights, the costate
+lambda_l the adjoint of z_l's change. Its Riccati recursion goes backward from Q_L = C_L, h_L = delta_L:
+
+    A = I + alpha^2 / rho Q_l,   f = -(G_l abar + alpha^2 h_l) / rho,   F = W_l - delta_l a^T / rho,   [M | m] = A^{-1} [F | f],
+    P = F^T Q_l M - |delta_l|^2 / rho,   h = F^T (Q_l m + h_l) - (G_l^W)^T delta_l / rho,
+    Q_{l-1} = S P S + K,   h_{l-1} = S h,   with a = a_{l-1}, alpha = |abar_{l-1}|, S and K of layer l - 1,
+
+and then forward: zdot_l = M adot_{l-1} + m, lambda_l = Q_l zdot_l + h_l, adot_l = S_l zdot_l, where
+
+    U_l = -(lambda_l abar_{l-1}^T + delta_l [adot_{l-1}; 0]^T + G_l) / rho_l.
+
+O(sum of n^3) a sample, and the first layer, however many inputs it has, only n_1^3. H + rho is positive definite exactly
+where every A_l is; the pivots A_l are indefinite otherwise, and the solution is then a saddle's stationary point.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gnewton.exact.direction import Direction, Extra
+from gnewton.exact.hessian import times
+from gnewton.exact.tape import Tape
+
+
+class Pivot(NamedTuple):
+    """Layer l of the backward sweep: A and Q (B, n, n), h (B, n), and [M | m] (B, n, n_{l-1} + 1), for layer 0 m alone."""
+
+    A: Tensor
+    Q: Tensor
+    h: Tensor
+    solution: Tensor
+
+
+def sweep(tape: Tape, rho: list[Tensor], extras: list[Extra], absolute: bool = False) -> Direction:
+    """The direction for dampings rho (B, 1) a layer; absolute: with |Q_l| in the place of Q_l, always a descent."""
+    pivots = list(backward(tape, rho, extras, absolute))
+    left, right = [], []
+    moved: Tensor | None = None
+    for i, pivot in enumerate(reversed(pivots)):
+        z = pivot.solution[:, :, -1]
+        if moved is not None:
+            z = z + times(pivot.solution[:, :, :-1], moved)
+        left.append((times(pivot.Q, z) + pivot.h) / -rho[i])
+        right.append(None if moved is None else moved / -rho[i])
+        moved = tape.slopes[i] * z if i < len(tape) - 1 else moved
+    return Direction(tape, left, tape.deltas, right, [([-1 / r for r in rho], extra) for extra in extras], z)
+
+
+def backward(tape: Tape, rho: list[Tensor], extras: list[Extra], absolute: bool = False) -> Iterator[Pivot]:
+    """The pivots from the last layer to the first."""
+    Q, h = tape.loss.hessian(), tape.deltas[-1]
+    for i in range(len(tape) - 1, -1, -1):
+        Q = absolute_value(Q) if absolute else Q
+        r = -1 / rho[i]
+        A = Q * (-r * tape.lengths[i])[:, :, None]
+        A.diagonal(dim1=1, dim2=2).add_(1)
+        f = r * sum((extra.on_input(tape, i) for extra in extras), tape.lengths[i] * h)
+        if i == 0:
+            yield Pivot(A, Q, h, solved(A, f[:, :, None]))
+            return
+        a, delta = tape.inputs[i], tape.deltas[i]
+        right = torch.cat([a, torch.zeros_like(rho[i])], 1)  # no gradient for the column of f
+        rhs = _with_column(tape.weights[i], f).addcmul_((r * delta)[:, :, None], right[:, None, :])
+        solution = solved(A, rhs)
+        yield Pivot(A, Q, h, solution)
+        curved = Q @ solution
+        curved[:, :, -1] += h
+        P = rhs[:, :, :-1].mT @ curved
+        h = P[:, :, -1] + r * sum((extra.on_delta(tape, i) for extra in extras), torch.zeros_like(a))
+        s, square = tape.slopes[i - 1], r * delta.square().sum(1, keepdim=True)
+        Q, h = _through(P[:, :, :-1], s, tape.bends[i - 1] + s * s * square), s * h
+
+
+def solved(A: Tensor, rhs: Tensor) -> Tensor:
+    """A^{-1} rhs by LU, as A may be indefinite; a singular A gives infinities, which the caller meets as such."""
+    # The check for a singular pivot would wait for the device.
+    solution: Tensor = torch.linalg.solve_ex(A, rhs, check_errors=False)[0]
+    return solution
+
+
+def absolute_value(Q: Tensor) -> Tensor:
+    """|Q| of symmetric matrices (B, n, n)."""
+    values, vectors = torch.linalg.eigh(Q)
+    absolute: Tensor = (vectors * values.abs()[:, None, :]) @ vectors.mT
+    return absolute
+
+
+def _with_column(W: Tensor, f: Tensor) -> Tensor:
+    """[W | f] for every sample, (B, n, n_{l-1} + 1)."""
+    joined = W.new_empty(*f.shape, W.shape[1] + 1)
+    joined[:, :, :-1] = W
+    joined[:, :, -1] = f
+    return joined
+
+
+def _through(P: Tensor, s: Tensor, diagonal: Tensor) -> Tensor:
+    """S P S + Diag(diagonal), symmetrised: rounding would grow from layer to layer."""
+    half = s / 2
+    Q = (P + P.mT) * (s[:, :, None] * half[:, None, :])
+    Q.diagonal(dim1=1, dim2=2).add_(diagonal)
+    return Q

@@ -1,0 +1,139 @@
+r"""One forward and one backward pass over a batch, with all that the second order needs of them.
+
+Layer l = 1..L (index l - 1 in code) has the pre-activation z_l = V_l abar_{l-1}, V = [W | b], abar = [a; 1]. Backward,
+
+    beta_l = W_{l+1}^T delta_{l+1},    delta_l = sigma'(z_l) beta_l,    k_l = sigma''(z_l) beta_l,
+
+from delta_L, the gradient of the loss, and C_L, its Hessian. The gradient with respect to V_l is delta_l abar_{l-1}^T.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnewton.exact import loss as losses
+from gnewton.exact.network import Network
+
+
+@dataclass(frozen=True, eq=False)
+class Tape:
+    """The passes of B samples; every list has one entry a layer.
+
+    weights (n_l, n_{l-1}) and biases (n_l,) or None, as they are in the model; inputs a_{l-1} (B, n_{l-1});
+    lengths |abar_{l-1}|^2 (B, 1); z and deltas (B, n_l); slopes sigma'(z_l) and bends k_l (B, n_l) of the hidden layers;
+    loss: values, delta_L and C_L of the B losses. Values are in the parameters' dtype and on their device.
+    """
+
+    network: Network
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+    inputs: list[Tensor]
+    lengths: list[Tensor]
+    z: list[Tensor]
+    slopes: list[Tensor]
+    bends: list[Tensor]
+    deltas: list[Tensor]
+    loss: losses.Terms
+
+    def __len__(self) -> int:
+        """L, the number of layers."""
+        return len(self.weights)
+
+    def __repr__(self) -> str:
+        widths = [self.weights[0].shape[1], *(len(W) for W in self.weights)]
+        return f"Tape({self.samples} samples through {'-'.join(map(str, widths))})"
+
+    @property
+    def samples(self) -> int:
+        """B."""
+        return len(self.inputs[0])
+
+    @property
+    def values(self) -> Tensor:
+        """The losses of the samples, (B,)."""
+        return self.loss.values
+
+    def extended(self, layer: int) -> Tensor:
+        """abar_{l-1} of the layer with this index, (B, n_{l-1} + 1), or a_{l-1} where it has no bias."""
+        a = self.inputs[layer]
+        return a if self.biases[layer] is None else torch.cat([a, a.new_ones(len(a), 1)], 1)
+
+    def gradient(self) -> dict[str, Tensor]:
+        """The gradient of each sample's own loss: name -> (B, *shape)."""
+        found = {}
+        for layer, a, delta in zip(self.network.layers, self.inputs, self.deltas, strict=True):
+            found[layer.weight_name] = delta[:, :, None] * a[:, None, :]
+            if layer.bias_name is not None:
+                found[layer.bias_name] = delta
+        return found
+
+
+def record(model: nn.Sequential, x: Tensor, y: Tensor, loss: losses.LossName = F.cross_entropy) -> Tape:
+    """Run a batch through a network, forward and backward.
+
+    model: a Sequential of Linear and element-wise activations, in float32 or float64. x: (B, n_0), or (B, ...) where the
+    model begins with Flatten, in the model's dtype. loss: "cross_entropy" or F.cross_entropy, with y classes (B,) int64
+    or probabilities (B, n_L); "squared_error", half the sum of squares, or F.mse_loss, with targets y (B, n_L). An
+    activation behind the last linear layer is part of the loss. Everything is per sample; nothing is averaged. The tape
+    keeps the weights as they are now, and the graph of x and y is not looked at.
+
+    Raises TypeError or ValueError, naming the layer, for other networks, losses and shapes.
+
+    >>> import gnewton as gn
+    >>> model = gn.models.perceptron([3, 4, 2])
+    >>> gn.exact.record(model, torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64))
+    Tape(5 samples through 3-4-2)
+    """
+    tape = passes(Network(model), x, y, losses.read(loss))
+    biases = [None if b is None else b.clone() for b in tape.biases]
+    return replace(tape, weights=[W.clone() for W in tape.weights], biases=biases)
+
+
+@torch.no_grad()
+def passes(network: Network, x: Tensor, y: Tensor, loss: losses.Loss) -> Tape:
+    """The tape on the weights themselves, for use before they move."""
+    a = _checked(network, x)
+    loss.check(y, len(a), network.layers[-1].shape[0])
+    weights = [layer.linear.weight.detach() for layer in network.layers]
+    biases: list[Tensor | None] = [
+        None if layer.linear.bias is None else layer.linear.bias.detach() for layer in network.layers
+    ]
+    inputs, z, slopes, bends = [], [], [], []
+    for layer, W, b in zip(network.layers, weights, biases, strict=True):
+        inputs.append(a)
+        z.append(F.linear(a, W, b))
+        jet = layer.activation(z[-1])
+        slopes.append(jet.slope)
+        bends.append(jet.bend)
+        a = jet.value
+    terms = loss(a, y).before(jet) if network.has_output_activation else loss(a, y)
+    deltas = [terms.delta]
+    slopes.pop(), bends.pop()
+    for i in reversed(range(len(slopes))):
+        beta = deltas[0] @ weights[i + 1]
+        deltas.insert(0, slopes[i] * beta)
+        bends[i] = bends[i] * beta
+    lengths = [_length(a, b) for a, b in zip(inputs, biases, strict=True)]
+    return Tape(network, weights, biases, inputs, lengths, z, slopes, bends, deltas, terms)
+
+
+def _length(a: Tensor, b: Tensor | None) -> Tensor:
+    squares = a.square().sum(1, keepdim=True)
+    return squares if b is None else squares + 1
+
+
+def _checked(network: Network, x: Tensor) -> Tensor:
+    """The inputs of the first layer, (B, n_0)."""
+    W = network.layers[0].linear.weight
+    rows = x.flatten(1) if network.flattens and x.ndim > 1 else x
+    if rows.ndim != 2 or rows.shape[1] != W.shape[1] or not len(rows):
+        raise ValueError(
+            f"expected inputs of shape (samples, {W.shape[1]}), got {tuple(x.shape)}; a single sample is x[None]"
+        )
+    if (x.dtype, x.device) != (W.dtype, W.device):
+        raise ValueError(
+            f"expected inputs of {W.dtype} on {W.device} as the parameters are, got {x.dtype} on {x.device}; call x.to(...)"
+        )
+    return rows * network.input_scale if network.input_scale != 1 else rows
