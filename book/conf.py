@@ -94,3 +94,12 @@ if repository := PROJECT.get("urls", {}).get("Repository"):
         "path_to_docs": "book",
         "launch_buttons": {"binderhub_url": "https://mybinder.org", "colab_url": "https://colab.research.google.com"},
     }
+
+
+def _bars_are_bars(_app, _what, _name, _object, _options, lines):
+    # Docstrings write |H| and ||u|| as formulas; to reStructuredText a bar opens a substitution.
+    lines[:] = [line if line.lstrip().startswith((">>>", "...")) else line.replace("|", r"\|") for line in lines]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _bars_are_bars)

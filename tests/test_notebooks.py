@@ -26,6 +26,7 @@ SAVING = runpy.run_path(str(ROOT / "tools" / "save_notebooks.py"))
 LARGEST = 1_000_000  # bytes
 FEWEST_ASSERTS = 5
 MOST_IGNORED = 3
+NOT_YET = {10, 11, 12}  # convolutions and the GPU, very deep networks, one sample exactly
 MOST_LINES = 15  # of code in a cell; the set-up cell may be longer
 UNCHECKED_TAGS = {"nbval-skip", "nbval-raises-exception", "raises-exception"}
 OUTPUT_WIDGETS = {"Output", "interact", "interact_manual", "interactive", "interactive_output"}
@@ -369,8 +370,9 @@ def test_law_holds(path: Path, law: str) -> None:
 
 
 def misnumbered(names: list[str]) -> list[str]:
-    """The names that break the numbering 00-..., 01-..., without gaps."""
-    return [name for name, number in zip(sorted(names), count(), strict=False) if not is_number(name, number)]
+    """The names that break the numbering 00-..., 01-..., without gaps but for those not written yet."""
+    numbers = (number for number in count() if number not in NOT_YET)
+    return [name for name, number in zip(sorted(names), numbers, strict=False) if not is_number(name, number)]
 
 
 def is_number(name: str, number: int) -> bool:

@@ -95,7 +95,7 @@ class Direction:
 
     @torch.no_grad()
     def per_sample(self) -> dict[str, Tensor]:
-        """U in full: parameter name -> (B, *shape)."""
+        """U in full: parameter name -> (B, ...)."""
         found = {}
         for i, layer in enumerate(self.tape.network.layers):
             U = self.left[i][:, :, None] * self.tape.inputs[i][:, None, :]

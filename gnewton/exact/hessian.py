@@ -55,9 +55,9 @@ def block(tape: Tape, i: int, k: int) -> Tensor:
 
 @torch.no_grad()
 def product(tape: Tape, u: Mapping[str, Tensor]) -> Direction:
-    """H u for a direction u: parameter name -> tensor, shared or (B, *shape); one forward and one backward pass.
+    """H u for a direction u: parameter name -> tensor, shared or (B, ...); one forward and one backward pass.
 
-    The result is a ``Direction``; its ``per_sample()`` is name -> (B, *shape). Raises ValueError for misfits.
+    The result is a ``Direction``; its ``per_sample()`` is name -> (B, ...). Raises ValueError for misfits.
     """
     extra = Extra(by_layer(tape, u))
     changes = output_changes(tape, [extra.on_input(tape, i) for i in range(len(tape))])
@@ -84,7 +84,7 @@ def rank(tape: Tape) -> Tensor:
 
 @torch.no_grad()
 def inertia(tape: Tape) -> Inertia:
-    """Exactly N + n_-(C_L) eigenvalues are negative and N + n_+(C_L) positive, N being the number of hidden units.
+    """Exactly N + ``n_-(C_L)`` eigenvalues are negative, N + ``n_+(C_L)`` positive, N being the number of hidden units.
 
     Why: H = J^T M J, where J: U -> (U_l abar_{l-1}, U_l^T delta_l) is onto, and M is congruent to the 2 x 2 blocks
     [[k_i, s_i], [s_i, 0]] of the hidden units, of determinant -s_i^2 < 0, beside C_L. So one sample's Hessian is a strict

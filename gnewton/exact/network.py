@@ -103,7 +103,9 @@ class Network:
 
 
 def _leaves(module: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
+    # Not named_children(), which leaves out a module that comes a second time.
+    for name, child in module._modules.items():
+        assert child is not None
         if type(child) is nn.Sequential:
             yield from _leaves(child, f"{prefix}{name}.")
         else:

@@ -30,7 +30,7 @@ def newton_direction(
         damping: rho > 0: a number, (B,) for the samples, or (B, L) or (1, L) for samples and layers. Where rho is not above
             -lambda_min, d goes to a saddle and may ascend: ``safe_damping`` gives a rho that never does.
         weight_decay: kappa >= 0, the loss being the sample's own plus kappa |V|^2 / 2, biases included.
-        extra: G, any other term of the right-hand side: parameter name -> tensor, shared or (B, *shape).
+        extra: G, any other term of the right-hand side: parameter name -> tensor, shared or (B, ...).
         absolute: |Q_l| in the place of every Q_l of the sweep: the Newton step of a Hessian that was made larger where it
             bends down; a descent direction for every rho > 0, but not |H|, which is ``saddle_free_direction``.
         way: "auto" (the shortcuts for one layer and for one hidden layer twice as wide as the output, where they are as

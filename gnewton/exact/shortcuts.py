@@ -15,16 +15,15 @@ from gnewton.exact.tape import Tape
 def one_layer(tape: Tape, rho: list[Tensor], extras: list[Extra]) -> Direction:
     """d of a linear model, in O(n) a sample: A = I + c (Diag(q) - v v^T) by the formula of Sherman and Morrison.
 
-    With the squared error it is -delta abar^T / (rho + alpha^2), the normalised LMS rule. Any layer's ``loss`` is fit that
-    is convex or has no vector v; ``sweep`` takes the others.
+    With the squared error it is -delta abar^T / (rho + alpha^2), the normalised LMS rule. Fit for a loss that is convex or
+    has no v: then 1 + c q is at least 1, or itself a pivot, and no digits are lost beyond the condition of A.
     """
     c, h, q, v = tape.lengths[0] / rho[0], tape.deltas[0], tape.loss.diagonal, tape.loss.vector
     f = -(c * h + sum(extra.on_input(tape, 0) for extra in extras) / rho[0])
     e = 1 / (1 + c * q)
     z = e * f
     if v is not None:
-        # 1 - c v.(e v), which would cancel for large c: as v = q sums to 1, it is the sum of v e.
-        z = z + e * v * (c * (v * z).sum(1, keepdim=True) / (v * e).sum(1, keepdim=True))
+        z = z + e * v * (c * (v * z).sum(1, keepdim=True) / (1 - c * (v * e * v).sum(1, keepdim=True)))
     curved = q * z if v is None else q * z - v * (v * z).sum(1, keepdim=True)
     scaled = [([-1 / rho[0]], extra) for extra in extras]
     return Direction(tape, [(curved + h) / -rho[0]], tape.deltas, [None], scaled, z)

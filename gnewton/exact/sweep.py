@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gnewton.exact.direction import Direction, Extra
@@ -28,7 +29,7 @@ from gnewton.exact.tape import Tape
 
 
 class Pivot(NamedTuple):
-    """Layer l of the backward sweep: A and Q (B, n, n), h (B, n), and [M | m] (B, n, n_{l-1} + 1), for layer 0 m alone."""
+    """Layer l of the backward sweep: A, Q (B, n, n), h (B, n), [M S | m] (B, n, n_{l-1} + 1), for the first layer m alone."""
 
     A: Tensor
     Q: Tensor
@@ -46,8 +47,8 @@ def sweep(tape: Tape, rho: list[Tensor], extras: list[Extra], absolute: bool = F
         if moved is not None:
             z = z + times(pivot.solution[:, :, :-1], moved)
         left.append((times(pivot.Q, z) + pivot.h) / -rho[i])
-        right.append(None if moved is None else moved / -rho[i])
-        moved = tape.slopes[i] * z if i < len(tape) - 1 else moved
+        right.append(None if moved is None else tape.slopes[i - 1] * moved / -rho[i])
+        moved = z
     return Direction(tape, left, tape.deltas, right, [([-1 / r for r in rho], extra) for extra in extras], z)
 
 
@@ -63,17 +64,17 @@ def backward(tape: Tape, rho: list[Tensor], extras: list[Extra], absolute: bool 
         if i == 0:
             yield Pivot(A, Q, h, solved(A, f[:, :, None]))
             return
-        a, delta = tape.inputs[i], tape.deltas[i]
-        right = torch.cat([a, torch.zeros_like(rho[i])], 1)  # no gradient for the column of f
-        rhs = _with_column(tape.weights[i], f).addcmul_((r * delta)[:, :, None], right[:, None, :])
+        delta, s = tape.deltas[i], tape.slopes[i - 1]
+        rhs = _scaled_with_column(tape.weights[i], r * delta, tape.inputs[i], s, f)
         solution = solved(A, rhs)
         yield Pivot(A, Q, h, solution)
         curved = Q @ solution
         curved[:, :, -1] += h
         P = rhs[:, :, :-1].mT @ curved
-        h = P[:, :, -1] + r * sum((extra.on_delta(tape, i) for extra in extras), torch.zeros_like(a))
-        s, square = tape.slopes[i - 1], r * delta.square().sum(1, keepdim=True)
-        Q, h = _through(P[:, :, :-1], s, tape.bends[i - 1] + s * s * square), s * h
+        h = sum((r * s * extra.on_delta(tape, i) for extra in extras), P[:, :, -1])
+        # Symmetrised, as rounding would grow from layer to layer.
+        Q = (P[:, :, :-1] + P[:, :, :-1].mT).mul_(0.5)
+        Q.diagonal(dim1=1, dim2=2).add_(tape.bends[i - 1] + s * s * (r * delta.square().sum(1, keepdim=True)))
 
 
 def solved(A: Tensor, rhs: Tensor) -> Tensor:
@@ -90,17 +91,9 @@ def absolute_value(Q: Tensor) -> Tensor:
     return absolute
 
 
-def _with_column(W: Tensor, f: Tensor) -> Tensor:
-    """[W | f] for every sample, (B, n, n_{l-1} + 1)."""
-    joined = W.new_empty(*f.shape, W.shape[1] + 1)
-    joined[:, :, :-1] = W
+def _scaled_with_column(W: Tensor, u: Tensor, a: Tensor, s: Tensor, f: Tensor) -> Tensor:
+    """[(W + u a^T) S | f] for every sample, (B, n, n_{l-1} + 1)."""
+    joined = torch.addcmul(F.pad(W, (0, 1)), u[:, :, None], F.pad(a, (0, 1))[:, None, :])
+    joined *= F.pad(s, (0, 1))[:, None, :]
     joined[:, :, -1] = f
     return joined
-
-
-def _through(P: Tensor, s: Tensor, diagonal: Tensor) -> Tensor:
-    """S P S + Diag(diagonal), symmetrised: rounding would grow from layer to layer."""
-    half = s / 2
-    Q = (P + P.mT) * (s[:, :, None] * half[:, None, :])
-    Q.diagonal(dim1=1, dim2=2).add_(diagonal)
-    return Q

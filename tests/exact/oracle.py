@@ -111,6 +111,11 @@ def classes(make):
     return lambda: (make(), F.cross_entropy, "classes")
 
 
+def shared_activation():
+    act = nn.Tanh()
+    return nn.Sequential(nn.Linear(4, 5), act, nn.Linear(5, 3), act, nn.Linear(3, 3))
+
+
 def sine():
     return gn.exact.Elementwise(torch.sin)
 
@@ -139,6 +144,7 @@ OTHERS = {
     "by autograd": classes(lambda: chain([4, 5, 3], nn.Softsign)),
     "two activations": classes(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Softplus(), nn.Linear(5, 3))),
     "no activation": classes(lambda: nn.Sequential(nn.Linear(4, 5), nn.Identity(), nn.Linear(5, 3))),
+    "one module twice": classes(shared_activation),
     "nested": classes(lambda: nn.Sequential(nn.Sequential(nn.Linear(4, 5), nn.Tanh()), nn.Sequential(nn.Linear(5, 3)))),
     "scaled": classes(lambda: gn.models.perceptron([4, 5, 3, 3], "tanh", scaling=True)),
     "no biases": squared(lambda: chain([4, 5, 3, 2], nn.Tanh, biases=[False] * 3)),
