@@ -122,6 +122,11 @@ def times(matrices: Tensor, vectors: Tensor) -> Tensor:
     return (matrices @ vectors[:, :, None])[:, :, 0]
 
 
+def transposed_times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """The transposes of (B, n, m) times (B, n)."""
+    return (vectors[:, None, :] @ matrices)[:, 0]
+
+
 def _block(tape: Tape, C: list[Tensor], i: int, k: int) -> Tensor:
     """The block for k <= l, (B, P_l, P_k)."""
     phi = torch.eye(len(tape.weights[k]), dtype=C[0].dtype, device=C[0].device).expand_as(C[k])

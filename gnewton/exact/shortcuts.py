@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gnewton.exact.direction import Direction, Extra
-from gnewton.exact.hessian import times
+from gnewton.exact.hessian import times, transposed_times
 from gnewton.exact.sweep import solved
 from gnewton.exact.tape import Tape
 
@@ -46,7 +46,7 @@ def one_hidden_layer(tape: Tape, rho: list[Tensor], extras: list[Extra]) -> Dire
     )
     X, m = C @ inverse[:, :, :-1], inverse[:, :, -1]
     pulled = sum((extra.on_delta(tape, 1) for extra in extras), torch.zeros_like(s))
-    h = _back(G, times(C, m) + delta) - s * r2 * pulled
+    h = transposed_times(G, times(C, m) + delta) - s * r2 * pulled
     D = tape.bends[0] - s * s * delta.square().sum(1, keepdim=True) * r2
 
     c = r1 * tape.lengths[0]
@@ -55,9 +55,9 @@ def one_hidden_layer(tape: Tape, rho: list[Tensor], extras: list[Extra]) -> Dire
     inner = (c[:, :, None] * (G * e[:, None, :])) @ G.mT @ X
     inner.diagonal(dim1=1, dim2=2).add_(1)
     z1 = e * f1
-    z1 = z1 - c * e * _back(G, times(X, solved(inner, times(G, z1)[:, :, None])[:, :, 0]))
+    z1 = z1 - c * e * transposed_times(G, times(X, solved(inner, times(G, z1)[:, :, None])[:, :, 0]))
     pushed = times(G, z1)
-    left1 = D * z1 + _back(G, times(X, pushed)) + h
+    left1 = D * z1 + transposed_times(G, times(X, pushed)) + h
     z2 = times(inverse[:, :, :-1], pushed) + m
     left2 = times(C, z2) + delta
     rest = [([-r1, -r2], extra) for extra in extras]
@@ -68,8 +68,3 @@ def is_safe(tape: Tape, rho: list[Tensor]) -> Tensor:
     """Whether no entry of I + c Diag(D) of ``one_hidden_layer`` is so near 0 that digits are lost, a tensor () bool."""
     D = tape.bends[0] - tape.slopes[0].square() * tape.deltas[1].square().sum(1, keepdim=True) / rho[1]
     return (1 + tape.lengths[0] / rho[0] * D).abs().min() > 1e-3
-
-
-def _back(G: Tensor, vectors: Tensor) -> Tensor:
-    """G^T v, (B, n, m) and (B, n) -> (B, m)."""
-    return (vectors[:, None, :] @ G)[:, 0]

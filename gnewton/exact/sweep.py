@@ -20,16 +20,18 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gnewton.exact.direction import Direction, Extra
-from gnewton.exact.hessian import times
+from gnewton.exact.hessian import times, transposed_times
 from gnewton.exact.tape import Tape
 
 
 class Pivot(NamedTuple):
-    """Layer l of the backward sweep: A, Q (B, n, n), h (B, n), [M S | m] (B, n, n_{l-1} + 1), for the first layer m alone."""
+    """Layer l of the backward sweep: A, Q (B, n, n), h (B, n), [M S | m]^T (B, n_{l-1} + 1, n), for the first layer m alone.
+
+    Transposed, as solvers want the columns of a right-hand side in a row.
+    """
 
     A: Tensor
     Q: Tensor
@@ -43,9 +45,9 @@ def sweep(tape: Tape, rho: list[Tensor], extras: list[Extra], absolute: bool = F
     left, right = [], []
     moved: Tensor | None = None
     for i, pivot in enumerate(reversed(pivots)):
-        z = pivot.solution[:, :, -1]
+        z = pivot.solution[:, -1]
         if moved is not None:
-            z = z + times(pivot.solution[:, :, :-1], moved)
+            z = z + transposed_times(pivot.solution[:, :-1], moved)
         left.append((times(pivot.Q, z) + pivot.h) / -rho[i])
         right.append(None if moved is None else tape.slopes[i - 1] * moved / -rho[i])
         moved = z
@@ -62,18 +64,21 @@ def backward(tape: Tape, rho: list[Tensor], extras: list[Extra], absolute: bool 
         A.diagonal(dim1=1, dim2=2).add_(1)
         f = r * sum((extra.on_input(tape, i) for extra in extras), tape.lengths[i] * h)
         if i == 0:
-            yield Pivot(A, Q, h, solved(A, f[:, :, None]))
+            yield Pivot(A, Q, h, solved(A, f[:, :, None]).mT)
             return
-        delta, s = tape.deltas[i], tape.slopes[i - 1]
-        rhs = _scaled_with_column(tape.weights[i], r * delta, tape.inputs[i], s, f)
-        solution = solved(A, rhs)
+        W, a, delta, s = tape.weights[i], tape.inputs[i], tape.deltas[i], tape.slopes[i - 1]
+        rhs = a.new_empty(len(a), a.shape[1] + 1, len(W))
+        G = torch.addcmul(W.mT, a[:, :, None], (r * delta)[:, None, :], out=rhs[:, :-1]).mul_(s[:, :, None])
+        rhs[:, -1] = f
+        # Q and A are symmetric, and so are their own transposes.
+        solution = solved(A.mT, rhs.mT).mT
         yield Pivot(A, Q, h, solution)
-        curved = Q @ solution
-        curved[:, :, -1] += h
-        P = rhs[:, :, :-1].mT @ curved
-        h = sum((r * s * extra.on_delta(tape, i) for extra in extras), P[:, :, -1])
+        curved = solution @ Q
+        curved[:, -1] += h
+        P = curved @ G.mT
+        h = sum((r * s * extra.on_delta(tape, i) for extra in extras), P[:, -1])
         # Symmetrised, as rounding would grow from layer to layer.
-        Q = (P[:, :, :-1] + P[:, :, :-1].mT).mul_(0.5)
+        Q = (P[:, :-1] + P[:, :-1].mT).mul_(0.5)
         Q.diagonal(dim1=1, dim2=2).add_(tape.bends[i - 1] + s * s * (r * delta.square().sum(1, keepdim=True)))
 
 
@@ -89,11 +94,3 @@ def absolute_value(Q: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(Q)
     absolute: Tensor = (vectors * values.abs()[:, None, :]) @ vectors.mT
     return absolute
-
-
-def _scaled_with_column(W: Tensor, u: Tensor, a: Tensor, s: Tensor, f: Tensor) -> Tensor:
-    """[(W + u a^T) S | f] for every sample, (B, n, n_{l-1} + 1)."""
-    joined = torch.addcmul(F.pad(W, (0, 1)), u[:, :, None], F.pad(a, (0, 1))[:, None, :])
-    joined *= F.pad(s, (0, 1))[:, None, :]
-    joined[:, :, -1] = f
-    return joined
