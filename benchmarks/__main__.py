@@ -5,7 +5,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import growth, sections
+from benchmarks import exact, growth, sections
 from benchmarks.networks import NETWORKS
 from benchmarks.report import PARTIAL, RESULTS, save, table
 
@@ -17,6 +17,7 @@ SECTIONS = {
     "memory": sections.memory,
     "tiny": sections.tiny,
     "growth": growth.growth,
+    "exact": exact.exact,
 }
 
 

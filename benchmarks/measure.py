@@ -70,7 +70,7 @@ class _Pairs:
     """Runs of a gradient and of a subject in turn; the ratio of each pair."""
 
     def __init__(self, gradient: Callable[[], None], subject: Callable[[], None], took: float, seconds: float) -> None:
-        unit = _timed(gradient)[0]
+        unit = timed(gradient)[0]
         self._gradient, self._subject = gradient, subject
         # Short runs are repeated until they take 20 ms: the clock and a cold cache weigh nothing then.
         self._times = [max(1, math.ceil(0.02 / max(t, 1e-6))) for t in (unit, took)]
@@ -83,7 +83,7 @@ class _Pairs:
         return len(self._pairs) >= self._wanted
 
     def another(self) -> None:
-        first, second = _timed(self._gradient, self._times[0]), _timed(self._subject, self._times[1])
+        first, second = timed(self._gradient, self._times[0]), timed(self._subject, self._times[1])
         self._pairs.append((first, second))
 
     def summary(self) -> Row:
@@ -101,7 +101,7 @@ class _Pairs:
         }
 
 
-def _timed(function: Callable[[], None], times: int = 1) -> tuple[float, float]:
+def timed(function: Callable[[], None], times: int = 1) -> tuple[float, float]:
     """CPU and wall seconds of one call; garbage is collected before, not during."""
     gc.collect()
     cpu, wall = clock.process_time(), clock.perf_counter()
@@ -112,16 +112,16 @@ def _timed(function: Callable[[], None], times: int = 1) -> tuple[float, float]:
 
 def _first_run(function: Callable[[], None], patience: float) -> tuple[float, str | None]:
     try:
-        with _alarm(patience):
-            took = _timed(function)[0]
+        with alarm(patience):
+            took = timed(function)[0]
             # The first run loads and builds things: only a long one tells how long the next will take.
-            return took if took > 1 else _timed(function)[0], None
+            return took if took > 1 else timed(function)[0], None
     except EXPECTED as error:
         return math.inf, why(error)
 
 
 @contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
+def alarm(seconds: float) -> Iterator[None]:
     def ring(*_: Any) -> None:
         raise TimeoutError(f"not done after {seconds:.0f} s")
 

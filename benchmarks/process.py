@@ -53,9 +53,16 @@ def _limit_memory(fraction: float = 0.6) -> None:
 
 def main() -> None:
     _limit_memory()
-    from benchmarks import agreement, measure
+    from benchmarks import agreement, measure, one_sample
 
-    tasks = {"time": measure.time, "memory": measure.memory, "tape": measure.tape, "agree": agreement.agree}
+    tasks = {
+        "time": measure.time,
+        "memory": measure.memory,
+        "tape": measure.tape,
+        "agree": agreement.agree,
+        "one sample": one_sample.time,
+        "one sample agrees": one_sample.disagreement,
+    }
     arguments = json.loads(sys.argv[1])
     print(json.dumps(tasks[arguments.pop("task")](**arguments)))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as front
-from benchmarks import agreement, growth, measure, networks, peers, process, report, sections
+from benchmarks import agreement, exact, growth, measure, networks, one_sample, peers, process, report, sections
 
 S_BY_TENSOR = {
     "perceptron": 8,
@@ -213,6 +213,46 @@ def test_a_section_from_measurement_to_table(tmp_path: Path, monkeypatch: pytest
     sections.work(plan)
     assert plan.failures == ["order 2: perceptron, work", "order 3: perceptron, gain"]
     assert "| 2.5 (2.5 to 2.5) |" in (tmp_path / "work-order-2.md").read_text()
+
+
+def test_exact_directions_from_measurement_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With times made up: cubes of the width, and a sweep that is slower than asked."""
+    pytest.importorskip("matplotlib")
+    made_up = {"gradient": 1e-6, "sweep alone": 4e-6, "one by one": 9e-5, "solves": 1e-6, "shortcut alone": 1e-7}
+
+    def fake(task: str, **arguments: Any) -> Any:
+        if task == "one sample agrees":
+            return 1e-15
+        facts = {name: arguments[name] for name in ("width", "hidden", "batch", "dtype")} | {"parameters": 10}
+        size = arguments["width"] ** 3
+        return facts | {"ways": {w: {"seconds": made_up.get(w, 1e-5) * size, "why": None} for w in arguments["ways"]}}
+
+    monkeypatch.setattr(exact, "run", fake)
+    plan = sections.Plan(quick=True, folder=tmp_path)
+    exact.exact(plan)
+    assert plan.failures == [f"exact: sweep / its solves, width {w}, {d}" for d in exact.DTYPES for w in (16, 32, 64)]
+    text = (tmp_path / "exact.md").read_text()
+    assert "| width   | 1  | float64 | sweep    | 3    | 3   |" in text
+    assert (tmp_path / "exact.png").stat().st_size > 1000
+
+
+def test_no_times_where_the_exact_ways_disagree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "run", lambda task, **_: 1e-3)
+    with pytest.raises(RuntimeError, match="expected ways that agree"):
+        exact.exact(sections.Plan(folder=tmp_path))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_exact_way_is_timed_or_says_why_not(batch: int) -> None:
+    found = one_sample.time(5, 1, batch, "float64", list(one_sample.WAYS), seconds=0.01)
+    assert all(way["seconds"] > 0 for way in found["ways"].values())
+    deep = one_sample.time(5, 2, batch, "float32", ["sweep", "shortcut"], seconds=0.01)
+    assert deep["ways"]["shortcut"]["why"].startswith("ValueError: expected a network of one or two layers")
+
+
+@pytest.mark.parametrize("hidden", [1, 3])
+def test_the_exact_ways_agree(hidden: int) -> None:
+    assert one_sample.disagreement(6, hidden, 4) < exact.TOLERANCE
 
 
 @pytest.mark.parametrize("exponent", [-1.0, 0.0, 1.5])

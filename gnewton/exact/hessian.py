@@ -119,12 +119,12 @@ def curvatures(tape: Tape) -> list[Tensor]:
 
 def times(matrices: Tensor, vectors: Tensor) -> Tensor:
     """(B, n, m) times (B, m)."""
-    return (matrices @ vectors[:, :, None])[:, :, 0]
+    return torch.bmm(matrices, vectors[:, :, None])[:, :, 0]
 
 
 def transposed_times(matrices: Tensor, vectors: Tensor) -> Tensor:
     """The transposes of (B, n, m) times (B, n)."""
-    return (vectors[:, None, :] @ matrices)[:, 0]
+    return torch.bmm(vectors[:, None, :], matrices)[:, 0]
 
 
 def _block(tape: Tape, C: list[Tensor], i: int, k: int) -> Tensor:

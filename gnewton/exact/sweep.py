@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gnewton.exact.direction import Direction, Extra
-from gnewton.exact.hessian import times, transposed_times
+from gnewton.exact.hessian import transposed_times
 from gnewton.exact.tape import Tape
 
 
@@ -41,14 +41,15 @@ class Pivot(NamedTuple):
 
 def sweep(tape: Tape, rho: list[Tensor], extras: list[Extra], absolute: bool = False) -> Direction:
     """The direction for dampings rho (B, 1) a layer; absolute: with |Q_l| in the place of Q_l, always a descent."""
-    pivots = list(backward(tape, rho, extras, absolute))
+    # A is not kept: what is freed now serves the next layer. Q is symmetric, and the product from the left is the faster one.
+    kept = [pivot[1:] for pivot in backward(tape, rho, extras, absolute)]
     left, right = [], []
     moved: Tensor | None = None
-    for i, pivot in enumerate(reversed(pivots)):
-        z = pivot.solution[:, -1]
+    for i, (Q, h, solution) in enumerate(reversed(kept)):
+        z = solution[:, -1]
         if moved is not None:
-            z = z + transposed_times(pivot.solution[:, :-1], moved)
-        left.append((times(pivot.Q, z) + pivot.h) / -rho[i])
+            z = z + transposed_times(solution[:, :-1], moved)
+        left.append((transposed_times(Q, z) + h) / -rho[i])
         right.append(None if moved is None else tape.slopes[i - 1] * moved / -rho[i])
         moved = z
     return Direction(tape, left, tape.deltas, right, [([-1 / r for r in rho], extra) for extra in extras], z)
@@ -73,13 +74,14 @@ def backward(tape: Tape, rho: list[Tensor], extras: list[Extra], absolute: bool 
         # Q and A are symmetric, and so are their own transposes.
         solution = solved(A.mT, rhs.mT).mT
         yield Pivot(A, Q, h, solution)
-        curved = solution @ Q
-        curved[:, -1] += h
-        P = curved @ G.mT
+        curved = torch.bmm(solution, Q)
+        curved[:, -1].add_(h)
+        P = torch.bmm(curved, G.mT)
         h = sum((r * s * extra.on_delta(tape, i) for extra in extras), P[:, -1])
         # Symmetrised, as rounding would grow from layer to layer.
         Q = (P[:, :-1] + P[:, :-1].mT).mul_(0.5)
-        Q.diagonal(dim1=1, dim2=2).add_(tape.bends[i - 1] + s * s * (r * delta.square().sum(1, keepdim=True)))
+        bends = torch.addcmul(tape.bends[i - 1], s * s, r * delta.square().sum(1, keepdim=True))
+        Q.diagonal(dim1=1, dim2=2).add_(bends)
 
 
 def solved(A: Tensor, rhs: Tensor) -> Tensor:
