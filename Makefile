@@ -6,6 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 NB ?=
 LAB_ARGS ?=
 BENCH_ARGS ?=
+BROWSER_ARGS ?=
 FOLDER ?= reports
 # What notebooks link to outside their own folder.
 PAGES := $(wildcard book/refresher.md book/glossary.md)
@@ -30,7 +31,7 @@ export npm_config_cache := $(CACHE)/npm
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint types unit notebooks-test notebooks student reports format book bench clean
+.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports format book bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
@@ -66,6 +67,14 @@ notebooks-test notebooks: export OMP_NUM_THREADS := 1
 
 notebooks-test: $(VENV)/.installed-test  ## run every notebook and compare with its saved outputs
 	$(BIN)/pytest -n $(WORKERS) --dist loadscope --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider -o addopts= -o testpaths= notebooks
+
+browser-test: $(VENV)/.installed-browser chromium book  ## the notebooks in JupyterLab and the book, in Chromium (BROWSER_ARGS="-k 02-summary")
+	$(BIN)/pytest tests/browser -m browser -n $(WORKERS) --dist loadfile $(BROWSER_ARGS)
+
+chromium:  ## find a Chromium for browser-test, or install Debian's (as root)
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+	|| { test "$$(id -u)" = 0 && command -v apt-get && apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium fonts-liberation; } \
+	|| { echo "make browser-test needs Chromium: install it with your system's packages (Debian: sudo apt-get install chromium)"; exit 1; }
 
 notebooks: $(VENV)/.installed-test  ## re-execute the notebooks and save clean outputs (NB=03 for one)
 	$(BIN)/python tools/save_notebooks.py notebooks $(NB)

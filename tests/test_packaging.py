@@ -140,7 +140,7 @@ def test_help_lists_every_target() -> None:
 
 
 def test_ci_runs_the_documented_test_command() -> None:
-    assert read(".ci/run").splitlines()[-1] == "make test"
+    assert "make test" in read(".ci/run").splitlines()
 
 
 # -- licences ------------------------------------------------------------------------------------------------------
