@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnewton.datasets import Dataset
+from gnewton.exact import ExactNewton
 from gnewton.optimizer import GroupedNewton, Update
 from gnewton.stochastic import StochasticNewton
 
@@ -85,7 +86,7 @@ def fit(
     """Train ``model`` for a number of epochs and return what happened.
 
     loader: gives batches (x, y) and can be iterated once per epoch; batches move to the model's device. loss_fn(output,
-    y) is a mean over the batch. evaluate: a ``Dataset``, of which the test part is used, or a pair (x, y); it is
+    y) is a mean over the batch; an ``ExactNewton`` differentiates its own and must have been built with the same. evaluate: a ``Dataset``, of which the test part is used, or a pair (x, y); it is
     measured after each epoch, with ``model.eval()``, in one forward pass. curvature: another loader, for the summaries
     of a ``GroupedNewton``, from which one batch is drawn per step, over and over. scheduler: any of
     ``torch.optim.lr_scheduler``, or a list of them, stepped after each epoch; ``ReduceLROnPlateau`` sees the epoch's
@@ -105,6 +106,8 @@ def fit(
     (40, 5, True)
     """
     _check(optimizer, epochs, evaluate, curvature, full_batch)
+    if isinstance(optimizer, ExactNewton):
+        optimizer.check_loss(loss_fn)
     history, step = History(), _stepper(model, optimizer, loss_fn, curvature, loader if full_batch else None)
     if isinstance(optimizer, GroupedNewton):
         history.group_names = list(optimizer.partition.names)
@@ -174,6 +177,8 @@ def _stepper(
         x, y = x.to(device), y.to(device)
         return lambda: loss_fn(model(x), y)
 
+    if isinstance(optimizer, ExactNewton):
+        return lambda x, y: float(optimizer.step(x.to(device), y.to(device)))
     if isinstance(optimizer, StochasticNewton):
         return lambda x, y: float(optimizer.step(closure(x, y)))
     if not isinstance(optimizer, GroupedNewton):

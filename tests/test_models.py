@@ -9,7 +9,7 @@ import gnewton as gn
 from gnewton.models import Quadratic, Rosenbrock, perceptron
 
 DTYPE = torch.float64
-SIGMA = {"tanh": 1.0, "elu": math.sqrt(2), "relu": math.sqrt(2), "softplus": math.sqrt(2)}
+SIGMA = {"tanh": 1.0, "sigmoid": 1.0, "elu": math.sqrt(2), "relu": math.sqrt(2), "softplus": math.sqrt(2)}
 
 
 def seeded(seed=0):
@@ -80,7 +80,7 @@ def test_models_follow_the_default_device(make):
     [
         (([3],), "expected two or more widths"),
         (([3, 0, 2],), "expected two or more widths"),
-        (([3, 2], "sine"), "expected an activation among tanh, elu, relu, softplus, got 'sine'"),
+        (([3, 2], "sine"), "expected an activation among tanh, sigmoid, elu, relu, softplus, got 'sine'"),
     ],
 )
 def test_unfit_perceptrons_are_refused(arguments, message):

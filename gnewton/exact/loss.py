@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnewton.exact.activation import Jet
 
@@ -98,16 +98,20 @@ Loss = CrossEntropy | SquaredError
 
 
 def read(loss: LossName) -> Loss:
-    """The loss of a name, or of torch's function."""
+    """The loss of a name, of torch's function, or of torch's module with its defaults."""
     known: dict[LossName, Loss] = {
         "cross_entropy": CrossEntropy(),
         "squared_error": SquaredError(),
         F.cross_entropy: CrossEntropy(),
         F.mse_loss: SquaredError(mean_of_outputs=True),
     }
+    if isinstance(loss, nn.CrossEntropyLoss) and loss.weight is None and not loss.label_smoothing:
+        loss = F.cross_entropy if loss.reduction == "mean" else loss
+    if isinstance(loss, nn.MSELoss):
+        loss = F.mse_loss if loss.reduction == "mean" else loss
     if loss not in known:
         raise ValueError(
-            'expected loss="cross_entropy", "squared_error" (half the sum of squares), F.cross_entropy or F.mse_loss, '
+            'expected loss="cross_entropy", "squared_error" (half the sum of squares), F.cross_entropy or F.mse_loss (or their modules, plain), '
             f"got {loss!r}; choose one of them"
         )
     return known[loss]

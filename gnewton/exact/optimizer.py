@@ -93,7 +93,7 @@ class ExactNewton(torch.optim.Optimizer):
         method: Method = "safe",
         damping: float | None = None,
         safety: float = 1.5,
-        cap: float = 4.0,
+        cap: float = 2.0,
         weight_decay: float = 0.0,
         ceiling: float = float("inf"),
         floor: float = 0.0,
@@ -125,6 +125,13 @@ class ExactNewton(torch.optim.Optimizer):
         if self.param_groups:
             raise ValueError("expected the model's parameters alone, got another group; build a new optimizer")
         super().add_param_group(param_group)
+
+    def check_loss(self, loss: losses.LossName) -> None:
+        """Raises ValueError unless it is the loss that this optimizer minimises."""
+        if losses.read(loss) != self.loss:
+            raise ValueError(
+                f"expected the loss of the optimizer, {self.loss}, got {losses.read(loss)}; build ExactNewton(model, loss)"
+            )
 
     @torch.no_grad()
     def step(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]

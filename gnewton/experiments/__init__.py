@@ -37,7 +37,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 from typing import Any
 
-NAMES = ("mlp", "deep", "lenet", "vgg", "autoencoder", "interaction", "untuned")
+NAMES = ("mlp", "deep", "lenet", "vgg", "autoencoder", "interaction", "untuned", "one-sample")
 
 
 def load(name: str) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def load(name: str) -> dict[str, Any]:
 
     >>> load("mpl")
     Traceback (most recent call last):
-    ValueError: expected one of mlp, deep, lenet, vgg, autoencoder, interaction, untuned, got 'mpl'; did you mean 'mlp'?
+    ValueError: expected one of mlp, deep, lenet, vgg, autoencoder, interaction, untuned, one-sample, got 'mpl'; did you mean 'mlp'?
     """
     check(name)
     file = files(__name__) / "results" / f"{name}.json"

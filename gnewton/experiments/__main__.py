@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gnewton.experiments import NAMES, check, interaction, untuned
+from gnewton.experiments import NAMES, check, interaction, one_sample, untuned
 from gnewton.experiments.networks import PROBLEMS, SIX
 from gnewton.experiments.pictures import figure
 from gnewton.experiments.protocol import Plan, compare
@@ -16,6 +16,7 @@ from gnewton.experiments.runs import write
 from gnewton.plots import Figure, png
 
 _INTERACTION_MINUTES = 60
+_ONE_SAMPLE_MINUTES = 6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +42,7 @@ def listing() -> str:
         f"{'interaction':12} about {_INTERACTION_MINUTES:2.0f} min  {interaction.TITLE} (after these have run)"
     )
     lines.append(f"{'untuned':12} about {sum(p.minutes for p in SIX.values()):2.0f} min  {untuned.TITLE}")
+    lines.append(f"{'one-sample':12} about {_ONE_SAMPLE_MINUTES:2.0f} min  {one_sample.TITLE}")
     return "\n".join([*lines, "", "Run one: python -m gnewton.experiments NAME (on one core; --help for more)"])
 
 
@@ -53,6 +55,9 @@ def run(name: str, plan: Plan) -> str:
     elif name == "untuned":
         numbers = untuned.measure(plan, command)
         shown, drawn = untuned.report(numbers), untuned.figures(numbers)
+    elif name == "one-sample":
+        numbers = one_sample.measure(plan, command)
+        shown, drawn = one_sample.report(numbers), one_sample.figures(numbers)
     else:
         numbers = results(compare(PROBLEMS[name], plan), command)
         shown, drawn = f"{table(numbers)}\n\n{verdict(numbers)}", {name: figure(numbers)}

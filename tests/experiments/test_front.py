@@ -32,7 +32,7 @@ def test_every_experiment_is_listed_with_its_time(capsys):
 
 
 def test_names_and_problems_agree():
-    assert (*PROBLEMS, "interaction", "untuned") == experiments.NAMES
+    assert (*PROBLEMS, "interaction", "untuned", "one-sample") == experiments.NAMES
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("mpl", "'mlp'"), ("autoencodr", "'autoencoder'"), ("xyz", "choose one")])

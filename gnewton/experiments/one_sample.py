@@ -1,0 +1,216 @@
+"""One sample at a time: ``ExactNewton`` with its defaults against SGD and Adam tuned for each of four activations.
+
+The 8 x 8 digits, from each pixel its mean over the training part taken away and the rest doubled, so that an input has
+length about 4; a perceptron 64-64-10, one sample a step. SGD and Adam choose among seven learning rates by the loss on a
+held-out fifth of the training part after two epochs, from seed 0; ExactNewton takes what it is given.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from gnewton import datasets, models, plots
+from gnewton.datasets import Dataset
+from gnewton.exact import ExactNewton
+from gnewton.experiments.methods import METHODS, Method, Settings, grid
+from gnewton.experiments.networks import Problem
+from gnewton.experiments.pictures import name_curves
+from gnewton.experiments.protocol import HOLD_OUT, Plan
+from gnewton.experiments.report import facts, markdown, rounded
+from gnewton.experiments.runs import Run, finite, kept, train
+from gnewton.experiments.untuned import mean_loss
+
+Results = dict[str, Any]
+
+TITLE = "one sample a step: ExactNewton untuned, beside tuned SGD and Adam"
+ACTIVATIONS = ("tanh", "sigmoid", "softplus", "relu")
+EPOCHS, TUNED_FOR = 3, 2
+WANTED = 0.95
+
+
+@cache
+def digits() -> Dataset:
+    """The digits, centred pixel by pixel and doubled."""
+    data = datasets.digits()
+    mean = data.train_x.mean(0)
+    return replace(data, train_x=2 * (data.train_x - mean), test_x=2 * (data.test_x - mean))
+
+
+def _problem(activation: str) -> Problem:
+    return Problem(
+        activation,
+        f"64-64-10, {activation}",
+        lambda g: models.perceptron([64, 64, 10], activation, g),
+        digits,
+        nn.CrossEntropyLoss(),
+        epochs=EPOCHS,
+        minutes=1.5,
+        batch=1,
+        curvature=1,
+        plateau=False,
+    )
+
+
+def _exact(model: nn.Module, problem: Problem, batches: Any, settings: Settings) -> torch.optim.Optimizer:
+    assert isinstance(model, nn.Sequential)
+    return ExactNewton(model, **settings)
+
+
+def _sgd(model: nn.Module, problem: Problem, batches: Any, settings: Settings) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), **settings)
+
+
+ENTRANTS = {
+    method.name: method
+    for method in (
+        Method("exact-newton", "ExactNewton, defaults", ({},), _exact),
+        Method("sgd", "SGD, tuned", grid(lr=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)), _sgd),
+        replace(METHODS["adam"], title="Adam, tuned", settings=grid(lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1))),
+    )
+}
+
+
+def measure(plan: Plan, command: str) -> Results:
+    """All runs of the four activations."""
+    runs = sum(plan.seeds + _tuning_runs(method) for method in ENTRANTS.values()) * len(ACTIVATIONS)
+    with tqdm(total=runs, desc="one-sample", unit="run", disable=None) as bar:
+        found = {
+            name: {"title": one.title, "methods": {m.name: _entry(m, one, plan, bar.update) for m in ENTRANTS.values()}}
+            for name, one in ((name, _problem(name)) for name in ACTIVATIONS)
+        }
+    sizes = {"epochs": EPOCHS, "steps_per_epoch": len(digits().train_x), "batch": 1, "seeds": plan.seeds}
+    return {"experiment": "one-sample", "title": TITLE, **facts(command), **sizes, "networks": found}
+
+
+def _tuning_runs(method: Method) -> int:
+    return len(method.settings) if len(method.settings) > 1 else 0
+
+
+def _entry(method: Method, problem: Problem, plan: Plan, advance: Callable[[], Any]) -> Results:
+    """The validation loss of each setting, the chosen one, and its runs."""
+
+    def run(part: str, settings: Settings, seed: int) -> Run:
+        names = {"problem": problem.title, "part": part, "method": method.name, "settings": settings, "seed": seed}
+        epochs = TUNED_FOR if part == "tuning" else plan.epochs(problem)
+
+        def compute() -> Run:
+            data = digits() if part == "test" else digits().hold_out(HOLD_OUT, seed=0)
+            return train(problem, data, method, settings, seed, epochs)
+
+        found = kept(plan.place("one-sample") / "runs", names | {"epochs": epochs}, compute)
+        advance()
+        return found
+
+    tried = [run("tuning", one, 0) for one in method.settings] if _tuning_runs(method) else []
+    losses = [math.inf if one["diverged"] else one["test_losses"][-1] for one in tried]
+    settings = method.settings[min(range(len(losses)), key=losses.__getitem__)] if tried else method.settings[0]
+    measures = ("train_losses", "test_losses", "test_accuracies", "cpu_seconds", "diverged")
+    runs = [run("test", settings, seed) for seed in range(plan.seeds)]
+    return {
+        "title": method.title,
+        "tuning": [
+            {"settings": s, "validation_loss": finite(v)} for s, v in zip(method.settings, losses, strict=False)
+        ],
+        "settings": settings,
+        "runs": [
+            {"seed": seed, "first": rounded(float(np.mean(one["losses"][: len(digits().train_x)])))}
+            | {name: rounded(one[name]) for name in measures}
+            for seed, one in enumerate(runs)
+        ],
+    }
+
+
+# -- what is shown ------------------------------------------------------------------------------------------------------
+
+
+def report(numbers: Results) -> str:
+    """One table, a line for each network and method; and who wins when."""
+    header = ["network", "method", "rate", "online loss, epoch 1", *_EPOCH_COLUMNS, "accuracy after 2", "ms a step"]
+    lines = [
+        [one["title"], method["title"], _rate(method), *_line(method["runs"], numbers["steps_per_epoch"])]
+        for one in numbers["networks"].values()
+        for method in one["methods"].values()
+    ]
+    return f"{markdown(header, lines)}\n\n{verdict(numbers)}"
+
+
+_EPOCH_COLUMNS = [f"training loss after {epoch}" for epoch in range(1, EPOCHS + 1)]
+
+
+def _rate(method: Results) -> str:
+    return f"{method['settings']['lr']:g}" if "lr" in method["settings"] else "-"
+
+
+def _line(runs: Sequence[Results], steps: int) -> list[str]:
+    losses = [f"{mean_loss(runs, epoch):.3g}" for epoch in range(1, len(runs[0]["train_losses"]) + 1)]
+    reached = accuracies(runs)
+    seconds = np.mean([run["cpu_seconds"][-1] / len(run["cpu_seconds"]) for run in runs])
+    shown = f"{reached.mean():.3f} ({reached.min():.3f} to {reached.max():.3f})"
+    return [f"{np.mean([run['first'] for run in runs]):.3g}", *losses, shown, f"{1000 * seconds / steps:.2g}"]
+
+
+def accuracies(runs: Sequence[Results]) -> NDArray[np.float64]:
+    """Test accuracy after two epochs, one for each seed.
+
+    >>> accuracies([{"test_accuracies": [0.9, 0.95, 0.96]}])
+    array([0.95])
+    """
+    return np.array([run["test_accuracies"][:TUNED_FOR][-1] for run in runs])
+
+
+def verdict(numbers: Results) -> str:
+    """Who is ahead after each epoch, and how often the accuracy that was wanted is reached within two."""
+    networks = numbers["networks"]
+    epochs = range(1, 1 + len(networks["tanh"]["methods"]["sgd"]["runs"][0]["train_losses"]))
+    winners = [
+        f"after epoch {e}: " + ", ".join(f"{leader(one, e)} ({n})" for n, one in networks.items()) for e in epochs
+    ]
+    counts = [
+        f"{ENTRANTS[name].title} {sum(int((accuracies(one['methods'][name]['runs']) >= WANTED).sum()) for one in networks.values())}"
+        for name in ENTRANTS
+    ]
+    total = numbers["seeds"] * len(networks)
+    return "\n".join(
+        [
+            f"* Lowest training loss {'; '.join(winners)}.",
+            f"* A test accuracy of {WANTED} after two epochs, of {total} runs: {', '.join(counts)}.",
+        ]
+    )
+
+
+def leader(one: Results, epoch: int) -> str:
+    """The title of the method with the lowest mean loss after so many epochs."""
+    name = min(one["methods"], key=lambda m: mean_loss(one["methods"][m]["runs"], epoch))
+    return ENTRANTS[name].title
+
+
+def figures(numbers: Results) -> dict[str, plots.Figure]:
+    """Training loss against epochs and against seconds, for each activation."""
+    drawn = plots.new_figure(rows=2, columns=4, width=12.0, height=6.0)
+    for column, one in enumerate(numbers["networks"].values()):
+        for row, unit in enumerate(("epoch", "seconds")):
+            ax = drawn.axes[4 * row + column]
+            plots.training_curves(_curves(one, unit), ax, unit, scale="log")
+            ax.set_title(one["title"] if row == 0 else "", fontsize=9)
+            if legend := ax.get_legend():
+                legend.remove()
+    name_curves(drawn)
+    return {"one-sample": drawn}
+
+
+def _curves(one: Results, unit: str) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
+    found: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
+    for method in one["methods"].values():
+        runs = method["runs"]
+        epochs = range(1, len(runs[0]["train_losses"]) + 1)
+        x = list(epochs) if unit == "epoch" else [float(s) for s in np.mean([r["cpu_seconds"] for r in runs], axis=0)]
+        found[method["title"]] = (x, [mean_loss(runs, epoch) for epoch in epochs])
+    return found
