@@ -5,7 +5,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import exact, growth, sections
+from benchmarks import exact, growth, sections, widgets
 from benchmarks.networks import NETWORKS
 from benchmarks.report import PARTIAL, RESULTS, save, table
 
@@ -18,6 +18,7 @@ SECTIONS = {
     "tiny": sections.tiny,
     "growth": growth.growth,
     "exact": exact.exact,
+    "widgets": widgets.widgets,
 }
 
 

@@ -155,7 +155,8 @@ def figure(curves: Mapping[str, Curves], folder: Path) -> None:
             values = [n for n, _ in by_batch[batch]["float64"]]
             ax.set_xticks(values, [str(n) for n in values])
             ax.minorticks_off()
-    axes[0, 0].legend(title="black float64, grey float32")
+    named = axes[0, 0].get_legend_handles_labels()
+    canvas.legend(*named, loc="outside lower center", ncols=4, frameon=False, title="black: float64, grey: float32")
     canvas.savefig(folder / "exact.png", dpi=120)
     plt.close(canvas)
 

@@ -53,7 +53,7 @@ def _limit_memory(fraction: float = 0.6) -> None:
 
 def main() -> None:
     _limit_memory()
-    from benchmarks import agreement, measure, one_sample
+    from benchmarks import agreement, measure, one_sample, widgets
 
     tasks = {
         "time": measure.time,
@@ -62,6 +62,7 @@ def main() -> None:
         "agree": agreement.agree,
         "one sample": one_sample.time,
         "one sample agrees": one_sample.disagreement,
+        "redraw": widgets.redraw,
     }
     arguments = json.loads(sys.argv[1])
     print(json.dumps(tasks[arguments.pop("task")](**arguments)))

@@ -6,11 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import torch
 
 from benchmarks import __main__ as front
-from benchmarks import agreement, exact, growth, measure, networks, one_sample, peers, process, report, sections
+from benchmarks import (
+    agreement,
+    exact,
+    growth,
+    measure,
+    networks,
+    one_sample,
+    peers,
+    process,
+    report,
+    sections,
+    widgets,
+)
 
 S_BY_TENSOR = {
     "perceptron": 8,
@@ -25,7 +38,7 @@ S_BY_TENSOR = {
 }
 
 
-@pytest.mark.parametrize("module", ["agreement", "growth", "measure", "report"])
+@pytest.mark.parametrize("module", ["agreement", "growth", "measure", "report", "widgets"])
 def test_examples(module: str) -> None:
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     result = doctest.testmod(importlib.import_module(f"benchmarks.{module}"), optionflags=flags)
@@ -253,6 +266,28 @@ def test_every_exact_way_is_timed_or_says_why_not(batch: int) -> None:
 @pytest.mark.parametrize("hidden", [1, 3])
 def test_the_exact_ways_agree(hidden: int) -> None:
     assert one_sample.disagreement(6, hidden, 4) < exact.TOLERANCE
+
+
+def test_every_control_of_a_widget_is_moved_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ipywidgets")
+    cells = ["from gnewton.teaching import QuadraticBowl", "bowl = QuadraticBowl()"]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    nbformat.write(book, tmp_path / "one.ipynb")
+    monkeypatch.setattr(widgets, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(widgets, "MOVES", 2)
+    monkeypatch.setattr(widgets, "run", lambda task, notebook: widgets.redraw(notebook))
+    monkeypatch.setattr(widgets, "ASKED", 0.0)
+    plan = sections.Plan(folder=tmp_path)
+    widgets.widgets(plan)
+    assert plan.failures == [f"redraw: one, QuadraticBowl, {c}" for c in ("condition", "angle", "start")]
+
+
+def test_a_cell_that_fails_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ipywidgets")
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")]), tmp_path / "one.ipynb")
+    monkeypatch.setattr(widgets, "NOTEBOOKS", tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        widgets.redraw("one")
 
 
 @pytest.mark.parametrize("exponent", [-1.0, 0.0, 1.5])
