@@ -228,12 +228,13 @@ def _accepted(
     if RandomState(partition) != before:
         _warn_of_randomness(partition)
     _check_value(value)
-    if not _reaches_ours(value, partition):
+    graph = _reachable([value.grad_fn])
+    if not _reaches_ours(value, graph, partition):
         raise ValueError(
             "expected a loss that depends on the partition's parameters, got one that reaches none of them; "
             "build the Partition anew from the very model that the closure calls"
         )
-    if _is_stored(value, newest, partition):
+    if any(_age(node) <= newest for node in graph) and _is_stored(value, newest, partition):
         # Another evaluation settles it: only a stored graph comes back as the very same nodes.
         with before.replayed():
             again = _called(loss, batch)
@@ -303,9 +304,9 @@ def _newest_node() -> int:
         return int(torch.empty(0, requires_grad=True).clone().grad_fn._sequence_nr())  # type: ignore[union-attr]
 
 
-def _reaches_ours(value: Tensor, partition: Partition) -> bool:
+def _reaches_ours(value: Tensor, graph: Iterable[Any], partition: Partition) -> bool:
     ours = {id(p) for p in partition.parameters.values()}
-    return id(value) in ours or any(id(getattr(node, "variable", None)) in ours for node in _reachable([value.grad_fn]))
+    return id(value) in ours or any(id(getattr(node, "variable", None)) in ours for node in graph)
 
 
 def _is_stored(value: Tensor, newest: int, partition: Partition) -> bool:
