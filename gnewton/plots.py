@@ -123,7 +123,11 @@ def heat_map(
     """
     matrix = _square(hessian)
     labels = _names(names, len(matrix))
-    ax = ax or new_figure(width=5.4, height=4.4).axes[0]
+    if ax is None:
+        figure = new_figure(width=5.4, height=4.4)
+        # Square cells leave a margin on one side or the other, which the usual layout counts as room for the labels.
+        figure.set_layout_engine("compressed")
+        ax = figure.axes[0]
     norm = norm or signed_log(matrix, decades)
     image = ax.imshow(matrix, cmap="RdBu_r", norm=norm, interpolation="nearest")
     every = slice(None, None, 1 + (len(labels) - 1) // 24)

@@ -50,6 +50,18 @@ def test_two_heat_maps_can_share_one_scale():
     assert [len(ax.get_lines()[0].get_xdata()) + len(ax.get_lines()[1].get_xdata()) for ax in (one, other)] == [2, 2]
 
 
+@pytest.mark.parametrize("size", [1.0, 1e4])
+@pytest.mark.parametrize("name", ["{}", "{}.weight", "layers.{}.attention.weight"])
+@pytest.mark.parametrize("groups", [2, 22, 60])
+def test_no_label_of_a_heat_map_leaves_the_picture(groups, name, size):
+    matrix = size * np.random.default_rng(0).normal(size=(groups, groups))
+    figure = plots.heat_map(matrix, names=[name.format(s) for s in range(groups)]).figure
+    plots.png(figure)
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert all(box.x0 >= 0 and box.y0 >= 0 for box in boxes)
+    assert all(box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+
+
 @pytest.mark.parametrize("groups", [3, 42, 100])
 def test_names_of_many_groups_do_not_overlap(groups):
     ax = plots.heat_map(np.eye(groups), names=[f"layer {s}" for s in range(groups)])

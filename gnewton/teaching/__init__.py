@@ -13,6 +13,7 @@
 ``Rescaled``             a model in other units: theta = a theta~
 ``TapeViewer``           a loss's operations: adjoints, tangents, shares of H-bar
 ``NoiseExplorer``        summaries of mini-batches about those of all the data
+``DeepRates``            the learning rates of a deep network, layer by layer
 ``RaceExplorer``         the shipped races: what a budget buys, seed by seed
 ``LiveTraining``         a run to start, pause, step and reset, in the background
 ``Walker``               a derivation line by line, every line checked
@@ -29,6 +30,7 @@
 from gnewton.teaching.bound import CubicBound
 from gnewton.teaching.bowl import QuadraticBowl
 from gnewton.teaching.cubic_step import cubic_step
+from gnewton.teaching.deep_rates import DeepRates
 from gnewton.teaching.derivation import Derivation, Line, Walker
 from gnewton.teaching.exercise import check, hint
 from gnewton.teaching.explorer import StepExplorer
@@ -52,6 +54,7 @@ from gnewton.teaching.timeline import CurvatureTimeline
 __all__ = [
     "CubicBound",
     "CurvatureTimeline",
+    "DeepRates",
     "Derivation",
     "FigureWidget",
     "InvarianceTwins",

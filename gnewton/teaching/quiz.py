@@ -16,7 +16,7 @@ class Quiz:
 
     def _repr_html_(self) -> str:
         parts = [
-            f"<details><summary>{_html(answer)}</summary><p><b>{'Right' if answer == self.right else 'Not quite'}.</b> "
+            f"<details><summary{_label(answer)}>{_html(answer)}</summary><p><b>{'Right' if answer == self.right else 'Not quite'}.</b> "
             f"{_html(feedback)}</p></details>"
             for answer, feedback in self.answers.items()
         ]
@@ -43,6 +43,12 @@ def quiz(question: str, answers: Mapping[str, str], right: str) -> Quiz:
     if "$" in "".join([question, *answers, *answers.values()]):
         raise ValueError(rf"expected mathematics between \( and \), got a dollar sign in {question!r}; replace it")
     return Quiz(question, answers, right)
+
+
+def _label(answer: str) -> str:
+    """A name for screen readers, who hear nothing of a formula that is drawn."""
+    spoken = re.sub(r"\\[()]", "", answer)
+    return "" if spoken == answer else f' aria-label="{escape(spoken)}"'
 
 
 def _html(text: str) -> str:

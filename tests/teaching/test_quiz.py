@@ -42,7 +42,12 @@ def test_one_details_per_answer_with_its_feedback():
 def test_nothing_runs_in_the_page():
     page = Page(quiz(QUESTION, ANSWERS, right="yes")._repr_html_())
     assert set(page.tags) <= {"div", "p", "b", "details", "summary", "code"}
-    assert page.attributes == [("class", "mathjax_process")]
+    assert page.attributes == [("class", "mathjax_process"), ("aria-label", "<")]
+
+
+def test_an_answer_with_a_formula_has_a_name_for_screen_readers():
+    page = Page(quiz("Which?", {r"\(x < 1\), half of it": "No.", "none": "Yes."}, right="none")._repr_html_())
+    assert [value for name, value in page.attributes if name == "aria-label"] == ["x < 1, half of it"]
 
 
 def test_mathematics_and_code_survive():
