@@ -1,11 +1,17 @@
 """The web book: the notebooks as they were saved, and reference pages from the docstrings. Build it with `make book`."""
 
+import json
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))  # for benchmarks, which is not installed
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+# The one setting behind the buttons for the repository, Binder and Colab: under [project.urls] of pyproject.toml,
+# Repository = "https://github.com/OWNER/NAME". As long as it is not there, no button appears.
+REPOSITORY = PROJECT.get("urls", {}).get("Repository")
 
 
 def copy_notebooks() -> None:
@@ -23,7 +29,7 @@ def copy_notebooks() -> None:
 
 def draw_experiments() -> None:
     """Tables, words and figures of the shipped results under the book's own folder, from their numbers."""
-    from gnewton.experiments import NAMES, interaction, load, pictures, report, untuned
+    from gnewton.experiments import NAMES, interaction, load, one_sample, pictures, report, untuned
     from gnewton.plots import png
 
     target = HERE / "results"
@@ -34,6 +40,8 @@ def draw_experiments() -> None:
             shown, drawn = interaction.report(numbers), interaction.figures(numbers)
         elif name == "untuned":
             shown, drawn = untuned.report(numbers), untuned.figures(numbers)
+        elif name == "one-sample":
+            shown, drawn = one_sample.report(numbers), one_sample.figures(numbers)
         else:
             shown, drawn = f"{report.table(numbers)}\n\n{report.verdict(numbers)}", {name: pictures.figure(numbers)}
         where = numbers["machine"]
@@ -43,8 +51,24 @@ def draw_experiments() -> None:
             (target / f"{file}.png").write_bytes(png(figure))
 
 
+def tabulate_costs() -> None:
+    """What a summary costs, from the shipped benchmark: one line a network, in gradients, by the engine and by passes."""
+    from benchmarks.report import RESULTS, number, table
+
+    costs: dict[str, list[str]] = {}
+    for order in (2, 3):
+        for network in json.loads((RESULTS / f"work-order-{order}.json").read_text()):
+            if (network["groups"], network["threads"]) == ("by tensor", 1):
+                ratio = {row["peer"]: row.get("ratio") for row in network["rows"]}
+                cells = [number(ratio["engine"]), number(ratio["tightened"])]
+                costs.setdefault(network["network"], [network["network"], network["S"]]).extend(cells)
+    header = ["network", "S", "H-bar", "by nested passes", "with order 3", "by nested passes"]
+    (HERE / "results" / "costs.md").write_text(table(header, list(costs.values())) + "\n", encoding="utf-8")
+
+
 copy_notebooks()
 draw_experiments()
+tabulate_costs()
 
 project = PROJECT["name"]
 author = PROJECT["authors"][0]["name"]
@@ -58,8 +82,11 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx-mathjax-offline",  # formulas without a network
+    "sphinxcontrib.bibtex",
 ]
-exclude_patterns = ["_build", "LICENSE", "results/*.md"]  # tables, which experiments.md includes
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+exclude_patterns = ["_build", "LICENSE", "results/*.md"]  # tables, which other pages include
 
 # Notebooks: nothing runs here, so the page shows what the tests compare with. A widget is shown by its picture.
 nb_execution_mode = "off"
@@ -79,6 +106,9 @@ nitpick_ignore_regex = [("py:.*", r"(?!gnewton).*")]
 html_theme = "sphinx_book_theme"
 html_title = "gnewton"
 html_show_sourcelink = False
+html_static_path = ["static"]
+html_css_files = ["book.css"]
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system says
 html_theme_options = {
     "use_download_button": True,
     "use_fullscreen_button": False,
@@ -86,13 +116,18 @@ html_theme_options = {
     "show_navbar_depth": 1,
     "navbar_persistent": [],  # a search field stands in the sidebar already
 }
-if repository := PROJECT.get("urls", {}).get("Repository"):
-    # Buttons and badges need an address; as long as the project has none, there are none.
+if REPOSITORY:
     html_theme_options |= {
-        "repository_url": repository,
+        "repository_url": REPOSITORY,
+        "repository_branch": "main",
         "use_repository_button": True,
-        "path_to_docs": "book",
-        "launch_buttons": {"binderhub_url": "https://mybinder.org", "colab_url": "https://colab.research.google.com"},
+        # The buttons open notebooks/NAME.ipynb of the repository, of which this folder holds copies.
+        "path_to_docs": "",
+        "launch_buttons": {
+            "binderhub_url": "https://mybinder.org",
+            "colab_url": "https://colab.research.google.com",
+            "notebook_interface": "jupyterlab",
+        },
     }
 
 
@@ -101,5 +136,12 @@ def _bars_are_bars(_app, _what, _name, _object, _options, lines):
     lines[:] = [line if line.lstrip().startswith((">>>", "...")) else line.replace("|", r"\|") for line in lines]
 
 
+def _a_list_of_items(_app, _page, _template, context, _doctree):
+    # An entry of a bibliography outside a list of that role tells a screen reader nothing.
+    if "doc-biblioentry" in context.get("body", ""):
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 def setup(app):
+    app.connect("html-page-context", _a_list_of_items)
     app.connect("autodoc-process-docstring", _bars_are_bars)
