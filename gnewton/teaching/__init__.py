@@ -14,12 +14,14 @@
 ``TapeViewer``           a loss's operations: adjoints, tangents, shares of H-bar
 ``NoiseExplorer``        summaries of mini-batches about those of all the data
 ``DeepRates``            the learning rates of a deep network, layer by layer
+``SampleSpectrum``       one sample's Hessian, its eigenvalues, where Newton points
 ``RaceExplorer``         the shipped races: what a budget buys, seed by seed
 ``LiveTraining``         a run to start, pause, step and reset, in the background
 ``Walker``               a derivation line by line, every line checked
 ``summary_tensors``      the derivation of g-bar, H-bar and D3
 ``cubic_step``           the derivation of the cubic step and its secular equation
 ``tangents_adjoints``    the derivation of H-bar from tangents and adjoints
+``one_sample_sweep``     the derivation of one sample's exact Newton direction
 ``check``, ``hint``      an exercise checked line by line; one hint more at each call
 ``quiz``                 a question whose answers unfold to their feedback
 ``report``               a learner's results of one notebook as a file to hand in
@@ -39,11 +41,13 @@ from gnewton.teaching.invariance import InvarianceTwins, Rescaled
 from gnewton.teaching.live import LiveTraining
 from gnewton.teaching.newton_cauchy import newton_cauchy
 from gnewton.teaching.noise import NoiseExplorer
+from gnewton.teaching.one_sample_sweep import one_sample_sweep
 from gnewton.teaching.partition_explorer import PartitionExplorer
 from gnewton.teaching.quiz import quiz
 from gnewton.teaching.race import RaceExplorer
 from gnewton.teaching.report import report
 from gnewton.teaching.saddle import SaddleExplorer
+from gnewton.teaching.sample_spectrum import SampleSpectrum
 from gnewton.teaching.secular_explorer import SecularExplorer
 from gnewton.teaching.summary_tensors import summary_tensors
 from gnewton.teaching.tangents_adjoints import tangents_adjoints
@@ -66,6 +70,7 @@ __all__ = [
     "RaceExplorer",
     "Rescaled",
     "SaddleExplorer",
+    "SampleSpectrum",
     "SecularExplorer",
     "StepExplorer",
     "TapeViewer",
@@ -75,6 +80,7 @@ __all__ = [
     "cubic_step",
     "hint",
     "newton_cauchy",
+    "one_sample_sweep",
     "quiz",
     "report",
     "summary_tensors",
