@@ -85,7 +85,7 @@ def _moved(widget: Any) -> Iterator[tuple[str, list[float]]]:
         if len(values) < 2:
             continue
         start = control.value
-        times = [_milliseconds(control, value) for value in _round(values)]
+        times = [_milliseconds(widget, control, value) for value in _round(values)]
         control.value = start
         yield name, times
 
@@ -103,7 +103,16 @@ def _round(values: list[Any]) -> list[Any]:
     return [way[i % len(way)] for i in range(MOVES)]
 
 
-def _milliseconds(control: Any, value: Any) -> float:
+def _milliseconds(widget: Any, control: Any, value: Any) -> float:
+    """Until the new picture is handed over; until all is done where the picture is the same."""
+    handed: list[float] = []
+
+    def note(_: Any) -> None:
+        handed.append(time.perf_counter())
+
+    widget._image.observe(note, names="value")
     start = time.perf_counter()
     control.value = value
-    return 1000 * (time.perf_counter() - start)
+    note(None)
+    widget._image.unobserve(note, names="value")
+    return 1000 * (handed[0] - start)

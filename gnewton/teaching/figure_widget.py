@@ -1,6 +1,8 @@
 """The one pattern of every widget: named controls, a picture, and a sentence that says what it shows."""
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
@@ -47,8 +49,9 @@ class FigureWidget(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is unty
 
     def redraw(self) -> None:
         """Draw now; an error is raised here, in the cell, not swallowed."""
-        self.sentence = self.draw()
-        self._image.value = png(self.figure)
+        with _uncollected():
+            self.sentence = self.draw()
+            self._image.value = png(self.figure)
         self._caption.value = escape(self.sentence)
         self._status.value = ""
 
@@ -64,6 +67,18 @@ class FigureWidget(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is unty
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         bundle: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
         return bundle | {"text/plain": repr(self), "image/png": self.png}
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    # Figures are full of cycles: a garbage collection in the middle took longer than the drawing. It can wait for the picture.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def slider(text: str, values: Any, value: Any, format: Any = str) -> ipywidgets.SelectionSlider:
