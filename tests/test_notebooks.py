@@ -228,6 +228,11 @@ def has_living_links(notebook: NotebookNode) -> list[str]:
     return [f"dead link: {link}" for link in links if "://" not in link and link not in places()]
 
 
+def links_its_words(notebook: NotebookNode) -> list[str]:
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return [] if "](../glossary.md#" in prose else ["no word is linked to the glossary"]
+
+
 def places() -> set[str]:
     """What a notebook can link to without a network: notebooks, the book's pages, their sections."""
     found = {path.name for path in NOTEBOOKS}
@@ -354,6 +359,7 @@ LAWS: dict[str, Law] = {
         checks_readiness,
         hides_the_answers,
         has_living_links,
+        links_its_words,
         pairs_its_exercises,
         needs_no_answer,
         recalls_five,
@@ -395,7 +401,7 @@ def good() -> NotebookNode:
         new_markdown_cell(opening),
         new_code_cell("import gnewton as gn\nx = 1"),
         new_markdown_cell(
-            "With 8 x 8 digits, $3 \\times 3$ blocks and $\\theta_1 s$ the loss falls 3 decades in 2 S + 1 passes."
+            "With 8 x 8 [seeds](../glossary.md#seed), $3 \\times 3$ blocks and $\\theta_1 s$ the loss falls 3 decades in 2 S + 1 passes."
         ),
         new_code_cell("print(x)", outputs=[new_output("stream", text="1\n")]),
         new_code_cell(asserts, outputs=[picture], metadata={"mystnb": {"image": {"alt": "A bowl."}}}),
@@ -488,6 +494,7 @@ BAD: list[tuple[str, Callable[[NotebookNode], object]]] = [
     ("is_executed_in_order", without_outputs),
     ("is_executed_in_order", lambda nb: nb.cells[3].update(execution_count=None)),
     ("is_executed_in_order", lambda nb: nb.cells[3].update(execution_count=7)),
+    ("links_its_words", lambda nb: replaced(nb, "../glossary.md#seed", "../glossary.md")),
     ("ends_well", lambda nb: more_output(nb, "error", ename="ValueError", evalue="no", traceback=[])),
     ("ends_well", lambda nb: more_output(nb, "stream", name="stderr", text="a warning")),
     ("is_small", lambda nb: more_prose(nb, "a" * LARGEST)),
