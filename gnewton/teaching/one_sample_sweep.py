@@ -257,13 +257,13 @@ def one_sample_sweep() -> Derivation:
                 slope,
             ),
             Line(
-                r"U \cdot H U = \dot z_L^\top C_L\, \dot z_L + \sum_{l<L} \dot z_l^\top K_l\, \dot z_l + 2 \sum_{l \ge 2} \delta_l^\top U_l\, \dot a_{l-1}",
+                r"U \cdot H U = \dot z_L^\top C_L\, \dot z_L + \sum_{l<L} \dot z_l^\top K_l\, \dot z_l + 2 \sum_{l \ge 2} \delta_l^\top U_l\, [\dot a_{l-1}; 0]",
                 r"Curvature has three sources: the loss (\(C_L\)), the activations (\(K_l = \mathrm{Diag}(\sigma''(z_l)\, \beta_l)\), \(\beta_l\) the adjoint of \(a_l\)), and the products of weights with states that both move.",
                 quadratic_form,
             ),
             Line(
                 r"(H U + g)_l = \lambda_l\, \bar a_{l-1}^\top + \delta_l\, [\dot a_{l-1}; 0]^\top, \qquad \lambda_L = C_L \dot z_L + \delta_L, \quad \lambda_l = K_l \dot z_l + S_l (W_{l+1}^\top \lambda_{l+1} + U_{l+1}^\top \delta_{l+1})",
-                r"Differentiate the model \(DL[U] + \tfrac12 U \cdot HU\) with line 1 as a constraint. Its multipliers \(\lambda_l\), the costates, obey the backward recursion: stationarity in \(\dot z_l\).",
+                r"Differentiate the model \(DL[U] + \tfrac12 U \cdot HU\) with line 1 as a constraint. Its multipliers \(\lambda_l\), the costates, obey the backward recursion: stationarity in \(\dot z_l\). (In \(U_{l+1}^\top \delta_{l+1}\) the bias column does not count.)",
                 derivative_of_the_model,
             ),
             Line(

@@ -23,9 +23,10 @@ EDGE = 1e-3  # an eigenvalue nearer to zero than this lies on the axis of the pi
 
 
 class Point(NamedTuple):
-    """One sample at one state of the network: H (P, P), its eigenvalues (m,) that need not be zero, where layers begin;
+    """One sample at one state of the network: its loss, H (P, P), its eigenvalues (m,) that need not be zero, where layers begin;
     and for every damping the cosines with -g of Newton's and of the saddle-free direction, and the last layer's share of Newton's."""
 
+    loss: float
     hessian: Array
     eigenvalues: Array
     starts: list[int]
@@ -44,7 +45,7 @@ class SampleSpectrum(FigureWidget):
     >>> import gnewton as gn
     >>> widget = SampleSpectrum(gn.datasets.digits())
     >>> widget.damping.value = 100.0; widget
-    SampleSpectrum: Sample 0 at the start, rho = 100: 0 of 34 eigenvalues below zero. Newton's direction: cosine 1.00 with -g, ... of its square in the last layer.
+    SampleSpectrum: Sample 0 at the start, loss 2.6; rho = 100: 0 of 34 eigenvalues below zero. Newton's direction: cosine 1.00 with -g, ... of its square in the last layer.
     """
 
     def __init__(self, data: Dataset, state: str = STATES[0], sample: int = 0, damping: float = 0.1) -> None:
@@ -70,7 +71,7 @@ class SampleSpectrum(FigureWidget):
         self._here.set_xdata([rho, rho])
         at = DAMPINGS.index(rho)
         return (
-            f"Sample {self.sample.value} {self.state.value}, rho = {rho:g}: {below.sum()} of {len(shifted)} eigenvalues below zero. "
+            f"Sample {self.sample.value} {self.state.value}, loss {point.loss:.2g}; rho = {rho:g}: {below.sum()} of {len(shifted)} eigenvalues below zero. "
             f"Newton's direction: cosine {point.newton[at]:.2f} with -g, {point.last[at]:.0%} of its square in the last layer."
         )
 
@@ -139,6 +140,7 @@ def examined(network: nn.Sequential, x: Tensor, y: Tensor) -> Point:
     *_, last_weight, last_bias = squares.values()
     sizes = [layer.weight.numel() + layer.bias.numel() for layer in network if isinstance(layer, nn.Linear)]
     return Point(
+        float(tape.values),
         exact.hessian.dense(tape)[0].numpy(),
         exact.spectrum.eigenvalues(tape)[0].numpy(),
         [0, *np.cumsum(sizes)[:-1].tolist()],
