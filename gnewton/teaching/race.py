@@ -116,9 +116,12 @@ class RaceExplorer(FigureWidget):
         self._seeds = [self._right.plot([], [], "|", color=look["color"], markersize=13)[0] for look in looks]
         self._edge = self._right.axvline(1.0, color=GREY, linewidth=1.0, linestyle=":")
         self._right.set_yticks(range(len(methods)), [one["title"] for one in methods.values()])
-        for label, look in zip(self._right.get_yticklabels(), looks, strict=True):
-            label.set_color(look["color"])
-        self._right.set(ylim=(len(methods) - 0.5, -0.5), xlabel="loss at the budget, by seed")
+        self._right.tick_params(axis="y", length=0, pad=36)
+        for row, look in enumerate(looks):  # the curves are told apart by their dashes, in grey too
+            place = self._right.get_yaxis_transform()
+            self._right.plot([-0.13, -0.02], [row, row], **look, linewidth=1.6, transform=place, clip_on=False)
+        self._right.set(ylim=(len(methods) - 0.5, -0.5))
+        self._right.set_xlabel("loss by seed (dotted: beyond, or diverged)")
 
 
 def slowest(methods: Mapping[str, Results]) -> float:

@@ -63,6 +63,9 @@ EXERCISES = (
             ),
             "the sign of the residual: it is f - y": lambda w, y: -chain_gradient(w, y),
             "a factor of 2: the loss has a half in front": lambda w, y: 2 * chain_gradient(w, y),
+            "the residual is still squared: differentiating the square leaves it once": lambda w, y: (
+                (w.prod() - y) ** 2 * slopes(w, y)
+            ),
         },
         (
             "f = w_1 w_2 ... w_n. What is left of f when you differentiate it with respect to w_s?",

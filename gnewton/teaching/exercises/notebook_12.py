@@ -62,6 +62,9 @@ EXERCISES = (
             ),
             "the inputs are no hidden units": lambda n: _signs(n, sum(n[:-1]), n[-1] - 1),
             "the biases are parameters too": lambda n: _signs(n, sum(n[1:-1]), n[-1] - 1, bias=0),
+            "no zeros are counted: the three numbers add up to the number of parameters": lambda n: (
+                signs(n) * torch.tensor([1.0, 0.0, 1.0])
+            ),
             "the order is negative, zero, positive": lambda n: signs(n).flip(0),
         },
         (

@@ -119,6 +119,7 @@ EXERCISES = (
         apart,
         {
             "different means are not enough: the ranges may still overlap": means_apart,
+            "a method is not apart from itself: the diagonal is 0": lambda v: apart(v).fill_diagonal_(1.0),
             "turned round: 1 is for ranges that have nothing in common": lambda v: 1 - apart(v),
             "only one order of the two is looked at: either may be the lower one": lambda v: (
                 v.amax(1)[:, None] < v.amin(1)
