@@ -66,6 +66,9 @@ EXERCISES = (
             "the sign of the first term: a positive rate goes downhill, so that term is subtracted": lambda loss, g, H, eta: (
                 loss + g @ eta + eta @ H @ eta / 2
             ),
+            "the sign of the second term: curvature adds to the loss, that term is added": lambda loss, g, H, eta: (
+                loss - g @ eta - eta @ H @ eta / 2
+            ),
             "the factor 1/2 of the second-order term is missing": lambda loss, g, H, eta: (
                 loss - g @ eta + eta @ H @ eta
             ),

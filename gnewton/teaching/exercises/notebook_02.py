@@ -108,6 +108,10 @@ EXERCISES = (
         point,
         h_bar,
         {
+            "twice too much: u was differentiated too, and it is held constant": lambda a, b: 2 * h_bar(a, b),
+            "that is the derivative of 02.1, in which u moves too: hold u constant, and let both sides have it": lambda a, b: (
+                2 * gradient(a, b)[:, None] * hessian(a, b)
+            ),
             "that is the Hessian of L: multiply its entry [s, t] with u_s and u_t": hessian,
             "off the diagonal the second derivative is 2ab - 1: differentiate the bracket (ab - 1) too": without_residual,
             "the sign: along -u twice, the two minus signs cancel": lambda a, b: -h_bar(a, b),
