@@ -143,7 +143,7 @@ def figure(curves: Mapping[str, Curves], folder: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    canvas, axes = plt.subplots(2, 2, figsize=(9, 7), sharey="row", layout="constrained")
+    canvas, axes = plt.subplots(2, 2, figsize=(7, 6), sharey="row", layout="constrained")
     labels = {"width": "units n of three hidden layers", "depth": f"hidden layers of {DEEP_WIDTH} units"}
     for row, batch in zip(axes, map(str, BATCHES), strict=True):
         for ax, (axis, by_batch) in zip(row, curves.items(), strict=True):

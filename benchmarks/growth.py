@@ -85,7 +85,7 @@ def figure(sweeps: Mapping[str, Any], peers: Sequence[str], folder: Path) -> Non
         "S": f"groups S ({CHAIN.split('-')[1]} layers of {WIDTH})",
         "depth": f"layers of {WIDTH}, one group per tensor",
     }
-    canvas, axes = plt.subplots(2, 2, figsize=(9, 7), sharey="row", layout="constrained")
+    canvas, axes = plt.subplots(2, 2, figsize=(7, 6), sharey="row", layout="constrained")
     for row, order in zip(axes, (2, 3), strict=True):
         for ax, (axis, points) in zip(row, sweeps.items(), strict=True):
             for peer in peers:
@@ -103,6 +103,6 @@ def figure(sweeps: Mapping[str, Any], peers: Sequence[str], folder: Path) -> Non
             ax.set(xlabel=labels[axis], ylabel="CPU seconds", title=f"order {order}")
             ax.set_xticks([x for x, _ in points], [str(x) for x, _ in points], minor=False)
             ax.minorticks_off()
-    axes[0, 0].legend()
+    canvas.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     canvas.savefig(folder / "growth.png", dpi=120)
     plt.close(canvas)

@@ -4,6 +4,8 @@ Every way starts from inputs and targets and ends with the mean direction over t
 "sweep alone", "solves" and "shortcut alone" start from the same Tape and leave the mean away.
 """
 
+import gc
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -88,6 +90,8 @@ def time(
                 runs[way] = _Runs(partial(WAYS[way], case))
         except EXPECTED as error:
             found[way] = {"seconds": None, "why": why(error)}
+    # Else every collection walks through all that torch has loaded, and leaves the caches cold.
+    gc.freeze()
     # In turns, so that a slow minute of the machine strikes all ways.
     for _ in range(min(30, max(3, round(seconds / max(one.cost for one in runs.values()))))):
         for one in runs.values():
@@ -104,7 +108,8 @@ class _Runs:
     def __init__(self, function: Callable[[], Any]) -> None:
         timed(function)
         took = timed(function)[0]
-        self._function, self._times = function, max(1, round(0.01 / max(took, 1e-6)))
+        # Repeated until they take 50 ms: the clock and what the others left in the caches weigh little then.
+        self._function, self._times = function, max(1, math.ceil(0.05 / max(took, 1e-6)))
         self.cost, self.seconds = took * self._times, list[float]()
 
     def another(self) -> None:

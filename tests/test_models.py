@@ -9,7 +9,7 @@ import gnewton as gn
 from gnewton.models import Quadratic, Rosenbrock, perceptron
 
 DTYPE = torch.float64
-SIGMA = {"tanh": 1.0, "sigmoid": 1.0, "elu": math.sqrt(2), "relu": math.sqrt(2), "softplus": math.sqrt(2)}
+SIGMA = {"tanh": 1.0, "sigmoid": 1.0, "elu": math.sqrt(2), "relu": math.sqrt(2), "softplus": 1.0}
 
 
 def seeded(seed=0):

@@ -140,6 +140,17 @@ def shows_picture(output: NotebookNode) -> bool:
     return any(mime.startswith("image/") for mime in output.get("data", {}))
 
 
+def sets_its_tables(notebook: NotebookNode) -> list[str]:
+    """In the book a table of Markdown that a cell puts out stays raw text, unless its format is named."""
+    cells = [
+        cell
+        for cell in code_cells(notebook)
+        for out in cell.outputs
+        if "|---" in out.get("data", {}).get("text/markdown", "")
+    ]
+    return [f"no format: {c.source!r}" for c in cells if c.metadata.get("mystnb", {}).get("markdown_format") != "myst"]
+
+
 def measures_in_code(notebook: NotebookNode) -> list[str]:
     """A measured number in prose goes stale; constants of the problem are exempt by the tag ``given``."""
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown" and "given" not in tags(cell)]
@@ -350,6 +361,7 @@ LAWS: dict[str, Law] = {
         is_compared,
         asserts_its_lesson,
         describes_its_pictures,
+        sets_its_tables,
         measures_in_code,
         has_no_output_widget,
         has_short_cells,
@@ -508,6 +520,7 @@ BAD: list[tuple[str, Callable[[NotebookNode], object]]] = [
     ("describes_its_pictures", lambda nb: without_alt(nb, "  ")),
     ("describes_its_pictures", lambda nb: nb.cells[4].metadata.pop("mystnb")),
     ("describes_its_pictures", same_alt),
+    ("sets_its_tables", lambda nb: nb.cells[4].outputs[0].data.update({"text/markdown": "| a |\n|---|\n| 1 |"})),
     *[
         ("measures_in_code", lambda nb, text=text: more_prose(nb, text))
         for text in (

@@ -30,7 +30,7 @@ class Terms(NamedTuple):
     def hessian(self) -> Tensor:
         """C, (B, n, n)."""
         C: Tensor = torch.diag_embed(self.diagonal)
-        return C if self.vector is None else C - self.vector[:, :, None] * self.vector[:, None, :]
+        return C if self.vector is None else C.addcmul_(self.vector[:, :, None], self.vector[:, None, :], value=-1)
 
     def lowest(self) -> Tensor:
         """min(0, smallest eigenvalue of C), (B,)."""

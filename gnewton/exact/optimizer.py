@@ -68,10 +68,10 @@ class ExactNewton(torch.optim.Optimizer):
     * "absQ": the sweep with |Q_l|, always a descent too; "plain": H_b as it is, which goes to saddles unless the damping is
       large; "joint": the Newton direction of the batch's mean loss, for small batches; "gauss-newton": the baseline.
 
-    damping: rho_0 > 0, None for 3 ("safe") or 10 (the others); its unit is that of the Hessian, so that inputs should be of
-    length about 2. It was chosen for tanh: networks of ReLU or softplus units whose weights have the variance 2 / fan_in
-    learned the digits better with 30. safety: >= 1. cap: t_b = min(1, cap / |change of the outputs|), as cross-entropy overshoots where it has
-    no curvature; infinity for none. weight_decay: kappa, of kappa |V|^2 / 2, biases included.
+    damping: rho_0 > 0, None for 3 ("safe") or 10 (the others); its unit is that of the Hessian, which grows with the length
+    of the inputs: centre them, and divide by their standard deviation. safety: >= 1. cap: t_b = min(1, cap / |change of the
+    outputs|), as cross-entropy overshoots where it has no curvature; infinity for none. weight_decay: kappa, of
+    kappa |V|^2 / 2, biases included.
 
     It minimises each sample's model, and says nothing of the others: watch the held-out loss. Raises TypeError or ValueError
     for other models, naming the layer, and for settings out of range.
@@ -93,7 +93,7 @@ class ExactNewton(torch.optim.Optimizer):
         method: Method = "safe",
         damping: float | None = None,
         safety: float = 1.5,
-        cap: float = 2.0,
+        cap: float = 4.0,
         weight_decay: float = 0.0,
         ceiling: float = float("inf"),
         floor: float = 0.0,

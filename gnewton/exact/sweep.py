@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from gnewton.exact.direction import Direction, Extra
-from gnewton.exact.hessian import transposed_times
 from gnewton.exact.tape import Tape
 
 
@@ -46,11 +45,12 @@ def sweep(tape: Tape, rho: list[Tensor], extras: list[Extra], absolute: bool = F
     left, right = [], []
     moved: Tensor | None = None
     for i, (Q, h, solution) in enumerate(reversed(kept)):
+        r = -1 / rho[i]
         z = solution[:, -1]
         if moved is not None:
-            z = z + transposed_times(solution[:, :-1], moved)
-        left.append((transposed_times(Q, z) + h) / -rho[i])
-        right.append(None if moved is None else tape.slopes[i - 1] * moved / -rho[i])
+            z = plus_transposed(z, solution[:, :-1], moved)
+        left.append(r * plus_transposed(h, Q, z))
+        right.append(None if moved is None else r * tape.slopes[i - 1] * moved)
         moved = z
     return Direction(tape, left, tape.deltas, right, [([-1 / r for r in rho], extra) for extra in extras], z)
 
@@ -61,15 +61,17 @@ def backward(tape: Tape, rho: list[Tensor], extras: list[Extra], absolute: bool 
     for i in range(len(tape) - 1, -1, -1):
         Q = absolute_value(Q) if absolute else Q
         r = -1 / rho[i]
-        A = Q * (-r * tape.lengths[i])[:, :, None]
+        ratio = r * tape.lengths[i]
+        A = Q * -ratio[:, :, None]
         A.diagonal(dim1=1, dim2=2).add_(1)
-        f = r * sum((extra.on_input(tape, i) for extra in extras), tape.lengths[i] * h)
+        f = sum((r * extra.on_input(tape, i) for extra in extras), ratio * h)
         if i == 0:
             yield Pivot(A, Q, h, solved(A, f[:, :, None]).mT)
             return
         W, a, delta, s = tape.weights[i], tape.inputs[i], tape.deltas[i], tape.slopes[i - 1]
+        scaled = r * delta
         rhs = a.new_empty(len(a), a.shape[1] + 1, len(W))
-        G = torch.addcmul(W.mT, a[:, :, None], (r * delta)[:, None, :], out=rhs[:, :-1]).mul_(s[:, :, None])
+        G = torch.addcmul(W.mT, a[:, :, None], scaled[:, None, :], out=rhs[:, :-1]).mul_(s[:, :, None])
         rhs[:, -1] = f
         # Q and A are symmetric, and so are their own transposes.
         solution = solved(A.mT, rhs.mT).mT
@@ -78,10 +80,15 @@ def backward(tape: Tape, rho: list[Tensor], extras: list[Extra], absolute: bool 
         curved[:, -1].add_(h)
         P = torch.bmm(curved, G.mT)
         h = sum((r * s * extra.on_delta(tape, i) for extra in extras), P[:, -1])
-        # Symmetrised, as rounding would grow from layer to layer.
-        Q = (P[:, :-1] + P[:, :-1].mT).mul_(0.5)
-        bends = torch.addcmul(tape.bends[i - 1], s * s, r * delta.square().sum(1, keepdim=True))
+        # The mean of it and its transpose, as rounding would grow from layer to layer.
+        Q = torch.lerp(P[:, :-1], P[:, :-1].mT, 0.5)
+        bends = torch.addcmul(tape.bends[i - 1], s * s, (scaled * delta).sum(1, keepdim=True))
         Q.diagonal(dim1=1, dim2=2).add_(bends)
+
+
+def plus_transposed(sums: Tensor, matrices: Tensor, vectors: Tensor) -> Tensor:
+    """(B, m) plus the transposes of (B, n, m) times (B, n)."""
+    return torch.baddbmm(sums[:, None], vectors[:, None], matrices)[:, 0]
 
 
 def solved(A: Tensor, rhs: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """One sample at a time: ``ExactNewton`` with its defaults against SGD and Adam tuned for each of four activations.
 
-The 8 x 8 digits, from each pixel its mean over the training part taken away and the rest doubled, so that an input has
-length about 4; a perceptron 64-64-10, one sample a step. SGD and Adam choose among seven learning rates by the loss on a
+The 8 x 8 digits, from each pixel its mean over the training part taken away and the rest divided by the standard deviation
+of all pixels, so that an input has length about 8; a perceptron 64-64-10, one sample a step. SGD and Adam choose among seven learning rates by the loss on a
 held-out fifth of the training part after two epochs, from seed 0; ExactNewton takes what it is given.
 """
 
@@ -33,15 +33,16 @@ Results = dict[str, Any]
 TITLE = "one sample a step: ExactNewton untuned, beside tuned SGD and Adam"
 ACTIVATIONS = ("tanh", "sigmoid", "softplus", "relu")
 EPOCHS, TUNED_FOR = 3, 2
-WANTED = 0.95
+WANTED, LOOKS = 0.95, 3  # the accuracy asked for, and how often an epoch it is looked for
 
 
 @cache
 def digits() -> Dataset:
-    """The digits, centred pixel by pixel and doubled."""
+    """The digits, centred pixel by pixel and divided by the standard deviation of all pixels."""
     data = datasets.digits()
     mean = data.train_x.mean(0)
-    return replace(data, train_x=2 * (data.train_x - mean), test_x=2 * (data.test_x - mean))
+    spread = (data.train_x - mean).std()
+    return replace(data, train_x=(data.train_x - mean) / spread, test_x=(data.test_x - mean) / spread)
 
 
 def _problem(activation: str) -> Problem:
@@ -99,13 +100,13 @@ def _entry(method: Method, problem: Problem, plan: Plan, advance: Callable[[], A
 
     def run(part: str, settings: Settings, seed: int) -> Run:
         names = {"problem": problem.title, "part": part, "method": method.name, "settings": settings, "seed": seed}
-        epochs = TUNED_FOR if part == "tuning" else plan.epochs(problem)
+        epochs, looks = (TUNED_FOR, 1) if part == "tuning" else (plan.epochs(problem), LOOKS)
 
         def compute() -> Run:
             data = digits() if part == "test" else digits().hold_out(HOLD_OUT, seed=0)
-            return train(problem, data, method, settings, seed, epochs)
+            return train(problem, data, method, settings, seed, epochs, parts=looks)
 
-        found = kept(plan.place("one-sample") / "runs", names | {"epochs": epochs}, compute)
+        found = kept(plan.place("one-sample") / "runs", names | {"epochs": epochs, "looks": looks}, compute)
         advance()
         return found
 
@@ -122,10 +123,20 @@ def _entry(method: Method, problem: Problem, plan: Plan, advance: Callable[[], A
         "settings": settings,
         "runs": [
             {"seed": seed, "first": rounded(float(np.mean(one["losses"][: len(digits().train_x)])))}
-            | {name: rounded(one[name]) for name in measures}
+            | {"reached": reached(one["test_accuracies"])}
+            | {name: rounded(one[name] if name == "diverged" else one[name][LOOKS - 1 :: LOOKS]) for name in measures}
             for seed, one in enumerate(runs)
         ],
     }
+
+
+def reached(accuracies: Sequence[float]) -> float | None:
+    """After how many epochs the accuracy that was wanted is first seen; None where it never is.
+
+    >>> reached([0.9, 0.94, 0.95, 0.94])
+    1.0
+    """
+    return next(((i + 1) / LOOKS for i, accuracy in enumerate(accuracies) if accuracy >= WANTED), None)
 
 
 # -- what is shown ------------------------------------------------------------------------------------------------------
@@ -173,17 +184,26 @@ def verdict(numbers: Results) -> str:
     winners = [
         f"after epoch {e}: " + ", ".join(f"{leader(one, e)} ({n})" for n, one in networks.items()) for e in epochs
     ]
-    counts = [
-        f"{ENTRANTS[name].title} {sum(int((accuracies(one['methods'][name]['runs']) >= WANTED).sum()) for one in networks.values())}"
-        for name in ENTRANTS
-    ]
+    runs = {name: [run for one in networks.values() for run in one["methods"][name]["runs"]] for name in ENTRANTS}
+    soon = {name: sum(in_time(run) for run in some) for name, some in runs.items()}
+    last = {name: int((accuracies(some) >= WANTED).sum()) for name, some in runs.items()}
     total = numbers["seeds"] * len(networks)
     return "\n".join(
         [
             f"* Lowest training loss {'; '.join(winners)}.",
-            f"* A test accuracy of {WANTED} after two epochs, of {total} runs: {', '.join(counts)}.",
+            f"* A test accuracy of {WANTED}, looked for {LOOKS} times an epoch, is reached within two epochs in {_counts(soon)} "
+            f"of {total} runs; and held at the end of the second in {_counts(last)}.",
         ]
     )
+
+
+def in_time(run: Results) -> bool:
+    """Whether the accuracy that was wanted is reached within two epochs."""
+    return run["reached"] is not None and run["reached"] <= TUNED_FOR
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} ({ENTRANTS[name].title})" for name, count in counts.items())
 
 
 def leader(one: Results, epoch: int) -> str:

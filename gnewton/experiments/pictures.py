@@ -23,7 +23,9 @@ def figure(numbers: Results) -> plots.Figure:
 def name_curves(drawn: plots.Figure) -> None:
     """The legend of the first panel, below all of them."""
     lines, names = drawn.axes[0].get_legend_handles_labels()
-    drawn.legend(lines, names, loc="outside lower center", ncols=4, frameon=False)
+    # In inches: a letter, and the piece of line before a name.
+    columns = int(drawn.get_figwidth() / (0.075 * max(map(len, names)) + 0.6))
+    drawn.legend(lines, names, loc="outside lower center", ncols=min(4, columns), frameon=False)
 
 
 def panels(axes: Sequence[Axes], numbers: Results) -> None:

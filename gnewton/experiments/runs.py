@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,13 @@ def train(
     epochs: int,
     thorough: bool = True,
     model: nn.Module | None = None,
+    parts: int = 1,
 ) -> Run:
     """Train ``method`` from ``seed`` on the training part of ``data``, measured on its test part.
 
     Per step: losses (the mini-batch's, before the step), seconds. Per epoch: epoch_steps, cpu_seconds and, of both whole
     parts, train_losses, train_accuracies, test_losses, test_accuracies (after the last epoch alone unless ``thorough``;
-    None where a loss is not finite). A run ends as diverged where a loss or gradient is not finite, or an epoch's training
+    None where a loss is not finite). With ``parts`` an epoch is looked at so many times, and counts as so many. A run ends as diverged where a loss or gradient is not finite, or an epoch's training
     loss is more than 100 times the first. Then diverged, reason and notes, what GroupedNewton warned of.
     """
     model = network(problem, seed) if model is None else model
@@ -50,14 +52,14 @@ def train(
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         _warm_up(problem, data, method, settings, seed)
-        step_through = _epochs(model, problem, data, method, settings, seed)
-        for epoch in range(epochs):
+        step_through = _epochs(model, problem, data, method, settings, seed, parts)
+        for epoch in range(epochs * parts):
             history, cpu = next(step_through)
             _append(run, history, cpu)
             reason = _divergence(history, run["losses"])
             if reason:
                 break
-            if thorough or epoch == epochs - 1:
+            if thorough or epoch == epochs * parts - 1:
                 _measure(model, problem, data, run)
     return run | {
         "diverged": bool(reason),
@@ -73,11 +75,11 @@ _MEASURES = ("train_losses", "train_accuracies", "test_losses", "test_accuracies
 
 
 def _epochs(
-    model: nn.Module, problem: Problem, data: Dataset, method: Method, settings: Settings, seed: int
+    model: nn.Module, problem: Problem, data: Dataset, method: Method, settings: Settings, seed: int, parts: int = 1
 ) -> Iterator[tuple[History, float]]:
-    """The history of one epoch after another, with its processor seconds."""
+    """The history of one epoch, or part of an epoch, after another, with its processor seconds."""
     order, own = (torch.Generator().manual_seed(start + seed) for start in (1000, 2000))
-    loader = data.batches(problem.batch, order)
+    loader = _Parts(data.batches(problem.batch, order), parts)
     curvature = data.batches(min(problem.curvature, len(data.train_x)), own, drop_last=True)
     optimizer = method.build(model, problem, endless(curvature), settings)
     plateau = None
@@ -89,6 +91,21 @@ def _epochs(
         start = time.process_time()
         history = fit(model, optimizer, loader, problem.loss, 1, None, summaries, plateau, progress=False)
         yield history, time.process_time() - start
+
+
+class _Parts:
+    """A loader of which each pass is the next part of an epoch."""
+
+    def __init__(self, loader: Any, parts: int) -> None:
+        if len(loader) % parts:
+            raise ValueError(f"expected parts that divide the {len(loader)} batches, got {parts}; take another number")
+        self._batches, self._length = endless(loader), len(loader) // parts
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return islice(self._batches, self._length)
 
 
 def endless(batches: Any, times: int = 1) -> Iterator[tuple[Tensor, Tensor]]:

@@ -21,7 +21,7 @@ _ACTIVATIONS: dict[str, tuple[type[nn.Module], float]] = {
     "sigmoid": (nn.Sigmoid, 1.0),
     "elu": (nn.ELU, math.sqrt(2)),
     "relu": (nn.ReLU, math.sqrt(2)),
-    "softplus": (nn.Softplus, math.sqrt(2)),
+    "softplus": (nn.Softplus, 1.0),
 }
 _VGG: dict[int, tuple[int, ...]] = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 _CHANNELS = (64, 128, 256, 512, 512)
@@ -37,8 +37,8 @@ def perceptron(
 ) -> nn.Sequential:
     """A multi-layer perceptron: linear layers of the given widths with an activation between them.
 
-    Weights are drawn from N(0, sigma_w^2 / fan_in) with sigma_w = 1 for "tanh" (and "sigmoid") and sqrt 2 for
-    "elu", "relu" and "softplus"; biases are 0 (Wolinski, arXiv 2312.03885, appendix F). ReLU has no curvature: with the squared error
+    Weights are drawn from N(0, sigma_w^2 / fan_in) with sigma_w = 1 for "tanh" (and "sigmoid", "softplus") and sqrt 2 for
+    "elu" and "relu"; biases are 0 (Wolinski, arXiv 2312.03885, appendix F). ReLU has no curvature: with the squared error
     and one group per tensor its order-3 summary vanishes. generator: a CPU generator; given one, torch's global random
     state does not move. The numbers are drawn in float64 on the CPU: one seed gives one network on every device and,
     but for rounding, in every dtype. scaling: the parameters are sqrt(fan_in) times these weights, of variance

@@ -71,7 +71,7 @@ class Derivation:
             verdict = "holds" if residual <= line.tolerance else "FAILS"
             number = f" (off by {residual:.0e})" if residuals else ""
             parts.append(
-                f"<li style='margin-bottom:.8em'>\\(\\displaystyle {escape(line.equation)}\\)<br>"
+                f"<li style='margin-bottom:.8em'>{_set(line.equation)}<br>"
                 f"<i>{escape(line.why)}</i><br>checked: {verdict} to {line.tolerance:.0e}{number}</li>"
             )
         return f"<div class='mathjax_process'><b>{escape(self.title)}</b><ol>{''.join(parts)}</ol></div>"
@@ -133,3 +133,9 @@ class Walker(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         bundle: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
         return bundle | {"text/plain": repr(self), "text/html": self.derivation.to_html(self.seed.value, **self.chosen)}
+
+
+def _set(equation: str) -> str:
+    """An equation in HTML, each part between wide spaces by itself, so that a long line may break there."""
+    parts = equation.split(r"\qquad")
+    return "&emsp; ".join(rf"\(\displaystyle {escape(part.strip())}\)" for part in parts)

@@ -262,7 +262,7 @@ def one_sample_sweep() -> Derivation:
                 quadratic_form,
             ),
             Line(
-                r"(H U + g)_l = \lambda_l\, \bar a_{l-1}^\top + \delta_l\, [\dot a_{l-1}; 0]^\top, \qquad \lambda_L = C_L \dot z_L + \delta_L, \quad \lambda_l = K_l \dot z_l + S_l (W_{l+1}^\top \lambda_{l+1} + U_{l+1}^\top \delta_{l+1})",
+                r"(H U + g)_l = \lambda_l\, \bar a_{l-1}^\top + \delta_l\, [\dot a_{l-1}; 0]^\top, \qquad \lambda_L = C_L \dot z_L + \delta_L, \qquad \lambda_l = K_l \dot z_l + S_l (W_{l+1}^\top \lambda_{l+1} + U_{l+1}^\top \delta_{l+1})",
                 r"Differentiate the model \(DL[U] + \tfrac12 U \cdot HU\) with line 1 as a constraint. Its multipliers \(\lambda_l\), the costates, obey the backward recursion: stationarity in \(\dot z_l\). (In \(U_{l+1}^\top \delta_{l+1}\) the bias column does not count.)",
                 derivative_of_the_model,
             ),
@@ -277,7 +277,7 @@ def one_sample_sweep() -> Derivation:
                 last_costate,
             ),
             Line(
-                r"A_l\, \dot z_l = F_l\, \dot a_{l-1} - \tfrac{\alpha_l^2}{\rho} h_l, \qquad A_l = I + \tfrac{\alpha_l^2}{\rho} Q_l, \quad F_l = W_l - \tfrac1\rho \delta_l\, a_{l-1}^\top",
+                r"A_l\, \dot z_l = F_l\, \dot a_{l-1} - \tfrac{\alpha_l^2}{\rho} h_l, \qquad A_l = I + \tfrac{\alpha_l^2}{\rho} Q_l, \qquad F_l = W_l - \tfrac1\rho \delta_l\, a_{l-1}^\top",
                 r"Put line 5 and \(\lambda_l = Q_l \dot z_l + h_l\) into line 1, with \(\alpha_l = |\bar a_{l-1}|\): a system of the size of one layer. So \(\dot z_l = M_l\, \dot a_{l-1} + m_l\), with \(M_l = A_l^{-1} F_l\) and \(m_l = -\tfrac{\alpha_l^2}{\rho} A_l^{-1} h_l\).",
                 pivots,
             ),
@@ -287,7 +287,7 @@ def one_sample_sweep() -> Derivation:
                 eliminated,
             ),
             Line(
-                r"\lambda_{l-1} = Q_{l-1}\, \dot z_{l-1} + h_{l-1}, \qquad Q_{l-1} = S_{l-1} P_l S_{l-1} + K_{l-1}, \quad h_{l-1} = S_{l-1} F_l^\top (Q_l m_l + h_l)",
+                r"\lambda_{l-1} = Q_{l-1}\, \dot z_{l-1} + h_{l-1}, \qquad Q_{l-1} = S_{l-1} P_l S_{l-1} + K_{l-1}, \qquad h_{l-1} = S_{l-1} F_l^\top (Q_l m_l + h_l)",
                 r"Lines 4 and 8 together: the costate of the layer before is affine in its state, so the induction goes on. It is a Riccati recursion, as in optimal control.",
                 earlier_costates,
             ),

@@ -160,7 +160,7 @@ def tangents_adjoints() -> Derivation:
         Tape,
         [
             Line(
-                r"y = o(x) \;\Rightarrow\; y_s = D o\,[x_s], \qquad v_s = x W_s^\top + b_s,\;\; h_s = \sigma'(v)\, v_s,\;\; z_s = h_s C^\top + h\, C_s^\top + c_s",
+                r"y = o(x) \;\Rightarrow\; y_s = D o\,[x_s], \qquad v_s = x W_s^\top + b_s, \qquad h_s = \sigma'(v)\, v_s, \qquad z_s = h_s C^\top + h\, C_s^\top + c_s",
                 r"Tangents: \(x_s\) is the derivative of \(x\) along \(u_s\). The chain rule, from the parameters (where \(\theta_s = u_s\)) to the loss.",
                 tangents,
             ),

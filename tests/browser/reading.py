@@ -12,7 +12,7 @@ TYPESET = """async () => {
   await Promise.all([...document.images].map(image => image.decode().catch(() => {})));
 }"""
 
-# Mathematics that MathJax left alone, wherever it is not shown as code.
+# Mathematics that MathJax left alone and tables that stayed Markdown, wherever they are not shown as code.
 MATHEMATICS = r"""() => {
   const said = [...document.querySelectorAll('mjx-merror, [data-mml-node=merror]')].map(e => 'merror: ' + e.textContent);
   for (const element of document.querySelectorAll('.math:not(:has(mjx-container))'))
@@ -22,6 +22,8 @@ MATHEMATICS = r"""() => {
     const text = texts.currentNode.textContent, around = texts.currentNode.parentElement;
     if (/\\[()[\]]|\$\$|\\[a-zA-Z]{2,}|\$\S[^$\n]*\$/.test(text) && !around.closest('code, pre, script, style, mjx-container, .math'))
       said.push('raw mathematics: ' + text.trim());
+    if (text.includes('|---') && !around.closest('code, pre, script, style'))
+      said.push('raw table: ' + text.trim());
   }
   return said;
 }"""
@@ -93,10 +95,17 @@ class Reading:
         """Pictures of the whole page: wide in both themes, and narrow."""
         for theme in THEMES:
             self.wear(theme)
-            self.page.screenshot(path=folder / f"{name}-{theme}.jpg", full_page=True)
+            self._take(folder / f"{name}-{theme}.jpg")
         self.wear("light")
         self.page.set_viewport_size({"width": NARROW, "height": HEIGHT})
-        self.page.screenshot(path=folder / f"{name}-narrow.jpg", full_page=True)
+        self._take(folder / f"{name}-narrow.jpg")
+
+    def _take(self, path):
+        # A JPEG ends at 65,535 rows; of a longer page Chromium would write an empty file.
+        height = min(self.page.evaluate("document.documentElement.scrollHeight"), 60_000)
+        clip = {"x": 0, "y": 0, "width": self.page.viewport_size["width"], "height": height}
+        self.page.screenshot(path=path, full_page=True, clip=clip)
+        assert path.stat().st_size
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from gnewton.experiments.untuned import mean_loss
 def test_the_digits_are_centred_pixel_by_pixel():
     data = one_sample.digits()
     assert data.train_x.mean(0).abs().max() < 1e-5
-    assert 3 < data.train_x.norm(dim=1).mean() < 5
+    assert abs(data.train_x.std() - 1) < 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,7 @@ def small(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(one_sample, "digits", lambda: few)
         patch.setattr(one_sample, "ACTIVATIONS", ("tanh",))
+        patch.setattr(one_sample, "LOOKS", 2)  # parts must divide the forty
         patch.setattr(one_sample, "ENTRANTS", entrants)
         plan = Plan(tmp_path_factory.mktemp("one-sample"), seeds=2)
         return one_sample.measure(plan, "python -m gnewton.experiments one-sample")
@@ -73,18 +74,21 @@ def test_what_the_page_says_of_the_four_activations_is_so(shipped):
     for name, one in shipped.items():
         methods = {m: entry["runs"] for m, entry in one["methods"].items()}
         first = {m: sum(run["first"] for run in some) for m, some in methods.items()}
-        assert (min(first, key=first.get) == "exact-newton") == (name != "sigmoid")
+        assert (min(first, key=first.get) == "exact-newton") == (name != "relu")
         for epoch in (1, 2, 3):
             losses = {m: mean_loss(some, epoch) for m, some in methods.items()}
-            assert (min(losses, key=losses.get) == "exact-newton") == (name == "tanh" and epoch == 1)
+            leads = name == "tanh" or (name == "sigmoid" and epoch < 3)
+            assert (min(losses, key=losses.get) == "exact-newton") == leads
+            assert (min(losses, key=losses.get) == "adam") >= (name == "softplus" and epoch == 1)
+            assert name != "relu" or losses["sgd"] < losses["exact-newton"]
         seconds = {m: sum(run["cpu_seconds"][-1] for run in some) for m, some in methods.items()}
-        assert 2.5 < seconds["exact-newton"] / seconds["adam"] < seconds["exact-newton"] / seconds["sgd"] < 6.5
+        assert 2.5 < seconds["exact-newton"] / seconds["adam"] < seconds["exact-newton"] / seconds["sgd"] < 5.5
+        assert all(one_sample.in_time(run) for some in methods.values() for run in some)
         reached = {m: one_sample.accuracies(some) for m, some in methods.items()}
         assert reached["exact-newton"].mean() > one_sample.WANTED
         assert all(abs(reached["exact-newton"].mean() - reached[m].mean()) < 0.02 for m in ("sgd", "adam"))
-    assert not all(
-        (one_sample.accuracies(o["methods"]["exact-newton"]["runs"]) >= 0.95).all() for o in shipped.values()
-    )
+    ends = [one_sample.accuracies(one["methods"]["exact-newton"]["runs"]) for one in shipped.values()]
+    assert sum(int((accuracies < one_sample.WANTED).sum()) for accuracies in ends) == 1
 
 
 def test_a_shipped_run_is_found_again(shipped):

@@ -31,20 +31,18 @@ def rates_in_units(sgd_rate: float, adam_rate: float, a: Tensor) -> Tensor:
     return torch.stack([sgd_rate / a**2, adam_rate / a])
 
 
-def one_hessian(seed: int) -> tuple[Tensor]:
-    """H-bar (4, 4), symmetric, with entries on the diagonal of both signs and of different sizes."""
+def own_derivatives(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """g-bar, the diagonals of H-bar and of D3 (4,) each, of both signs and of different sizes."""
     draw = torch.Generator().manual_seed(seed)
-    root = torch.randn(4, 4, generator=draw, dtype=torch.float64)
+    g, h, third = torch.randn(3, 4, generator=draw, dtype=torch.float64)
     size = torch.tensor([10.0, 1.0, 0.1, 3.0], dtype=torch.float64)
-    hessian = size[:, None] * (root + root.T) * size
     signs = torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
-    return (hessian - hessian.diagonal().diag() + (hessian.diagonal().abs() * signs).diag(),)
+    return size * g, size**2 * (0.5 + h.abs()) * signs, size**3 * third
 
 
-def interaction(hessian: Tensor) -> Tensor:
-    """H-bar_st / sqrt(|H-bar_ss H-bar_tt|)."""
-    root = hessian.diagonal().abs().sqrt()
-    return hessian / root[:, None] / root
+def without_units(g: Tensor, h: Tensor, third: Tensor) -> Tensor:
+    """(2, S): g-bar_s / |H_ss|^(1/2) and D3_sss / |H_ss|^(3/2)."""
+    return torch.stack([g / h.abs() ** 0.5, third / h.abs() ** 1.5])
 
 
 EXERCISES = (
@@ -94,27 +92,26 @@ EXERCISES = (
     ),
     Exercise(
         "07.3",
-        "A matrix made from H-bar that no scale per group can change, with a diagonal of 1 where H-bar[s, s] > 0.",
-        one_hessian,
-        interaction,
+        "g-bar and the diagonal of D3 without units: each over the power of |H-bar[s, s]| that takes its scale away.",
+        own_derivatives,
+        without_units,
         {
-            "each row is divided by its diagonal entry: the column's scale is still there": lambda H: (
-                H / H.diagonal().abs()[:, None]
+            "the root is missing: g-bar carries a_s^2, the diagonal entry a_s^4": lambda g, h, t: torch.stack(
+                [g / h.abs(), t / h.abs() ** 1.5]
             ),
-            "the root is missing: the diagonal entry carries a_s^4, and the row needs a_s^2": lambda H: (
-                H / H.diagonal().abs()[:, None] / H.diagonal().abs()
+            "D3 carries a_s^6, and |H-bar[s, s]| only a_s^4: one power is not enough": lambda g, h, t: torch.stack(
+                [g / h.abs() ** 0.5, t / h.abs()]
             ),
-            "one number for all entries, such as the largest: it takes away one scale, not one per group": lambda H: (
-                H / H.abs().max()
+            "the size of H-bar[s, s] divides, not H-bar[s, s]: a negative one has no root": lambda g, h, t: torch.stack(
+                [g / h**0.5, t / h**1.5]
             ),
-            "the root of a negative number is nan: take the absolute value of the diagonal first": lambda H: (
-                H / H.diagonal().sqrt()[:, None] / H.diagonal().sqrt()
-            ),
+            "the sign is lost: g-bar and D3 keep theirs": lambda g, h, t: without_units(g, h, t).abs(),
+            "the rows are exchanged: g-bar comes first": lambda g, h, t: without_units(g, h, t).flip(0),
         },
         (
-            "Entry [s, t] is multiplied by a_s^2 a_t^2. Which entries of H-bar know a_s alone?",
-            "The diagonal entry [s, s] is multiplied by a_s^4: the root of its size carries a_s^2.",
-            "root = hessian.diagonal().abs().sqrt(); return hessian / root[:, None] / root",
+            "In the table: g-bar is multiplied by a_s^2, the diagonal entry of H-bar by a_s^4, that of D3 by a_s^6.",
+            "So the root of |H-bar[s, s]| carries a_s^2, and its third power a_s^6.",
+            "return torch.stack([g / h.abs() ** 0.5, third / h.abs() ** 1.5])",
         ),
     ),
 )

@@ -97,6 +97,9 @@ EXERCISES = (
                 gram(adjoint * bend(v) / 2, v_s)
             ),
             "the sign: tanh bends down where v is positive": lambda v, adjoint, v_s: gram(-adjoint * bend(v), v_s),
+            "divided by the number of samples: the 1/N of the mean is in the adjoint already": lambda v, adjoint, v_s: (
+                tanh_share(v, adjoint, v_s) / len(v)
+            ),
             "the inner derivative is missing: the derivative of -h^2 by v is -2 h times h' = 1 - h^2": lambda v, adjoint, v_s: (
                 gram(-2 * adjoint * torch.tanh(v), v_s)
             ),
@@ -115,6 +118,9 @@ EXERCISES = (
         {
             "half of it: either factor may move along s and the other along t; H-bar is symmetric": lambda adjoint, a_s, b_s: (
                 (a_s * adjoint) @ b_s.T
+            ),
+            "twice one half is not symmetric: either factor may move along s, the other along t": lambda adjoint, a_s, b_s: (
+                2 * (a_s * adjoint) @ b_s.T
             ),
             "that pairs each factor with itself: a * b is linear in a, so a_s and a_t together give nothing": lambda adjoint, a_s, b_s: (
                 (a_s * adjoint) @ a_s.T + (b_s * adjoint) @ b_s.T
