@@ -52,7 +52,7 @@ class CubicBound(FigureWidget):
     >>> partition = gn.Partition.from_groups({"w": {"theta": theta}})
     >>> loss, u = lambda: (theta**4).sum(), {"theta": torch.ones(1, dtype=torch.float64)}
     >>> CubicBound(loss, partition, u, gn.summarize(loss, partition, u), strength=1.0)
-    CubicBound: w alone, cubic strength 1: at D η = 0.761 the model promises a fall of 0.564, the loss falls by 0.706.
+    CubicBound: w alone, cubic strength 1: at D η = 0.761 the model promises a fall of 0.564, the loss falls by 0.706, ρ = 1.3.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class CubicBound(FigureWidget):
         fate = "falls" if reached < 0 else "rises"
         return (
             f"{name} alone, cubic strength {strength:g}: at D η = {best:.3g} the model promises a fall of {-told:.3g}, "
-            f"the loss {fate} by {abs(reached):.3g}."
+            f"the loss {fate} by {abs(reached):.3g}, ρ = {reached / told:.2g}."
         )
 
     def _prepare(self) -> None:
@@ -107,7 +107,7 @@ class CubicBound(FigureWidget):
         (self._best,) = axes.plot([], [], marker="o", color=style(0)["color"], linestyle="", label="its minimum")
         axes.axvline(0.0, color="black", linewidth=0.6)
         axes.set(xlabel="x = D η of this group", ylabel="change of the loss")
-        axes.legend(framealpha=0.9, loc="upper right")
+        self.figure.legend(loc="outside upper center", ncols=3, frameon=False)
 
 
 def by_group(summary: Summary, names: tuple[str, ...]) -> dict[str, Alone]:
