@@ -181,7 +181,7 @@ def cubic_step() -> Derivation:
             ),
             Line(
                 r"-m(\eta^*) = \tfrac12\, \bar g \cdot \eta^* + \tfrac{\lambda}{12} \lVert D\eta^* \rVert^3",
-                r"The promised decrease. Take \(\eta^* \cdot\) line 2 off \(m\): half of the first term remains, and a part of the cubic one.",
+                r"The promised decrease. Take half of \(\eta^* \cdot\) line 2 off \(m\): half of the first term remains, and a part of the cubic one.",
                 lambda m: (-m.cubic(m.step), m.g @ m.step / 2 + m.strength / 12 * m.radius**3),
             ),
         ],

@@ -63,7 +63,7 @@ class PartitionExplorer(FigureWidget):
         self._groups = {name: unit_groups(self._units, make(module)) for name, make in PARTITIONS.items()}
         self._known: dict[tuple[str, int, float], tuple[float, float, str]] = {}
         self.partition = choice("partition", PARTITIONS, partition)
-        self.merged = slider("groups merged into one", MERGES, merged)
+        self.merged = slider("groups merged", MERGES, merged)
         self.view = choice("shown", VIEWS, view)
         self.strength = slider("cubic strength λ_int", STRENGTHS, strength, lambda v: f"{v:g}")
         controls = {name: getattr(self, name) for name in ("partition", "merged", "view", "strength")}

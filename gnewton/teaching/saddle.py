@@ -70,13 +70,13 @@ class SaddleExplorer(FigureWidget):
         level_sets(height, extent=VIEW, ax=left)
         branch = np.linspace(0.3, 2.6, 60)
         for sign in (1, -1):
-            left.plot(sign * branch, sign / branch, color="#009E73", linewidth=2.5, alpha=0.6)
+            left.plot(sign * branch, sign / branch, color="#009E73", linewidth=4, alpha=0.7)
         left.plot([0], [0], marker="x", color="#D55E00", markersize=9, linestyle="")
         look: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markersize": 4}
         (self._reached,) = left.plot([], [], color="black", linestyle=":", linewidth=1.6)
         (self._path,) = left.plot([], [], **look, linewidth=1.4)
         (self._ring,) = left.plot([], [], marker="o", markersize=11, markerfacecolor="none", color="black")
-        left.set(xlabel="a", ylabel="b", title="green: minima, cross: saddle")
+        left.set(xlabel="a", ylabel="b", title="thick: minima, cross: saddle")
         (self._curve,) = right.plot(range(STEPS + 1), np.ones(STEPS + 1), **look)
         right.axhline(height(np.float64(0), np.float64(0)), color=GREY, linewidth=0.8, linestyle="--")
         right.text(STEPS, 0.3, "loss at the saddle", ha="right", va="top", color=GREY)

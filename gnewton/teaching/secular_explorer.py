@@ -92,7 +92,7 @@ class SecularExplorer(FigureWidget):
             np.linspace(0, REACH, 801), np.zeros(801), color=COLOURS[1], linestyle="--", label="2σ / λ"
         )
         self._pole = left.axvline(0.0, color="black", linewidth=0.9, linestyle=":", label="pole")
-        self._forbidden = left.axvspan(0.0, 1.0, color="#dddddd", zorder=0, label="no minimum here")
+        self._forbidden = left.axvspan(0.0, 1.0, color="#dddddd", zorder=0, label="not the global minimum")
         root: dict[str, Any] = {"marker": "o", "color": "black", "linestyle": "", "markersize": 8, "zorder": 5}
         (self._root,) = left.plot([], [], **root, label="root")
         left.set(xlim=(0, REACH), ylim=(0, REACH), xlabel="σ = λ |y| / 2", ylabel="length of the step")

@@ -97,6 +97,10 @@ class Reading:
             self.wear(theme)
             self._take(folder / f"{name}-{theme}.jpg")
         self.wear("light")
+        # Else the sidebars are caught while they slide away.
+        self.page.add_style_tag(
+            content="*, ::before, ::after { transition: none !important; animation: none !important }"
+        )
         self.page.set_viewport_size({"width": NARROW, "height": HEIGHT})
         self._take(folder / f"{name}-narrow.jpg")
 

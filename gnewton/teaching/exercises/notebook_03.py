@@ -71,6 +71,9 @@ EXERCISES = (
         model_at,
         cubic_model,
         {
+            "the entries are cubed one by one, with their signs: it is the norm of the vector, cubed": lambda g, H, D, k, eta: (
+                -g @ eta + eta @ H @ eta / 2 + k / 6 * ((D * eta) ** 3).sum()
+            ),
             "the sign of the first term: positive rates go downhill": lambda g, H, D, k, eta: (
                 g @ eta + eta @ H @ eta / 2 + k / 6 * (D * eta).norm() ** 3
             ),
@@ -99,6 +102,7 @@ EXERCISES = (
         summary,
         one_rate,
         {
+            "means in place of sums: H has S times as many entries as g": lambda g, H: g.mean() / H.mean(),
             "only the diagonal: merging groups adds all entries of H-bar": lambda g, H: g.sum() / H.trace(),
             "the mean of the groups' rates: merge first, then solve": lambda g, H: torch.linalg.solve(H, g).mean(),
             "each group alone, then averaged: the groups move together": lambda g, H: (g / H.diagonal()).mean(),

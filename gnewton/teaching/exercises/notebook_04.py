@@ -90,6 +90,7 @@ EXERCISES = (
             "the sign: to lift a curvature of -2 to 0, add 2": lambda H, D: torch.linalg.eigvalsh(H / D / D[:, None])[
                 0
             ],
+            "divided on one side only: K = D^-1 H D^-1 has D on both": lambda H, D: -torch.linalg.eigvalsh(H / D**2)[0],
             "D H D: it is D^-1 on both sides": lambda H, D: -torch.linalg.eigvalsh(H * D * D[:, None])[0],
             "the largest curvature: the lowest one decides": lambda H, D: (
                 -torch.linalg.eigvalsh(H / D / D[:, None])[-1]
@@ -119,6 +120,9 @@ EXERCISES = (
             ),
             "the sum of the sizes: along orthogonal axes lengths add in squares": lambda s, k, b, strength: (
                 (b / (k + s)).abs().sum() - 2 * s / strength
+            ),
+            "the components are added up: the length is the root of the sum of their squares": lambda s, k, b, strength: (
+                (b / (k + s)).sum() - 2 * s / strength
             ),
             "the other sign: length minus line": lambda s, k, b, strength: (
                 2 * s / strength - torch.linalg.vector_norm(b / (k + s))
