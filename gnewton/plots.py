@@ -44,9 +44,11 @@ __all__ = [
 Array = NDArray[np.float64]
 
 # Okabe and Ito's palette without its yellow, which disappears on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
-DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (7, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (9, 2, 2, 2)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#7A4A1E")
+DASHES: tuple[Any, ...] = (
+    "-", "--", "-.", ":", (0, (7, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (9, 2, 2, 2)), (0, (5, 1, 1, 1)),
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p")
 GREY = "#777777"
 
 
@@ -319,8 +321,8 @@ def _label_ends(ax: Axes, when: Array, table: Array, labels: Sequence[str]) -> N
     for s, height in enumerate(spread(heights, gap=min(0.065, 1.0 / len(labels)))):
         colour = style(s)["color"]
         ax.annotate(
-            labels[s], ends[s], xytext=(1.03, height), textcoords="axes fraction", va="center", color=colour,
-            fontsize=_small(labels), arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6},
+            labels[s], ends[s], xytext=(1.03, height), textcoords="axes fraction", va="center",
+            fontsize=_small(labels), arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1.2},
             annotation_clip=False,
         )  # fmt: skip
 

@@ -27,7 +27,7 @@ PARTITIONS: dict[str, Callable[[nn.Module], Partition]] = {
 MERGES = (1, 2, 3, 4, 8)
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
 VIEWS = ("H-bar", "interactions")
-LEFT, BAR, RIGHT = (0.13, 0.26, 0.33, 0.7), (0.48, 0.26, 0.015, 0.7), (0.725, 0.14, 0.26, 0.82)  # of the figure
+LEFT, BAR, RIGHT = (0.11, 0.26, 0.33, 0.7), (0.455, 0.26, 0.015, 0.7), (0.74, 0.14, 0.25, 0.82)  # of the figure
 READABLE = 16  # groups
 
 

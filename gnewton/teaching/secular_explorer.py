@@ -95,8 +95,8 @@ class SecularExplorer(FigureWidget):
         self._forbidden = left.axvspan(0.0, 1.0, color="#dddddd", zorder=0, label="not the global minimum")
         root: dict[str, Any] = {"marker": "o", "color": "black", "linestyle": "", "markersize": 8, "zorder": 5}
         (self._root,) = left.plot([], [], **root, label="root")
-        left.set(xlim=(0, REACH), ylim=(0, REACH), xlabel="σ = λ |y| / 2", ylabel="length of the step")
-        left.legend(fontsize=8, framealpha=0.9, loc="upper right")
+        left.set(xlim=(0, REACH), ylim=(0, 1.3 * REACH), xlabel="σ = λ |y| / 2", ylabel="length of the step")
+        left.legend(fontsize=8, framealpha=0.9, loc="upper right", ncols=2)
         (self._curve,) = right.plot([], [], color=COLOURS[0], linewidth=1.8)
         (self._minima,) = right.plot([], [], **root)
         right.plot([0], [0], marker="+", color="black", markersize=9)

@@ -40,6 +40,7 @@ class CurvatureTimeline(FigureWidget):
             raise ValueError(f"expected a step with an update, {list(self._updates)[:5]} ..., got {first}")
         self.update = slider("step", self._updates, first)
         figure = new_figure(columns=2, height=4.2)
+        figure.set_layout_engine("constrained", wspace=0.08)  # between the scale of the colours and the names
         self._heat, self._bars = figure.axes
         self._norm = _common_scale(np.stack([array(record.hessian) for record in history]))
         self._picture = heat_map(
