@@ -42,8 +42,15 @@ def lengths(direction: Mapping[str, Tensor], partition: Partition) -> Tensor:
     >>> lengths({"theta": torch.tensor([3.0, 4.0])}, gn.Partition.single(gn.models.Rosenbrock(2)))
     tensor([5.], dtype=torch.float64)
     """
+    return partition.sums({name: _squares(part, partition, name) for name, part in direction.items()}).sqrt()
+
+
+def _squares(part: Tensor, partition: Partition, name: str) -> Tensor:
+    # In few digits, squares of small entries vanish.
     dtype = accumulator_dtype(partition.device)
-    return partition.sums({name: part.to(dtype).square() for name, part in direction.items()}).sqrt()
+    if isinstance(partition.label(name), int):
+        return torch.linalg.vector_norm(part, dtype=dtype).square()
+    return part.to(dtype).square()
 
 
 @dataclass(frozen=True)

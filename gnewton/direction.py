@@ -36,15 +36,19 @@ def gradient(
     {'theta': tensor([-215.6000,  -88.0000])}
     """
     with prepared(partition, higher=False):
-        return value_and_gradient(loss, partition, data, weight)[1]
+        found = value_and_gradient(loss, partition, data, weight)[1]
+    return {name: g.clone() for name, g in found.items()}
 
 
 def value_and_gradient(
     loss: Loss, partition: Partition, data: Iterable[Any] | None = None, weight: Weight | None = None
 ) -> tuple[Tensor, Direction]:
-    """The loss () and its gradient from one evaluation per batch; buffers are left as the evaluations leave them."""
+    """The loss () and its gradient from one evaluation per batch; buffers are left as the evaluations leave them.
+
+    The gradient is to be read alone: autograd may hand the same memory out for two parameters.
+    """
     trainable = {name: p for name, p in partition.parameters.items() if p.requires_grad}
-    total = {name: torch.zeros_like(p, requires_grad=False) for name, p in partition.parameters.items()}
+    total: Direction = {}
     value, samples = torch.zeros((), device=partition.device), 0.0
     for batch, n in batches(data, weight):
         one = evaluate(loss, partition, batch)
@@ -53,8 +57,27 @@ def value_and_gradient(
         value = value + (one.detach() - value) * (n / samples)
         for name, g in zip(trainable, differentiate(one, list(trainable.values())), strict=True):
             # Embeddings may give sparse gradients, which cannot be averaged with dense ones.
-            total[name].lerp_(torch.zeros_like(total[name]) if g is None else g.to_dense(), n / samples)
-    return value, total
+            dense = torch.zeros_like(trainable[name], requires_grad=False) if g is None else g.to_dense()
+            total[name] = torch.lerp(total[name], dense, n / samples) if name in total else dense
+    return value, {n: total[n] if n in total else torch.zeros_like(p) for n, p in partition.parameters.items()}
+
+
+def slopes(gradients: Mapping[str, Tensor], direction: Mapping[str, Tensor], partition: Partition) -> Tensor:
+    """g-bar, the gradient's product with each group's part of the direction: (S,), float64 (float32 on MPS).
+
+    >>> import torch, gnewton as gn
+    >>> partition = gn.Partition.by_scalar(gn.models.Rosenbrock(2))
+    >>> slopes({"theta": torch.tensor([3.0, 4.0])}, {"theta": torch.tensor([2.0, 0.5])}, partition)
+    tensor([6., 2.], dtype=torch.float64)
+    """
+    return partition.sums({name: _products(g, direction[name], partition, name) for name, g in gradients.items()})
+
+
+def _products(a: Tensor, b: Tensor, partition: Partition, name: str) -> Tensor:
+    # Where a parameter lies in one group, one number does, and its kernel reads memory once; in dtypes with few digits
+    # it would also add in them.
+    whole = isinstance(partition.label(name), int) and a.dtype in (torch.float32, torch.float64)
+    return torch.dot(a.flatten(), b.flatten()) if whole else a * b
 
 
 def checked(direction: Mapping[str, Tensor], partition: Partition) -> Direction:
@@ -175,7 +198,7 @@ class Proposer:
                 self.optimizer.step()
             # A frozen parameter need not be held, and does not move.
             return {
-                name: (-p.detach() if from_zero else before[id(p)] - p.detach())
+                name: (p.detach().neg_() if from_zero else before[id(p)] - p.detach())
                 if id(p) in before
                 else torch.zeros_like(p)
                 for name, p in self._partition.parameters.items()

@@ -22,7 +22,7 @@ from gnewton.average import Average, Exponential, Windows, lengths, normalized
 from gnewton.cubic import NewtonStepError, Status, Step, newton_step
 from gnewton.derivatives.record import recorded_gradient
 from gnewton.derivatives.tape import Tape
-from gnewton.direction import Proposer, checked, value_and_gradient
+from gnewton.direction import Proposer, checked, slopes, value_and_gradient
 from gnewton.loss import Buffers, RandomState, batches, prepared
 from gnewton.partition import Partition
 from gnewton.summary import Summary, summarize, summarize_tape
@@ -316,13 +316,16 @@ class GroupedNewton(torch.optim.Optimizer):
 
     def _adapt(self, u: dict[str, Tensor], curved: "_Curved") -> bool:
         """A step with a new summary where one is due, or else with H-bar and D as they were and a new g-bar."""
-        kept, now = self._memory["kept"], lengths(u, self.partition)
+        kept = self._memory["kept"]
         aged = kept is None or self._memory["age"] >= self.param_groups[0]["period"]
-        if aged or bool(((kept["lengths"] == 0) & (now > 0)).any()):
+        now = None if aged else lengths(u, self.partition)
+        if now is None or bool(((kept["lengths"] == 0) & (now > 0)).any()):
             self._memory["kept"] = None
             return self._update(u, curved)
         value, gradients = self._slope(curved)
-        gradient = self.partition.sums({name: g * u[name] for name, g in gradients.items()})
+        gradient = slopes(gradients, u, self.partition)
+        if not torch.isfinite(gradient).all():
+            _check_finite(gradients, "gradient")
         then = Summary.from_state_dict(kept["summary"])
         summary = carried(then, kept["lengths"], gradient, now, float(value))
         return self._take(u, summary, curved, float(value), age=self._memory["age"])
@@ -331,9 +334,7 @@ class GroupedNewton(torch.optim.Optimizer):
         if curved.value is not None and curved.gradients is not None:
             return curved.value, curved.gradients
         with prepared(self.partition, higher=False):
-            value, gradients = value_and_gradient(curved.closure, self.partition)
-        _check_finite(gradients, "gradient")
-        return value, gradients
+            return value_and_gradient(curved.closure, self.partition)
 
     def _take(self, u: dict[str, Tensor], summary: Summary, curved: "_Curved", before: float, age: int) -> bool:
         """The step of this summary and its record; whether the proposal stands."""
@@ -388,7 +389,7 @@ class GroupedNewton(torch.optim.Optimizer):
             if not self._adaptive:
                 return Trial(lr, loss_at(lr), float("nan"), 0, 1)
             asked = lr if age else 1.0
-            promised = _predicted_decrease(summary, asked * eta, settings) if step.status.ok else 0.0
+            promised = _promised(summary, step, asked, eta, settings) if step.status.ok else 0.0
             return tried(loss_at, before, promised, asked, lr)
 
     def _fail(self, summary: Summary, step: Step, settings: Mapping[str, Any], age: int) -> None:
@@ -431,7 +432,7 @@ class GroupedNewton(torch.optim.Optimizer):
         if settings["remove_negative"]:
             eta = eta.clamp(min=0.0)
         beta = settings["eta_momentum"]
-        return eta if previous is None else beta * previous + (1 - beta) * eta
+        return beta * previous + (1 - beta) * eta if beta and previous is not None else eta
 
     @torch.no_grad()
     def _move(self, u: dict[str, Tensor], eta: Tensor) -> None:
@@ -477,7 +478,7 @@ class GroupedNewton(torch.optim.Optimizer):
                 learning_rates=eta,
                 lr=trial.rate,
                 status=step.status.name,
-                predicted_decrease=_predicted_decrease(summary, trial.rate * eta, settings),
+                predicted_decrease=_promised(summary, step, trial.rate, eta, settings),
                 actual_decrease=before - trial.after,
                 cubic=float(settings["cubic"]),
                 rho=trial.rho,
@@ -500,6 +501,13 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 def _on_cpu(value: Any) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value
+
+
+def _promised(summary: Summary, step: Step, lr: float, eta: Tensor, settings: Mapping[str, Any]) -> float:
+    """-m(lr eta), which the solver has said where that is its own step."""
+    if lr == 1 and eta is step.learning_rates and step.status.ok:
+        return step.predicted_decrease
+    return _predicted_decrease(summary, lr * eta, settings)
 
 
 def _predicted_decrease(summary: Summary, eta: Tensor, settings: Mapping[str, Any]) -> float:

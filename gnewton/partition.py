@@ -8,7 +8,7 @@ and turn "sum over p in T_s" into one pass over the parameters, whatever S is.
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import product
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -266,7 +266,14 @@ class Partition:
         if eta.shape != (len(self),):
             raise ValueError(f"expected eta of shape ({len(self)},), got {tuple(eta.shape)}; give one rate per group")
         padded = torch.cat([eta, eta.new_zeros(1)])
-        return {name: u * padded.to(u)[self.label(name)] for name, u in direction.items()}
+        # Plain numbers, where they are at hand, spare every tensor a copy of all rates in its own dtype.
+        numbers = padded.tolist() if padded.device.type == "cpu" and not padded.requires_grad else None
+
+        def factor(name: str, u: Tensor) -> Any:
+            label = self.label(name)
+            return numbers[label] if numbers and isinstance(label, int) else padded.to(u)[label]
+
+        return {name: u * factor(name, u) for name, u in direction.items()}
 
     def restrict(self, direction: Mapping[str, Tensor], group: int) -> dict[str, Tensor]:
         """u_s: the direction inside one group, zero elsewhere.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gnewton.cubic import Step, newton_step
-from gnewton.direction import Direction, Proposer, gradient
+from gnewton.direction import Direction, Proposer, gradient, slopes
 from gnewton.loss import Loss, RandomState, Weight
 from gnewton.loss import batches as weighed
 from gnewton.partition import Partition
@@ -200,7 +200,7 @@ def _part(loss: Loss, partition: Partition, proposer: Proposer | None, mean_grad
     if proposer is not None:
         u = _proposal(proposer, u)
     summary = summarize(loss, partition, u, order)
-    return replace(summary, gradient=partition.sums({name: g * u[name] for name, g in mean_gradient.items()}))
+    return replace(summary, gradient=slopes(mean_gradient, u, partition))
 
 
 def _proposal(proposer: Proposer, gradients: Direction) -> Direction:

@@ -28,8 +28,9 @@ The protocol
 The methods: GroupedNewton as in the paper (Wolinski, arXiv 2312.03885, appendix F: direction SGD with momentum 0.9, one
 group per tensor, negative rates removed; lambda_1 = ``lr`` and lambda_int = ``cubic`` are tuned, both beyond the paper's
 ranges), the same with the diagonal of H-bar alone, with a single group (S = 1), and with a lambda_int that learns from its
-predictions (``cubic="adaptive"``, the one setting of the experiment ``untuned``, nothing tuned here, negative rates kept); SGD with momentum 0.9, Adam, L-BFGS
-(torch), K-FAC (``kfac.py``, with curvlinops' Kronecker factors).
+predictions (``cubic="adaptive"``, the one setting of the experiment ``untuned``, nothing tuned here: direction RMSprop with
+momentum 0.9, negative rates kept); SGD with momentum 0.9, Adam, L-BFGS (torch), K-FAC (``kfac.py``, with curvlinops' Kronecker
+factors).
 """
 
 import json

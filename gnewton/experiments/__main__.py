@@ -16,7 +16,7 @@ from gnewton.experiments.runs import write
 from gnewton.plots import Figure, png
 
 _INTERACTION_MINUTES = 60
-_ONE_SAMPLE_MINUTES = 6
+_ONE_SAMPLE_MINUTES = 12
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -48,13 +48,25 @@ def grid(**values: tuple[Any, ...]) -> tuple[Settings, ...]:
     return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
 
 
+Direction = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+def momentum(model: nn.Module) -> torch.optim.Optimizer:
+    """The direction of the paper's experiments."""
+    return torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+
+
+def rmsprop(model: nn.Module, eps: float = 1e-8) -> torch.optim.Optimizer:
+    """Each entry of the gradient over its usual size, then momentum. ``eps`` has the unit of the gradient."""
+    return torch.optim.RMSprop(model.parameters(), lr=1.0, momentum=0.9, eps=eps)
+
+
 def _grouped(
-    partition: Callable[[nn.Module], Partition], **fixed: Any
+    partition: Callable[[nn.Module], Partition], direction: Direction = momentum, **fixed: Any
 ) -> Callable[[nn.Module, Problem, Batches, Settings], torch.optim.Optimizer]:
     def build(model: nn.Module, problem: Problem, batches: Batches, settings: Settings) -> torch.optim.Optimizer:
-        momentum = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
         usual = {"period": PERIOD, "remove_negative": True}
-        return GroupedNewton(partition(model), momentum, **(usual | fixed | settings))
+        return GroupedNewton(partition(model), direction(model), **(usual | fixed | settings))
 
     return build
 
@@ -85,7 +97,7 @@ METHODS = {
         Method("grouped-newton", "GroupedNewton", _NEWTON, _grouped(Partition.by_tensor)),
         Method("diagonal", "GroupedNewton, diagonal", _NEWTON, _grouped(Partition.by_tensor, diagonal=True)),
         Method("one-group", "GroupedNewton, S = 1", _NEWTON, _grouped(Partition.single)),
-        Method("adaptive", "GroupedNewton, adaptive", UNTUNED, _grouped(Partition.by_tensor, **ADAPTIVE)),
+        Method("adaptive", "GroupedNewton, adaptive", UNTUNED, _grouped(Partition.by_tensor, rmsprop, **ADAPTIVE)),
         Method("sgd", "SGD, momentum 0.9", grid(lr=(0.003, 0.01, 0.05, 0.2, 1.0, 3.0)), _sgd),
         Method("adam", "Adam", grid(lr=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)), _adam),
         Method("l-bfgs", "L-BFGS", grid(lr=(0.03, 0.3, 1.0), line_search_fn=(None, "strong_wolfe")), _lbfgs),

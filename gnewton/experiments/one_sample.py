@@ -34,6 +34,7 @@ TITLE = "one sample a step: ExactNewton untuned, beside tuned SGD and Adam"
 ACTIVATIONS = ("tanh", "sigmoid", "softplus", "relu")
 EPOCHS, TUNED_FOR = 3, 2
 WANTED, LOOKS = 0.95, 3  # the accuracy asked for, and how often an epoch it is looked for
+FRESH = 20  # further seeds, for that accuracy alone: settings were tried in sight of the first ones
 
 
 @cache
@@ -81,7 +82,8 @@ ENTRANTS = {
 
 def measure(plan: Plan, command: str) -> Results:
     """All runs of the four activations."""
-    runs = sum(plan.seeds + _tuning_runs(method) for method in ENTRANTS.values()) * len(ACTIVATIONS)
+    each = plan.seeds + len(_fresh(plan))
+    runs = sum(each + _tuning_runs(method) for method in ENTRANTS.values()) * len(ACTIVATIONS)
     with tqdm(total=runs, desc="one-sample", unit="run", disable=None) as bar:
         found = {
             name: {"title": one.title, "methods": {m.name: _entry(m, one, plan, bar.update) for m in ENTRANTS.values()}}
@@ -96,14 +98,15 @@ def _tuning_runs(method: Method) -> int:
 
 
 def _entry(method: Method, problem: Problem, plan: Plan, advance: Callable[[], Any]) -> Results:
-    """The validation loss of each setting, the chosen one, and its runs."""
+    """The validation loss of each setting, the chosen one, its runs, and whether further seeds reach the accuracy."""
+    lengths = {"tuning": (TUNED_FOR, 1), "test": (plan.epochs(problem), LOOKS), "fresh": (TUNED_FOR, LOOKS)}
 
     def run(part: str, settings: Settings, seed: int) -> Run:
         names = {"problem": problem.title, "part": part, "method": method.name, "settings": settings, "seed": seed}
-        epochs, looks = (TUNED_FOR, 1) if part == "tuning" else (plan.epochs(problem), LOOKS)
+        epochs, looks = lengths[part]
 
         def compute() -> Run:
-            data = digits() if part == "test" else digits().hold_out(HOLD_OUT, seed=0)
+            data = digits().hold_out(HOLD_OUT, seed=0) if part == "tuning" else digits()
             return train(problem, data, method, settings, seed, epochs, parts=looks)
 
         found = kept(plan.place("one-sample") / "runs", names | {"epochs": epochs, "looks": looks}, compute)
@@ -127,7 +130,15 @@ def _entry(method: Method, problem: Problem, plan: Plan, advance: Callable[[], A
             | {name: rounded(one[name] if name == "diverged" else one[name][LOOKS - 1 :: LOOKS]) for name in measures}
             for seed, one in enumerate(runs)
         ],
+        "fresh": [
+            {"seed": seed, "reached": reached(one["test_accuracies"]), "test_accuracies": one["test_accuracies"][-1:]}
+            for seed, one in ((seed, run("fresh", settings, seed)) for seed in _fresh(plan))
+        ],
     }
+
+
+def _fresh(plan: Plan) -> range:
+    return range(plan.seeds, plan.seeds + (0 if plan.quick else FRESH))
 
 
 def reached(accuracies: Sequence[float]) -> float | None:
@@ -184,17 +195,19 @@ def verdict(numbers: Results) -> str:
     winners = [
         f"after epoch {e}: " + ", ".join(f"{leader(one, e)} ({n})" for n, one in networks.items()) for e in epochs
     ]
-    runs = {name: [run for one in networks.values() for run in one["methods"][name]["runs"]] for name in ENTRANTS}
+    asked = f"* A test accuracy of {WANTED}, looked for {LOOKS} times an epoch, is reached within two epochs in "
+    lines = [f"* Lowest training loss {'; '.join(winners)}.", asked + _successes(networks, "runs")]
+    if networks["tanh"]["methods"]["sgd"]["fresh"]:
+        lines.append("* The same from further seeds, with which nothing was chosen: " + _successes(networks, "fresh"))
+    return "\n".join(lines)
+
+
+def _successes(networks: Results, part: str) -> str:
+    """In how many of these runs the accuracy is reached, and held at the end of the second epoch."""
+    runs = {name: [run for one in networks.values() for run in one["methods"][name][part]] for name in ENTRANTS}
     soon = {name: sum(in_time(run) for run in some) for name, some in runs.items()}
     last = {name: int((accuracies(some) >= WANTED).sum()) for name, some in runs.items()}
-    total = numbers["seeds"] * len(networks)
-    return "\n".join(
-        [
-            f"* Lowest training loss {'; '.join(winners)}.",
-            f"* A test accuracy of {WANTED}, looked for {LOOKS} times an epoch, is reached within two epochs in {_counts(soon)} "
-            f"of {total} runs; and held at the end of the second in {_counts(last)}.",
-        ]
-    )
+    return f"{_counts(soon)} of {len(runs['sgd'])} runs; and held at the end of the second in {_counts(last)}."
 
 
 def in_time(run: Results) -> bool:

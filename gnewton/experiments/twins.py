@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gnewton import datasets, models, plots
-from gnewton.experiments.methods import ADAPTIVE, UNTUNED
+from gnewton.experiments.methods import ADAPTIVE, UNTUNED, rmsprop
 from gnewton.experiments.pictures import name_curves
 from gnewton.experiments.runs import finite
 from gnewton.optimizer import GroupedNewton
@@ -61,8 +61,8 @@ _OURS = "GroupedNewton, one setting"
 
 def _optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
     if name == _OURS:
-        momentum = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
-        return GroupedNewton(Partition.by_tensor(model), momentum, **(UNTUNED[0] | ADAPTIVE))
+        # Next to the gradients of the twin 1e-8 is not small.
+        return GroupedNewton(Partition.by_tensor(model), rmsprop(model, eps=1e-30), **(UNTUNED[0] | ADAPTIVE))
     build: Callable[..., torch.optim.Optimizer] = torch.optim.Adam if name == "Adam" else torch.optim.SGD
     options = {} if name == "Adam" else {"momentum": 0.9}
     return build(model.parameters(), lr=RATES[name], **options)

@@ -41,7 +41,12 @@ def measure(plan: Plan, command: str) -> Results:
     runs = len(RATES) * (len(RATES["adam"]) + len(BUDGETS) * plan.seeds) + plan.seeds
     with tqdm(total=len(SIX) * runs, desc="untuned", unit="run", disable=None) as bar:
         networks = {name: _Trials(problem, plan, bar.update).results() for name, problem in SIX.items()}
-    setting = {"momentum": 0.9, "curvature_batch": SIX["tanh"].curvature, "batch": SIX["tanh"].batch}
+    setting = {
+        "direction": "RMSprop",
+        "momentum": 0.9,
+        "curvature_batch": SIX["tanh"].curvature,
+        "batch": SIX["tanh"].batch,
+    }
     return {
         "experiment": "untuned",
         "title": TITLE,

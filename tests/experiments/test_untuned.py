@@ -67,7 +67,12 @@ def small(tmp_path_factory):
 def test_every_method_runs_and_a_rate_that_explodes_is_not_chosen(small):
     one = small["networks"]["tanh"]
     assert len(one["adaptive"]) == 2
-    assert small["setting"] == UNTUNED[0] | ADAPTIVE | {"momentum": 0.9, "curvature_batch": 60, "batch": 100}
+    assert small["setting"] == UNTUNED[0] | ADAPTIVE | {
+        "direction": "RMSprop",
+        "momentum": 0.9,
+        "curvature_batch": 60,
+        "batch": 100,
+    }
     for name in untuned.RATES:
         for budget in untuned.BUDGETS:
             tuned = one[name][f"for {budget} epochs"]
