@@ -1,5 +1,6 @@
 """The web book: the notebooks as they were saved, and reference pages from the docstrings. Build it with `make book`."""
 
+import inspect
 import json
 import shutil
 import sys
@@ -142,6 +143,16 @@ def _a_list_of_items(_app, _page, _template, context, _doctree):
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
+def _arguments_of_a_widget(_app, _what, _name, documented, _options, signature, returns):
+    # Of a widget autodoc finds the __new__ of traitlets, which takes anything.
+    if signature != "(*args, **kwargs)":
+        return None
+    known = inspect.signature(documented)
+    bare = [p.replace(annotation=p.empty) for p in known.parameters.values()]
+    return str(known.replace(parameters=bare, return_annotation=known.empty)), returns
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", _arguments_of_a_widget)
     app.connect("html-page-context", _a_list_of_items)
     app.connect("autodoc-process-docstring", _bars_are_bars)

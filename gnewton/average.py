@@ -48,9 +48,9 @@ def lengths(direction: Mapping[str, Tensor], partition: Partition) -> Tensor:
 def _squares(part: Tensor, partition: Partition, name: str) -> Tensor:
     # In few digits, squares of small entries vanish.
     dtype = accumulator_dtype(partition.device)
-    if isinstance(partition.label(name), int):
-        return torch.linalg.vector_norm(part, dtype=dtype).square()
-    return part.to(dtype).square()
+    whole = isinstance(partition.label(name), int)
+    numbers: Tensor = torch.linalg.vector_norm(part, dtype=dtype) if whole else part.to(dtype)
+    return numbers.square()
 
 
 @dataclass(frozen=True)

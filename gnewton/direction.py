@@ -54,7 +54,7 @@ def value_and_gradient(
         one = evaluate(loss, partition, batch)
         samples += n
         # A running mean: its rounding does not grow with the number of samples.
-        value = value + (one.detach() - value) * (n / samples)
+        value = one.detach() if samples == n else value + (one.detach() - value) * (n / samples)
         for name, g in zip(trainable, differentiate(one, list(trainable.values())), strict=True):
             # Embeddings may give sparse gradients, which cannot be averaged with dense ones.
             dense = torch.zeros_like(trainable[name], requires_grad=False) if g is None else g.to_dense()

@@ -78,8 +78,9 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
 def prepared(partition: Partition, restore_buffers: bool = True, higher: bool = True) -> Iterator[None]:
     """Gradients on, every operation in a form whose derivatives are right to every order, buffers restored after.
 
-    Without ``higher`` the first order is enough, which torch's own kernels get right, and faster. Attention runs by its math back end, as the fused one has no second derivative; norm layers are written out, as torch's
+    Attention runs by its math back end, as the fused one has no second derivative; norm layers are written out, as torch's
     kernels have a wrong third one; compiled modules run as they were before, as compiled code has no second derivative.
+    Without ``higher`` the first order is enough, which torch's own kernels get right, and faster.
     """
     if not isinstance(partition, Partition):
         raise TypeError(f"expected a Partition, got {type(partition).__name__}; write Partition.by_tensor(model)")
@@ -88,7 +89,7 @@ def prepared(partition: Partition, restore_buffers: bool = True, higher: bool = 
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            sdpa_kernel(SDPBackend.MATH),
+            sdpa_kernel(SDPBackend.MATH) if higher else nullcontext(),
             _uncompiled(),
             Elementary() if higher else nullcontext(),
         ):

@@ -83,7 +83,7 @@ class _Curved:
 class GroupedNewton(torch.optim.Optimizer):
     """Newton's method over the groups of a partition, with the anisotropic cubic term.
 
-    partition: the S groups. direction: None for the gradient, or a torch optimizer that proposes u (with momentum, say);
+    partition: the S groups. direction: None for the gradient, or a torch optimizer that proposes u (RMSprop with momentum, say);
     it must hold the partition's parameters and its own ``lr`` only scales u, which eta* undoes. lr: lambda_1, the damping
     of eta*, 1 being the pure step; it is ``param_groups[0]["lr"]``, so every scheduler in ``torch.optim.lr_scheduler``
     drives it. cubic: lambda_int; 0 leaves the order-2 step; "adaptive" learns it from how well the model predicted

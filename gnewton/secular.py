@@ -189,9 +189,11 @@ def _first_basis(p: Problem) -> _Basis:
     k, q = np.diagonal(p.H)[r] / p.d[r] ** 2, 2 * p.cubic * np.abs(p.g[r]) / p.d[r]
     t = np.sqrt(k * k + q) + np.abs(k)
     alone = 1.5 * np.where(k > 0, q / t / 2, t / 2).max(initial=0.0)
+    if (basis := _basis(p, float(alone))) is not None:
+        return basis
     bound = len(r) * (np.abs(p.H[r][:, r]) / np.outer(p.d[r], p.d[r])).max(initial=0.0) or 1.0
-    for centre in (alone, *(bound * 1e3**n for n in range(60))):
-        if (basis := _basis(p, float(centre))) is not None:
+    for n in range(60):
+        if (basis := _basis(p, float(bound * 1e3**n))) is not None:
             return basis
     raise p.bug("no positive definite H + centre D²")
 

@@ -37,6 +37,11 @@ class Summary:
     >>> s = gn.Summary.from_tensors(gradient=[1.0, 4.0], hessian=[[1.0, 6.0], [6.0, 16.0]])
     >>> (s + s * 2).gradient
     tensor([ 3., 12.], dtype=torch.float64)
+    >>> print(s)
+    Summary(S=2, value=0, gradient, hessian)
+      group    g_s  H_ss
+      group 0    1     1
+      group 1    4    16
     """
 
     value: Tensor
@@ -85,6 +90,33 @@ class Summary:
     def __repr__(self) -> str:
         known = [name for name in _TENSORS[1:] if getattr(self, name) is not None]
         return f"Summary(S={len(self)}, value={_number(self.value)}, {', '.join(known)})"
+
+    def __str__(self) -> str:
+        wide = [max(map(len, column)) for column in zip(*self._rows(), strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(wide[0]), *map(str.rjust, row[1:], wide[1:])]).rstrip() for row in self._rows()
+        ]
+        return "\n  ".join([repr(self), *lines])
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        head, *body = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self._rows()]
+        rows = "".join(f"<tr>{row}</tr>" for row in body)
+        return f"<table><caption>{escape(repr(self))}</caption><tr>{head.replace('td>', 'th>')}</tr>{rows}</table>"
+
+    def _rows(self, most: int = 20) -> list[tuple[str, ...]]:
+        """The header and, for each group, its name, slope, own curvature and own third derivative, as far as they are known."""
+        own = {
+            "g_s": self.gradient,
+            "H_ss": None if self.hessian is None else self.hessian.diagonal(),
+            "D3_sss": self.third,
+        }
+        columns = [(name, *map(_number, tensor[:most])) for name, tensor in own.items() if tensor is not None]
+        names = self.names or tuple(f"group {i}" for i in range(len(self)))
+        rows = list(zip(("group", *names[:most]), *columns, strict=True))
+        left = len(self) - most
+        return [*rows, (f"... ({left:,} more)", *[""] * len(columns))] if left > 0 else rows
 
     def __add__(self, other: "Summary") -> "Summary":
         if not isinstance(other, Summary):

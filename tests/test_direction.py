@@ -7,7 +7,7 @@ import torch
 from problems import build
 
 import gnewton as gn
-from gnewton.direction import Proposer, checked
+from gnewton.direction import Proposer, checked, slopes
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.3),
@@ -49,6 +49,27 @@ def test_frozen_and_unused_parameters_get_zeros(case):
     assert not g["unused"].any()
     assert not g["0.weight"].any()
     assert g["2.weight"].any()
+
+
+def test_the_gradients_of_two_parameters_share_no_memory():
+    a, b = (torch.randn(3, requires_grad=True) for _ in range(2))
+    g = gn.direction.gradient(lambda: (a + b).sin().sum(), gn.Partition.from_groups([{"a": a}, {"b": b}]))
+    before = g["b"].clone()
+    g["a"].zero_()
+    assert torch.equal(g["b"], before)
+
+
+@pytest.mark.parametrize("by", ["tensor", "row", "single"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_slopes_are_the_sums_of_the_products_in_each_group(by, dtype):
+    model = gn.models.perceptron([40, 30, 5], generator=torch.Generator().manual_seed(0)).to(dtype)
+    partition = getattr(gn.Partition, by if by == "single" else f"by_{by}")(model)
+    g, u = ({name: torch.randn_like(p) for name, p in partition.parameters.items()} for _ in range(2))
+    exact = partition.sums({name: g[name].double() * u[name].double() for name in g})
+    size = partition.sums({name: (g[name].double() * u[name].double()).abs() for name in g})
+    # A product is rounded once; in float32 it is also added up, in blocks.
+    error = (slopes(g, u, partition) - exact).abs() / size
+    assert error.max() < 4 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -356,3 +356,17 @@ def test_cross_entropy_of_relu_layers_has_third_order_and_mse_has_none():
     entropy = gn.summarize(lambda: F.cross_entropy(model(x), torch.arange(9) % 3), partition, u)
     assert mse.third.abs().max() < 1e-12 * mse.hessian.abs().max()
     assert entropy.third.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_summary_prints_a_line_for_each_of_the_first_twenty_groups(device):
+    tensors = {"gradient": torch.zeros(30, device=device), "hessian": torch.zeros(30, 30, device=device)}
+    names = [f"<{i}>" for i in range(30)]
+    summary = gn.Summary.from_tensors(**tensors, value=torch.zeros((), device=device), names=names)
+    title, header, *rows, rest = str(summary).splitlines()
+    assert title == repr(summary)
+    assert header.split() == ["group", "g_s", "H_ss"]
+    assert [row.split()[0] for row in rows] == names[:20]
+    assert "10 more" in rest
+    assert summary._repr_html_().count("<tr>") == 22
+    assert "&lt;0&gt;" in summary._repr_html_()
