@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from experiments.problem import TINY, method
 
@@ -116,6 +117,8 @@ def test_what_the_book_s_page_says_of_the_winners_is_so():
         assert ours["adaptive"].diverged == 0
         assert ours["adaptive"].by_steps.mean() < ours["grouped-newton"].by_steps.mean()
         assert (ours["grouped-newton"].diverged > 0) == (name == "autoencoder")
+    means = [{row.name: row.by_steps.mean() for row in rows} for rows in tables.values()]
+    assert abs(np.mean([np.log(one["adaptive"] / one["adam"]) for one in means])) < 0.1
 
 
 def test_what_the_book_s_page_says_of_the_terms_between_groups_is_so():
