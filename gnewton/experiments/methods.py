@@ -104,3 +104,7 @@ METHODS = {
         Method("k-fac", "K-FAC", grid(lr=(0.01, 0.1), damping=(0.01, 0.1, 1.0)), _kfac, needs="curvlinops"),
     )
 }
+# The untuned runs have a second look at the adaptive step, with as many groups as SGD has.
+WITH_ONE_GROUP = Method(
+    "adaptive-one-group", "GroupedNewton, adaptive, S = 1", UNTUNED, _grouped(Partition.single, rmsprop, **ADAPTIVE)
+)

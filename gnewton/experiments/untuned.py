@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from gnewton import plots
 from gnewton.experiments import twins
-from gnewton.experiments.methods import ADAPTIVE, METHODS, UNTUNED, Method, grid
+from gnewton.experiments.methods import ADAPTIVE, METHODS, UNTUNED, WITH_ONE_GROUP, Method, grid
 from gnewton.experiments.networks import SIX, Problem
 from gnewton.experiments.pictures import name_curves
 from gnewton.experiments.protocol import HOLD_OUT, Plan
@@ -33,12 +33,12 @@ RATES = {
 }
 BUDGETS = (3, 10)
 SOON = 5
-OURS = "GroupedNewton, one setting"
+OURS = {"adaptive": "GroupedNewton, one setting", "one-group": "the same, one group"}
 
 
 def measure(plan: Plan, command: str) -> Results:
     """All runs of the six networks, and the badly scaled twins."""
-    runs = len(RATES) * (len(RATES["adam"]) + len(BUDGETS) * plan.seeds) + plan.seeds
+    runs = len(RATES) * (len(RATES["adam"]) + len(BUDGETS) * plan.seeds) + len(OURS) * plan.seeds
     with tqdm(total=len(SIX) * runs, desc="untuned", unit="run", disable=None) as bar:
         networks = {name: _Trials(problem, plan, bar.update).results() for name, problem in SIX.items()}
     setting = {
@@ -66,7 +66,7 @@ class _Trials:
 
     def results(self) -> Results:
         peers = {name: self.tuned(METHODS[name]) for name in RATES}
-        ours = METHODS["adaptive"]
+        ours = dict(zip(OURS, (METHODS["adaptive"], WITH_ONE_GROUP), strict=True))
         model = network(self.problem, 0)
         return {
             "title": self.problem.title,
@@ -74,7 +74,7 @@ class _Trials:
             "parameters": sum(p.numel() for p in model.parameters()),
             "groups": len(Partition.by_tensor(model)),
             "steps_per_epoch": len(self.problem.data().batches(self.problem.batch)),
-            "adaptive": [self.run(ours, UNTUNED[0], seed) for seed in range(self.plan.seeds)],
+            **{key: [self.run(one, UNTUNED[0], seed) for seed in range(self.plan.seeds)] for key, one in ours.items()},
             **peers,
         }
 
@@ -139,7 +139,7 @@ def seconds_to(runs: Sequence[Results], loss: float) -> float:
     return float(np.interp(-np.log(loss), -np.log(losses[first - 1 : first + 1]), seconds[first - 1 : first + 1]))
 
 
-def ratios(one: Results) -> dict[str, float]:
+def ratios(one: Results, ours: str = "adaptive") -> dict[str, float]:
     """What is asked of a network: our loss over the better peer's after 3 and 10 epochs, and the ratio of times.
 
     time: processor seconds to the loss that Adam, tuned for 3 epochs, has after 5, over Adam's own.
@@ -147,12 +147,10 @@ def ratios(one: Results) -> dict[str, float]:
     found = {}
     for budget in BUDGETS:
         peers = [mean_loss(one[name][f"for {budget} epochs"]["runs"], budget) for name in RATES]
-        found[f"after {budget}"] = mean_loss(one["adaptive"], budget) / min(peers)
+        found[f"after {budget}"] = mean_loss(one[ours], budget) / min(peers)
     adam = one["adam"]["for 3 epochs"]["runs"]
     target = mean_loss(adam, SOON)
-    return found | {
-        "time": seconds_to(one["adaptive"], target) / float(np.mean([r["cpu_seconds"][:SOON][-1] for r in adam]))
-    }
+    return found | {"time": seconds_to(one[ours], target) / float(np.mean([r["cpu_seconds"][:SOON][-1] for r in adam]))}
 
 
 # -- what is shown ------------------------------------------------------------------------------------------------------
@@ -160,25 +158,44 @@ def ratios(one: Results) -> dict[str, float]:
 
 def report(numbers: Results) -> str:
     """The tables of the six networks, losses and times, and the words under them."""
-    loss = ["network", "loss after 3 epochs", "Adam", "SGD", "ratio", "after 10 epochs", "Adam", "SGD", "ratio"]
-    time = ["network", "time to Adam's loss", "ms per step", "Adam"]
-    networks = numbers["networks"].values()
-    tables = markdown(loss, [_losses(one) for one in networks]), markdown(time, [_times(one) for one in networks])
-    return "\n\n".join([*tables, verdict(numbers)])
+    loss = [
+        "network",
+        "groups",
+        "loss after 3 epochs",
+        "Adam",
+        "SGD",
+        "ratio",
+        "after 10 epochs",
+        "Adam",
+        "SGD",
+        "ratio",
+    ]
+    time = ["network", "groups", "time to Adam's loss", "ms per step", "Adam"]
+    entries = [(one, ours) for one in numbers["networks"].values() for ours in OURS]
+    tables = markdown(loss, [_losses(*one) for one in entries]), markdown(time, [_times(*one) for one in entries])
+    return "\n\n".join([*tables, *(f"{_head(ours)}\n\n{verdict(numbers, ours)}" for ours in OURS)])
 
 
-def _losses(one: Results) -> list[str]:
-    found, line = ratios(one), [one["title"]]
+def _head(ours: str) -> str:
+    return {"adaptive": "One group per tensor:", "one-group": "One group for the whole network (S = 1):"}[ours]
+
+
+def _title(one: Results, ours: str) -> list[str]:
+    return [one["title"] if ours == "adaptive" else "", str(one["groups"]) if ours == "adaptive" else "1"]
+
+
+def _losses(one: Results, ours: str) -> list[str]:
+    found, line = ratios(one, ours), _title(one, ours)
     for budget in BUDGETS:
         peers = [f"{mean_loss(one[n][f'for {budget} epochs']['runs'], budget):.3g}" for n in RATES]
-        line += [f"{mean_loss(one['adaptive'], budget):.3g}", *peers, f"{found[f'after {budget}']:.2f}"]
+        line += [f"{mean_loss(one[ours], budget):.3g}", *peers, f"{found[f'after {budget}']:.2f}"]
     return line
 
 
-def _times(one: Results) -> list[str]:
-    time, runs = ratios(one)["time"], (one["adaptive"], one["adam"]["for 3 epochs"]["runs"])
+def _times(one: Results, ours: str) -> list[str]:
+    time, runs = ratios(one, ours)["time"], (one[ours], one["adam"]["for 3 epochs"]["runs"])
     told = f"{time:.2g} times Adam's" if math.isfinite(time) else "not within 10 epochs"
-    return [one["title"], told, *(_step_time(some, one) for some in runs)]
+    return [*_title(one, ours), told, *(_step_time(some, one) for some in runs)]
 
 
 def _step_time(runs: Sequence[Results], one: Results) -> str:
@@ -186,10 +203,10 @@ def _step_time(runs: Sequence[Results], one: Results) -> str:
     return f"{1000 * np.mean([run['cpu_seconds'][-1] for run in runs]) / steps:.3g}"
 
 
-def verdict(numbers: Results) -> str:
+def verdict(numbers: Results, ours: str = "adaptive") -> str:
     """How many of the networks meet what was asked; and how many runs diverged."""
-    all_ratios = {name: ratios(one) for name, one in numbers["networks"].items()}
-    ours = [run for one in numbers["networks"].values() for run in one["adaptive"]]
+    all_ratios = {name: ratios(one, ours) for name, one in numbers["networks"].items()}
+    runs = [run for one in numbers["networks"].values() for run in one[ours]]
 
     def those(name: str, most: float) -> str:
         met = [network for network, found in all_ratios.items() if found[name] <= most]
@@ -197,7 +214,7 @@ def verdict(numbers: Results) -> str:
 
     return "\n".join(
         [
-            f"* {sum(run['diverged'] for run in ours)} of {len(ours)} runs of the adaptive step diverged.",
+            f"* {sum(run['diverged'] for run in runs)} of {len(runs)} runs of the adaptive step diverged.",
             f"* After 3 epochs its loss is within 1.15 times that of the better peer on {those('after 3', 1.15)}; "
             f"after 10 on {those('after 10', 1.15)}.",
             f"* It takes at most 5 times Adam's time to the loss that Adam has after {SOON} epochs on {those('time', 5.0)}.",
@@ -215,7 +232,7 @@ def figures(numbers: Results) -> dict[str, plots.Figure]:
 
 
 def _draw(ax: Axes, one: Results) -> None:
-    runs = {OURS: one["adaptive"]}
+    runs = {title: one[ours] for ours, title in OURS.items()}
     runs |= {METHODS[n].title + ", tuned": one[n]["for 10 epochs"]["runs"] for n in RATES}
     epochs = range(1, 1 + len(one["adaptive"][0]["train_losses"]))
     curves = {name: (epochs, [mean_loss(some, epoch) for epoch in epochs]) for name, some in runs.items()}

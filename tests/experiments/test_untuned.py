@@ -66,7 +66,7 @@ def small(tmp_path_factory):
 
 def test_every_method_runs_and_a_rate_that_explodes_is_not_chosen(small):
     one = small["networks"]["tanh"]
-    assert len(one["adaptive"]) == 2
+    assert len(one["adaptive"]) == len(one["one-group"]) == 2
     assert small["setting"] == UNTUNED[0] | ADAPTIVE | {
         "direction": "RMSprop",
         "momentum": 0.9,
@@ -118,8 +118,21 @@ def test_what_the_page_says_of_the_six_networks_is_so(shipped):
         assert found["after 10"] < 1 or name in behind | {"autoencoder"}
         assert found["time"] > 2.5
     assert max(found["time"] for name, found in ratios.items() if name not in behind) < 6
+    assert sum(found["time"] <= 5 for found in ratios.values()) == 3
     assert [round(ratios[name]["after 3"], 1) for name in ("lenet", "vgg-batch-norm")] == [1.6, 5.0]
     assert [round(ratios[name]["after 10"]) for name in ("lenet", "vgg-batch-norm")] == [6, 14]
+
+
+def test_what_the_page_says_of_one_group_is_so(shipped):
+    networks = shipped["networks"]
+    assert not any(entry["diverged"] for one in networks.values() for entry in one["one-group"])
+    single = {name: untuned.ratios(one, "one-group") for name, one in networks.items()}
+    assert max(found["after 3"] for found in single.values()) < 1.3
+    assert sum(found["after 10"] <= 1.01 for found in single.values()) == 5
+    assert 0.3 < single["vgg-batch-norm"]["after 10"] < 0.4
+    assert all(2.5 < found["time"] < 7 for found in single.values())
+    for name in ("tanh", "deep-tanh", "elu"):
+        assert single[name]["after 10"] > untuned.ratios(networks[name])["after 10"]
 
 
 def test_a_shipped_run_is_found_again(shipped):
