@@ -39,7 +39,7 @@ def draw_experiments() -> None:
         numbers = load(name)
         if name == "interaction":
             shown, drawn = interaction.report(numbers), interaction.figures(numbers)
-        elif name == "untuned":
+        elif name in untuned.NETWORKS:
             shown, drawn = untuned.report(numbers), untuned.figures(numbers)
         elif name == "one-sample":
             shown, drawn = one_sample.report(numbers), one_sample.figures(numbers)

@@ -38,7 +38,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 from typing import Any
 
-NAMES = ("mlp", "deep", "lenet", "vgg", "autoencoder", "interaction", "untuned", "one-sample")
+NAMES = ("mlp", "deep", "lenet", "vgg", "autoencoder", "interaction", "untuned", "unseen", "one-sample")
 
 
 def load(name: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def load(name: str) -> dict[str, Any]:
 
     >>> load("mpl")
     Traceback (most recent call last):
-    ValueError: expected one of mlp, deep, lenet, vgg, autoencoder, interaction, untuned, one-sample, got 'mpl'; did you mean 'mlp'?
+    ValueError: expected one of mlp, deep, lenet, vgg, autoencoder, interaction, untuned, unseen, one-sample, got 'mpl'; did you mean 'mlp'?
     """
     check(name)
     file = files(__name__) / "results" / f"{name}.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from gnewton.experiments import NAMES, check, interaction, one_sample, untuned
-from gnewton.experiments.networks import PROBLEMS, SIX
+from gnewton.experiments.networks import PROBLEMS
 from gnewton.experiments.pictures import figure
 from gnewton.experiments.protocol import Plan, compare
 from gnewton.experiments.report import results, table, text, verdict
@@ -41,7 +41,9 @@ def listing() -> str:
     lines.append(
         f"{'interaction':12} about {_INTERACTION_MINUTES:2.0f} min  {interaction.TITLE} (after these have run)"
     )
-    lines.append(f"{'untuned':12} about {sum(p.minutes for p in SIX.values()):2.0f} min  {untuned.TITLE}")
+    for name, title in untuned.TITLES.items():
+        minutes = sum(p.minutes for p in untuned.NETWORKS[name].values())
+        lines.append(f"{name:12} about {minutes:2.0f} min  {title}")
     lines.append(f"{'one-sample':12} about {_ONE_SAMPLE_MINUTES:2.0f} min  {one_sample.TITLE}")
     return "\n".join([*lines, "", "Run one: python -m gnewton.experiments NAME (on one core; --help for more)"])
 
@@ -52,8 +54,8 @@ def run(name: str, plan: Plan) -> str:
     if name == "interaction":
         numbers = interaction.interact(plan, command)
         shown, drawn = interaction.report(numbers), interaction.figures(numbers)
-    elif name == "untuned":
-        numbers = untuned.measure(plan, command)
+    elif name in untuned.NETWORKS:
+        numbers = untuned.measure(plan, command, name)
         shown, drawn = untuned.report(numbers), untuned.figures(numbers)
     elif name == "one-sample":
         numbers = one_sample.measure(plan, command)

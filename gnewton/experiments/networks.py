@@ -131,14 +131,14 @@ SIX = {
             "VGG-11 with batch norm, a sixteenth of its channels, ELU",
             lambda g: models.vgg(11, 1 / 16, True, (1, 28, 28), activation="elu", generator=g),
             images,
-            15,
+            21,
         ),
         _untuned(
             "autoencoder",
             "auto-encoder 784-256-64-16, tanh",
             lambda g: models.autoencoder([784, 256, 64, 16], "tanh", g),
             reproduced,
-            3,
+            2,
         ),
     )
 }

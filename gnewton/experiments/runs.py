@@ -1,12 +1,13 @@
 """One training run: from a seed to a dictionary of plain numbers, kept in a small file of its own."""
 
+import copy
 import hashlib
 import json
 import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from gnewton.datasets import Dataset
 from gnewton.experiments.methods import Method, Settings
@@ -44,8 +46,10 @@ def train(
 
     Per step: losses (the mini-batch's, before the step), seconds. Per epoch: epoch_steps, cpu_seconds and, of both whole
     parts, train_losses, train_accuracies, test_losses, test_accuracies (after the last epoch alone unless ``thorough``;
-    None where a loss is not finite). With ``parts`` an epoch is looked at so many times, and counts as so many. A run ends as diverged where a loss or gradient is not finite, or an epoch's training
-    loss is more than 100 times the first. Then diverged, reason and notes, what GroupedNewton warned of.
+    None where a loss is not finite); with batch norm renewed_losses, too, train_losses with ``renewed`` statistics. With
+    ``parts`` an epoch is looked at so many times, and counts as so many. A run ends as diverged where a loss or gradient is
+    not finite, or an epoch's training loss is more than 100 times the first. Then diverged, reason and notes, what
+    GroupedNewton warned of.
     """
     model = network(problem, seed) if model is None else model
     run: Run = {name: [] for name in ("losses", "seconds", "epoch_steps", "cpu_seconds", *_MEASURES)}
@@ -144,6 +148,27 @@ def _measure(model: nn.Module, problem: Problem, data: Dataset, run: Run) -> Non
         if not y.is_floating_point():
             run[f"{part}_accuracies"].append(float((output.argmax(1) == y).double().mean()))
     model.train()
+    if any(isinstance(module, _BATCH_NORM) for module in model.modules()):
+        twin = renewed(model, data.train_x.chunk(len(data.train_x) // problem.batch))
+        loss = finite(float(problem.loss(twin(data.train_x), data.train_y)))
+        run.setdefault("renewed_losses", []).append(loss)
+
+
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def renewed(model: nn.Module, inputs: Iterable[Tensor]) -> nn.Module:
+    """A copy in evaluation mode whose batch norm knows the inputs as they are now: means over them in place of running ones.
+
+    Running statistics remember some ten batches, and with them the networks of as many steps ago.
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(3))
+    >>> renewed(model, [torch.full((4, 3), 5.0)])[0].running_mean, model[0].running_mean
+    (tensor([5., 5., 5.]), tensor([0., 0., 0.]))
+    """
+    twin = copy.deepcopy(model)
+    update_bn(inputs, twin)
+    return twin.eval()
 
 
 def _divergence(history: History, losses: list[float]) -> str:

@@ -3,6 +3,8 @@
 Loss is that of the whole training part, in evaluation mode, as a geometric mean over the seeds. Adam and SGD with momentum
 choose among seven learning rates by the loss on a held-out fifth of the training part, from seed 0: once for 3 epochs and
 once for 10, so that each comparison meets the rate that is best for it. No schedule anywhere.
+
+``untuned`` runs the six networks on which the setting was found, ``unseen`` six others, on which nothing was chosen.
 """
 
 import math
@@ -22,11 +24,16 @@ from gnewton.experiments.pictures import name_curves
 from gnewton.experiments.protocol import HOLD_OUT, Plan
 from gnewton.experiments.report import facts, markdown, rounded
 from gnewton.experiments.runs import Run, kept, network, train
+from gnewton.experiments.unseen import UNSEEN
 from gnewton.partition import Partition
 
 Results = dict[str, Any]
 
-TITLE = "one setting of the adaptive step on six networks, beside tuned Adam and SGD; badly scaled on purpose"
+NETWORKS = {"untuned": SIX, "unseen": UNSEEN}
+TITLES = {
+    "untuned": "one setting of the adaptive step on six networks, beside tuned Adam and SGD; badly scaled on purpose",
+    "unseen": "the same setting on six networks on which nothing was chosen",
+}
 RATES = {
     "adam": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     "sgd": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0),
@@ -36,30 +43,28 @@ SOON = 5
 OURS = {"adaptive": "GroupedNewton, one setting", "one-group": "the same, one group"}
 
 
-def measure(plan: Plan, command: str) -> Results:
-    """All runs of the six networks, and the badly scaled twins."""
-    runs = len(RATES) * (len(RATES["adam"]) + len(BUDGETS) * plan.seeds) + len(OURS) * plan.seeds
-    with tqdm(total=len(SIX) * runs, desc="untuned", unit="run", disable=None) as bar:
-        networks = {name: _Trials(problem, plan, bar.update).results() for name, problem in SIX.items()}
-    setting = {
-        "direction": "RMSprop",
-        "momentum": 0.9,
-        "curvature_batch": SIX["tanh"].curvature,
-        "batch": SIX["tanh"].batch,
-    }
-    return {
-        "experiment": "untuned",
-        "title": TITLE,
-        **facts(command),
-        "setting": UNTUNED[0] | ADAPTIVE | setting,
-        "seeds": plan.seeds,
-        "networks": networks,
-        "scaled": twins.losses(epochs=1 if plan.quick else 10),
-    }
+def measure(plan: Plan, command: str, name: str = "untuned") -> Results:
+    """All runs of the six networks of that name; with "untuned" the badly scaled twins, too."""
+    problems, runs = (
+        NETWORKS[name],
+        len(RATES) * (len(RATES["adam"]) + len(BUDGETS) * plan.seeds) + len(OURS) * plan.seeds,
+    )
+    with tqdm(total=len(problems) * runs, desc=name, unit="run", disable=None) as bar:
+        networks = {key: _Trials(name, problem, plan, bar.update).results() for key, problem in problems.items()}
+    found = {"experiment": name, "title": TITLES[name], **facts(command), "setting": _setting(problems)}
+    scaled = {"scaled": twins.losses(epochs=1 if plan.quick else 10)} if name == "untuned" else {}
+    return found | {"seeds": plan.seeds, "networks": networks, **scaled}
+
+
+def _setting(problems: dict[str, Problem]) -> Results:
+    (sizes,) = {(one.curvature, one.batch) for one in problems.values()}
+    named = {"direction": "RMSprop", "momentum": 0.9, "curvature_batch": sizes[0], "batch": sizes[1]}
+    return UNTUNED[0] | ADAPTIVE | named
 
 
 @dataclass(frozen=True)
 class _Trials:
+    experiment: str
     problem: Problem
     plan: Plan
     advance: Callable[[], Any]
@@ -91,7 +96,7 @@ class _Trials:
     def run(self, method: Method, settings: dict[str, Any], seed: int) -> Results:
         run = self._run("test", method, settings, seed)
         names = ("train_losses", "test_losses", "test_accuracies", "cpu_seconds", "diverged")
-        return {"seed": seed} | {name: rounded(run[name]) for name in names}
+        return {"seed": seed} | {name: rounded(run[name]) for name in (*names, "renewed_losses") if name in run}
 
     def _run(self, part: str, method: Method, settings: dict[str, Any], seed: int) -> Run:
         problem, epochs = self.problem, self.plan.epochs(self.problem)
@@ -102,7 +107,7 @@ class _Trials:
             data = problem.data() if part == "test" else problem.data().hold_out(HOLD_OUT, seed=0)
             return train(problem, data, method, settings, seed, epochs)
 
-        run = kept(self.plan.place("untuned") / "runs", names | sizes, compute)
+        run = kept(self.plan.place(self.experiment) / "runs", names | sizes, compute)
         self.advance()
         return run
 
@@ -153,6 +158,25 @@ def ratios(one: Results, ours: str = "adaptive") -> dict[str, float]:
     return found | {"time": seconds_to(one[ours], target) / float(np.mean([r["cpu_seconds"][:SOON][-1] for r in adam]))}
 
 
+def renewed(one: Results) -> Results | None:
+    """A network's results with every loss as measured after its running statistics were renewed; None without batch norm."""
+    if "renewed_losses" not in one["adaptive"][0]:
+        return None
+
+    def exchanged(runs: list[Results]) -> list[Results]:
+        return [run | {"train_losses": run["renewed_losses"]} for run in runs]
+
+    peers = {
+        name: {key: tuned | {"runs": exchanged(tuned["runs"])} for key, tuned in _tuned(one[name])} for name in RATES
+    }
+    ours = {name: exchanged(one[name]) for name in OURS}
+    return one | {"title": one["title"] + "; statistics renewed"} | ours | peers
+
+
+def _tuned(peer: Results) -> list[tuple[str, Results]]:
+    return [(f"for {budget} epochs", peer[f"for {budget} epochs"]) for budget in BUDGETS]
+
+
 # -- what is shown ------------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +195,8 @@ def report(numbers: Results) -> str:
         "ratio",
     ]
     time = ["network", "groups", "time to Adam's loss", "ms per step", "Adam"]
-    entries = [(one, ours) for one in numbers["networks"].values() for ours in OURS]
+    looks = [look for one in numbers["networks"].values() for look in (one, renewed(one)) if look]
+    entries = [(look, ours) for look in looks for ours in OURS]
     tables = markdown(loss, [_losses(*one) for one in entries]), markdown(time, [_times(*one) for one in entries])
     return "\n\n".join([*tables, *(f"{_head(ours)}\n\n{verdict(numbers, ours)}" for ours in OURS)])
 
@@ -223,12 +248,13 @@ def verdict(numbers: Results, ours: str = "adaptive") -> str:
 
 
 def figures(numbers: Results) -> dict[str, plots.Figure]:
-    """The loss by epochs on the six networks; the badly scaled twins."""
+    """The loss by epochs on the six networks; the badly scaled twins where they were run."""
     curves = plots.new_figure(rows=2, columns=3, width=11.0, height=6.4)
     for ax, one in zip(curves.axes, numbers["networks"].values(), strict=True):
         _draw(ax, one)
     name_curves(curves)
-    return {"untuned": curves, "untuned-scaled": twins.figure(numbers["scaled"])}
+    scaled = {"untuned-scaled": twins.figure(numbers["scaled"])} if "scaled" in numbers else {}
+    return {numbers["experiment"]: curves} | scaled
 
 
 def _draw(ax: Axes, one: Results) -> None:

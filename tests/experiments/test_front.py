@@ -9,7 +9,7 @@ from experiments.problem import TINY, method
 
 from gnewton import experiments
 from gnewton.experiments import __main__ as front
-from gnewton.experiments import report, runs
+from gnewton.experiments import report, runs, untuned
 from gnewton.experiments.methods import METHODS
 from gnewton.experiments.networks import PROBLEMS
 
@@ -33,7 +33,7 @@ def test_every_experiment_is_listed_with_its_time(capsys):
 
 
 def test_names_and_problems_agree():
-    assert (*PROBLEMS, "interaction", "untuned", "one-sample") == experiments.NAMES
+    assert (*PROBLEMS, "interaction", *untuned.NETWORKS, "one-sample") == experiments.NAMES
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("mpl", "'mlp'"), ("autoencodr", "'autoencoder'"), ("xyz", "choose one")])

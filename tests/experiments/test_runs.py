@@ -2,11 +2,13 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from experiments.problem import TINY, digits, method
+from experiments.problem import TINY, digits, method, seeded
+from torch import nn
 
 from gnewton.experiments import runs
 from gnewton.experiments.methods import METHODS
@@ -60,6 +62,35 @@ def test_clocks_and_measures_have_one_entry_each():
     for name in ("cpu_seconds", "train_losses", "train_accuracies", "test_losses", "test_accuracies"):
         assert len(run[name]) == 1, name
     assert 0 < run["test_accuracies"][0] < 1
+
+
+def normed(generator):
+    with torch.random.fork_rng():
+        torch.manual_seed(generator.initial_seed())
+        return nn.Sequential(nn.Linear(64, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 10))
+
+
+def test_renewed_statistics_are_those_of_the_batches_and_touch_nothing():
+    model = normed(seeded()).double()
+    x = torch.randn(120, 64, dtype=torch.float64, generator=seeded(1))
+    running = {name: value.clone() for name, value in model.state_dict().items()}
+    twin = runs.renewed(model, x.chunk(3))
+    model(x)  # still in training mode
+    # Batches of equal size: the mean of their means is the mean of all.
+    torch.testing.assert_close(twin[1].running_mean, model[0](x).mean(0))
+    for name in ("0.weight", "1.weight", "3.weight"):
+        torch.testing.assert_close(model.state_dict()[name], running[name], rtol=0, atol=0)
+    assert model.training
+    assert not twin.training
+    assert model[1].num_batches_tracked == 1  # by the one call above, none by the renewal
+
+
+def test_a_network_with_batch_norm_is_measured_with_renewed_statistics_too():
+    problem = replace(digits(), network=normed, epochs=2)
+    run = train(METHODS["sgd"], problem=problem)
+    assert len(run["renewed_losses"]) == len(run["train_losses"]) == 2
+    assert run["renewed_losses"] != run["train_losses"]
+    assert "renewed_losses" not in train(METHODS["sgd"])
 
 
 def test_tuning_measures_the_end_alone():

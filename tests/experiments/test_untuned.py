@@ -12,6 +12,7 @@ from gnewton.experiments import twins, untuned
 from gnewton.experiments.methods import ADAPTIVE, METHODS, UNTUNED
 from gnewton.experiments.networks import SIX
 from gnewton.experiments.protocol import Plan
+from gnewton.experiments.unseen import UNSEEN
 
 
 def run(losses, seconds=None, diverged=False):
@@ -53,11 +54,23 @@ def test_a_network_against_itself_has_the_ratio_one():
     assert untuned.ratios({"adaptive": runs, "adam": peer, "sgd": peer}) == {"after 3": 1, "after 10": 1, "time": 1}
 
 
+def test_renewed_results_differ_by_nothing_but_the_statistics():
+    runs = [run([0.5, 0.2, 0.1, 0.05]) | {"renewed_losses": [0.4, 0.1, 0.05, 0.025]}]
+    peer = {f"for {budget} epochs": {"lr": 0.1, "runs": runs} for budget in untuned.BUDGETS}
+    one = {"title": "a network", "adaptive": runs, "one-group": runs, "adam": peer, "sgd": peer}
+    found = untuned.renewed(one)
+    assert "renewed" in found["title"]
+    for some in (found["adaptive"], found["one-group"], found["sgd"]["for 3 epochs"]["runs"]):
+        assert untuned.mean_loss(some, 3) == pytest.approx(0.05)
+    assert untuned.mean_loss(one["adaptive"], 3) == pytest.approx(0.1)
+    assert untuned.renewed(one | {"adaptive": [run([0.5])]}) is None
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """One small network, two rates, two seeds, two epochs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(untuned, "SIX", {"tanh": replace(digits(), epochs=2, curvature=60, plateau=False)})
+        patch.setitem(untuned.NETWORKS, "untuned", {"tanh": replace(digits(), epochs=2, curvature=60, plateau=False)})
         patch.setattr(untuned, "RATES", {"adam": (1e-3, 1e-2), "sgd": (1e-2, 1e5)})
         losses = twins.losses
         patch.setattr(twins, "losses", lambda epochs: losses(epochs=1))
@@ -133,6 +146,42 @@ def test_what_the_page_says_of_one_group_is_so(shipped):
     assert all(2.5 < found["time"] < 7 for found in single.values())
     for name in ("tanh", "deep-tanh", "elu"):
         assert single[name]["after 10"] > untuned.ratios(networks[name])["after 10"]
+
+
+@pytest.fixture(scope="module")
+def unseen():
+    return experiments.load("unseen")
+
+
+def test_what_the_page_says_of_six_other_networks_is_so(unseen):
+    networks = unseen["networks"]
+    assert set(networks) == set(UNSEEN)
+    assert not any(entry["diverged"] for one in networks.values() for ours in untuned.OURS for entry in one[ours])
+    tensors, single = ({name: untuned.ratios(one, ours) for name, one in networks.items()} for ours in untuned.OURS)
+    assert {name for name, found in tensors.items() if found["after 3"] < 1} == set(UNSEEN) - {"residual"}
+    assert {name for name, found in tensors.items() if found["after 10"] > 1} == {"pooled", "residual"}
+    assert (
+        0.9
+        < min(found["after 3"] for found in single.values())
+        < max(found["after 3"] for found in single.values())
+        < 1.65
+    )
+    assert max(single, key=lambda name: single[name]["after 10"]) == "relu"
+    assert single["relu"]["after 10"] > 20
+    small = {"relu", "layer-norm", "pooled", "regression"}
+    assert all(2.5 < tensors[name]["time"] < 7 for name in small)
+    assert all(found["time"] > 20 for name, found in tensors.items() if name not in small)
+    assert all(4.5 < found["time"] < 9 for found in single.values())
+
+
+def test_what_the_page_says_of_renewed_statistics_is_so(shipped, unseen):
+    both = shipped["networks"] | unseen["networks"]
+    looks = {name: (untuned.ratios(one), untuned.renewed(one)) for name, one in both.items()}
+    found = {name: (as_is, untuned.ratios(look)) for name, (as_is, look) in looks.items() if look}
+    assert set(found) == {"vgg-batch-norm", "residual"}
+    ratios = {name: [(a[key], b[key]) for key in ("after 3", "after 10")] for name, (a, b) in found.items()}
+    assert np.allclose(ratios["vgg-batch-norm"], [(5.0, 2.0), (13.6, 6.5)], rtol=0.03)
+    assert np.allclose(ratios["residual"], [(2.5, 0.63), (20.6, 1.9)], rtol=0.03)
 
 
 def test_a_shipped_run_is_found_again(shipped):
