@@ -170,7 +170,7 @@ def renewed(one: Results) -> Results | None:
         name: {key: tuned | {"runs": exchanged(tuned["runs"])} for key, tuned in _tuned(one[name])} for name in RATES
     }
     ours = {name: exchanged(one[name]) for name in OURS}
-    return one | {"title": one["title"] + "; statistics renewed"} | ours | peers
+    return one | {"title": "(statistics renewed)"} | ours | peers
 
 
 def _tuned(peer: Results) -> list[tuple[str, Results]]:
@@ -182,22 +182,14 @@ def _tuned(peer: Results) -> list[tuple[str, Results]]:
 
 def report(numbers: Results) -> str:
     """The tables of the six networks, losses and times, and the words under them."""
-    loss = [
-        "network",
-        "groups",
-        "loss after 3 epochs",
-        "Adam",
-        "SGD",
-        "ratio",
-        "after 10 epochs",
-        "Adam",
-        "SGD",
-        "ratio",
-    ]
-    time = ["network", "groups", "time to Adam's loss", "ms per step", "Adam"]
+    soon, late = BUDGETS
+    loss = ["network", "groups"]
+    for head in (f"loss after {soon} epochs", f"after {late}"):
+        loss += [head, "Adam", "SGD", "ratio"]
+    time = ["network", "time to Adam's loss, in Adam's", "one group", "ms per step", "one group", "Adam"]
     looks = [look for one in numbers["networks"].values() for look in (one, renewed(one)) if look]
-    entries = [(look, ours) for look in looks for ours in OURS]
-    tables = markdown(loss, [_losses(*one) for one in entries]), markdown(time, [_times(*one) for one in entries])
+    losses = markdown(loss, [_losses(look, ours) for look in looks for ours in OURS])
+    tables = losses, markdown(time, [_times(look) for look in looks])
     return "\n\n".join([*tables, *(f"{_head(ours)}\n\n{verdict(numbers, ours)}" for ours in OURS)])
 
 
@@ -217,10 +209,11 @@ def _losses(one: Results, ours: str) -> list[str]:
     return line
 
 
-def _times(one: Results, ours: str) -> list[str]:
-    time, runs = ratios(one, ours)["time"], (one[ours], one["adam"]["for 3 epochs"]["runs"])
-    told = f"{time:.2g} times Adam's" if math.isfinite(time) else "not within 10 epochs"
-    return [*_title(one, ours), told, *(_step_time(some, one) for some in runs)]
+def _times(one: Results) -> list[str]:
+    found = [ratios(one, ours)["time"] for ours in OURS]
+    told = [f"{time:.2g}" if math.isfinite(time) else f"not in {BUDGETS[-1]} epochs" for time in found]
+    runs = (*(one[ours] for ours in OURS), one["adam"]["for 3 epochs"]["runs"])
+    return [one["title"], *told, *(_step_time(some, one) for some in runs)]
 
 
 def _step_time(runs: Sequence[Results], one: Results) -> str:
