@@ -8,8 +8,6 @@ from typing import Any
 import ipywidgets
 from torch import Tensor
 
-from gnewton.teaching.widgets.figure_widget import slider
-
 Sides = Callable[[Any], tuple[Tensor, Tensor]]
 
 
@@ -96,7 +94,7 @@ class Walker(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self.all = ipywidgets.Button(description="Show all")
         self.seed = ipywidgets.IntSlider(value=0, min=0, max=9, description="seed")
         self.sliders = {
-            name: slider(name.replace("_", " "), sorted(values), values[0])
+            name: _slider(name.replace("_", " "), sorted(values), values[0])
             for name, values in derivation.sliders.items()
         }
         self._page = ipywidgets.HTMLMath()
@@ -133,6 +131,14 @@ class Walker(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         bundle: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
         return bundle | {"text/plain": repr(self), "text/html": self.derivation.to_html(self.seed.value, **self.chosen)}
+
+
+def _slider(text: str, values: Sequence[Any], value: Any) -> ipywidgets.SelectionSlider:
+    layout = ipywidgets.Layout(width="34em", max_width="100%")
+    options = [(str(v), v) for v in values]
+    return ipywidgets.SelectionSlider(
+        options=options, value=value, description=text, style={"description_width": "12em"}, layout=layout
+    )
 
 
 def _set(equation: str) -> str:

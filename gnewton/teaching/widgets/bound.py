@@ -1,7 +1,7 @@
 """The cubic bound: the loss along one group, its Taylor models, and the model whose cubic term always points up."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from gnewton.loss import Loss, prepared
 from gnewton.partition import Partition
-from gnewton.plots import array, loss_range, new_figure, style
+from gnewton.plots import array, loss_range
 from gnewton.summary import Summary
-from gnewton.teaching.widgets.figure_widget import FigureWidget, choice, slider
+from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, slider
+from gnewton.teaching.widgets.figure_widget import FigureWidget
 
 Array = NDArray[np.float64]
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
-POINTS = 61
+POINTS = 41
 CURVES = ("loss", "order 2", "order 3", "order 2 + cubic term")
 
 
@@ -43,9 +44,16 @@ class CubicBound(FigureWidget):
     """The loss along one group s alone, its models of order 2 and 3, and order 2 with lambda_int ||D eta||^3 / 6 on top.
 
     The dot is the minimum of the last one: the step that the group would take alone. The horizontal axis is x = D_ss eta_s,
-    as far as the step of the weakest cubic term goes, and a little further. ``group``: one whose slope and third derivative
-    are not zero, the first of them by default; ``strength``: lambda_int. All losses are computed at construction, where the
-    parameters stand then; the parameters are put back. Raises ValueError where there is no such group.
+    as far as the step of the weakest cubic term goes, and a little further. All losses are computed at construction, where
+    the parameters stand then; the parameters are put back.
+
+    Args:
+        loss, partition, direction, summary: what was summarized, and the result, of order 3.
+        group: one whose slope and third derivative are not zero, the first of them by default.
+        strength: lambda_int.
+
+    Raises:
+        ValueError: there is no such group.
 
     >>> import torch, gnewton as gn
     >>> theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
@@ -75,39 +83,34 @@ class CubicBound(FigureWidget):
             part = partition.restrict(direction, partition.names.index(name))
             values = losses_along(loss, partition, part, self._places[name] / one.metric)
             self._changes[name] = values - float(summary.value)
-        self.group = choice("group that moves", self._alone, group or next(iter(self._alone)))
-        self.strength = slider("cubic strength λ_int", STRENGTHS, strength, lambda v: f"{v:g}")
-        self._prepare()
-        super().__init__(self.figure, {"group": self.group, "strength": self.strength}, still=False)
+        controls = (
+            choice("group", "group that moves", tuple(self._alone), group or next(iter(self._alone))),
+            slider("strength", "cubic strength λ_int", STRENGTHS, strength, "{:g}".format),
+        )
+        panel = Panel(Axis("x = D η of this group"), Axis("change of the loss"))
+        looks: tuple[tuple[int | str, dict[str, Any]], ...] = (
+            ("ink", {"width": 3}),
+            (1, {}),
+            (2, {}),
+            (0, {"every": 8}),
+        )
+        lines = (Mark("line", 0, look, name, more) for name, (look, more) in zip(CURVES, looks, strict=True))
+        dot = Mark("points", 0, "ink", "its minimum", {"shape": "circle", "size": 5})
+        super().__init__(Scene(controls, (panel,), (Mark("rule", 0, "muted", "", {"at": 0.0}), *lines, dot)))
 
-    def draw(self) -> str:
-        name, strength = self.group.value, self.strength.value
-        one, x, truth = self._alone[name], self._places[name][:POINTS], self._changes[name][:POINTS]
-        for line, y in zip(self._lines, (truth, *one.models(x, strength)), strict=True):
-            line.set_data(x, y)
+    def numbers(self, group: str, strength: float) -> Shown:
+        one, x, truth = self._alone[group], self._places[group][:POINTS], self._changes[group][:POINTS]
         best = one.minimum(strength)
         told = one.models(np.array([best]), strength)[2][0]
-        reached = self._changes[name][POINTS + STRENGTHS.index(strength)]
-        self._best.set_data([best], [told])
-        self.figure.axes[0].set(xlim=(x.min(), x.max()), ylim=loss_range(truth))
+        reached = self._changes[group][POINTS + STRENGTHS.index(strength)]
+        curves = [{"x": x, "y": y} for y in (truth, *one.models(x, strength))]
         fate = "falls" if reached < 0 else "rises"
-        return (
-            f"{name} alone, cubic strength {strength:g}: at D η = {best:.3g} the model promises a fall of {-told:.3g}, "
+        said = (
+            f"{group} alone, cubic strength {strength:g}: at D η = {best:.3g} the model promises a fall of {-told:.3g}, "
             f"the loss {fate} by {abs(reached):.3g}, ρ = {reached / told:.2g}."
         )
-
-    def _prepare(self) -> None:
-        self.figure = new_figure(width=6.4)
-        axes = self.figure.axes[0]
-        looks = [{"color": "black", "linewidth": 2.6}, style(1), style(2), style(0)]
-        for look in looks[1:]:
-            look |= {"linewidth": 1.7}
-        looks[2] |= {"zorder": 3}  # at strength 1 it lies on the cubic term's curve, on one side of zero
-        self._lines = [axes.plot([], [], label=label, **look)[0] for label, look in zip(CURVES, looks, strict=True)]
-        (self._best,) = axes.plot([], [], marker="o", color=style(0)["color"], linestyle="", label="its minimum")
-        axes.axvline(0.0, color="black", linewidth=0.6)
-        axes.set(xlabel="x = D η of this group", ylabel="change of the loss")
-        self.figure.legend(loc="outside upper center", ncols=3, frameon=False)
+        limits = {"x": {"limits": (x.min(), x.max())}, "y": {"limits": loss_range(truth)}}
+        return Shown([{}, *curves, {"x": [best], "y": [told]}], said, {0: limits})
 
 
 def by_group(summary: Summary, names: tuple[str, ...]) -> dict[str, Alone]:

@@ -1,76 +1,64 @@
 """The quadratic bowl: gradient descent, one group and one group per coordinate, side by side."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gnewton.plots import Figure, contours, level_sets, new_figure, training_curves
-from gnewton.teaching.widgets.figure_widget import FigureWidget, slider
+from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, slider
+from gnewton.teaching.widgets.figure_widget import FigureWidget
 
 Array = NDArray[np.float64]
 STEPS = 25
 CONDITIONS = (1, 2, 5, 10, 20, 50, 100)
-VIEW = (-2.4, 2.4, -2.4, 2.4)
-FLOOR = 1e-12
+REACH = 2.4
+FLOOR, TOP = 1e-5, 400.0
+NAMES = ("gradient descent", "S = 1 (Cauchy)", "S = 2 (Newton)")
 
 
 class QuadraticBowl(FigureWidget):
     """L = 1/2 theta^T A theta in two dimensions, with three paths from one start, and the loss of each by step.
 
-    ``condition``: the condition number of A, whose smaller eigenvalue is 1. ``angle``: how far the bowl is turned, in
-    degrees. ``start``: where on the circle of radius 2 the paths begin, in degrees.
+    Args:
+        condition: the condition number of A, whose smaller eigenvalue is 1; one of CONDITIONS.
+        angle: how far the bowl is turned, in degrees, in steps of 5.
+        start: where on the circle of radius 2 the paths begin, in degrees; it can be dragged in the picture.
 
     >>> widget = QuadraticBowl(condition=20, angle=30)
     >>> widget.angle.value = 0
     >>> widget
-    QuadraticBowl: Condition number 20, turned by 0 degrees: after 25 steps gradient descent has loss ...
+    QuadraticBowl: Condition number 20, turned by 0°: after 25 steps gradient descent has loss ...
     """
 
     def __init__(self, condition: int = 20, angle: int = 30, start: int = 35) -> None:
-        self.condition = slider("condition number", CONDITIONS, condition)
-        self.angle = slider("turned by (degrees)", range(0, 181, 5), angle)
-        self.start = slider("start at (degrees)", range(0, 361, 5), start)
-        figure = new_figure(columns=2, height=4.4)
-        self._left, self._right = figure.axes
-        self._prepare(figure)
-        super().__init__(figure, {"condition": self.condition, "angle": self.angle, "start": self.start})
+        controls = (
+            slider("condition", "condition number", CONDITIONS, condition),
+            slider("angle", "bowl turned by", range(0, 181, 5), angle, "{}°".format),
+            slider("start", "start at", range(0, 361, 5), start, "{}°".format),
+        )
+        plane = [Axis(f"{which} parameter", (-REACH, REACH)) for which in ("first", "second")]
+        loss = Axis("loss (axis ends at 10⁻⁵)", (FLOOR, TOP), "log")
+        panels = (Panel(plane[0], plane[1], equal=True), Panel(Axis("step", (0, STEPS)), loss))
+        marks = (
+            Mark("contours", look="muted"),
+            *(Mark("line", 0, i, name, {"every": 1}) for i, name in enumerate(NAMES)),
+            Mark("points", 0, "ink", "", {"open": True, "shape": "circle", "size": 8}),
+            *(Mark("line", 1, i, name, {"every": 4}) for i, name in enumerate(NAMES)),
+        )
+        given = {"steps": STEPS, "floor": FLOOR, "names": NAMES}
+        super().__init__(Scene(controls, panels, marks, "bowl", given, drag={"panel": 0, "angle": "start"}))
 
-    def _prepare(self, figure: Figure) -> None:
-        """Draw everything once and keep the artists that ``draw`` moves."""
-        matrix, paths = self._descents()
-        level_sets(height_of(matrix), paths, VIEW, ax=self._left)
-        self._contours: Any = self._left.collections[0]
-        self._lines = {line.get_label(): line for line in self._left.get_lines() if line.get_label() in paths}
-        self._rings = [line for line in self._left.get_lines() if line.get_label() not in paths]
-        flat = {name: (range(STEPS + 1), np.ones(STEPS + 1)) for name in paths}
-        training_curves(flat, self._right, ylabel=f"loss (not below {FLOOR:.0e})", scale="log")
-        self._curves = {line.get_label(): line for line in self._right.get_lines()}
-        self._right.set_ylim(FLOOR / 3, 4 * max(CONDITIONS))
-        # One legend beside both panels: over them it would hide a path in some state or other.
-        for legend in filter(None, (ax.get_legend() for ax in figure.axes)):
-            legend.remove()
-        figure.legend(handles=list(self._curves.values()), loc="outside upper center", ncols=3, frameon=False)
-
-    def draw(self) -> str:
-        matrix, paths = self._descents()
+    def numbers(self, condition: int, angle: int, start: int) -> Shown:
+        matrix, turn = bowl(condition, np.deg2rad(angle)), np.deg2rad(start)
+        paths = descents(matrix, 2 * np.array([np.cos(turn), np.sin(turn)]))
         losses = {name: height(matrix, path) for name, path in paths.items()}
-        self._contours.remove()
-        self._contours = contours(self._left, height_of(matrix), VIEW)
-        for name, path in paths.items():
-            self._lines[name].set_data(*path.T)
-            self._curves[name].set_ydata(np.maximum(losses[name], FLOOR))
-        for ring in self._rings:
-            ring.set_data(*next(iter(paths.values()))[:1].T)
-        # Below the floor only rounding is left, which differs between processors.
-        ends = ", ".join(f"{name} has loss {v[-1] if v[-1] > FLOOR else 0:.1g}" for name, v in losses.items())
-        return f"Condition number {self.condition.value}, turned by {self.angle.value} degrees: after {STEPS} steps {ends}."
-
-    def _descents(self) -> tuple[Array, dict[str, Array]]:
-        matrix = bowl(self.condition.value, np.deg2rad(self.angle.value))
-        turn = np.deg2rad(self.start.value)
-        return matrix, descents(matrix, 2 * np.array([np.cos(turn), np.sin(turn)]))
+        planes = [{"x": path[:, 0], "y": path[:, 1]} for path in paths.values()]
+        # What has left the picture below stays at its edge.
+        curves = [{"x": range(STEPS + 1), "y": np.maximum(v, FLOOR)} for v in losses.values()]
+        first = {"x": planes[0]["x"][:1], "y": planes[0]["y"][:1]}
+        ends = ", ".join(f"{name} has loss {v[-1] if v[-1] > 1e-12 else 0:.1g}" for name, v in losses.items())
+        said = f"Condition number {condition}, turned by {angle}°: after {STEPS} steps {ends}."
+        return Shown([{"f": height_of(matrix)}, *planes, first, *curves], said)
 
 
 def height_of(matrix: Array) -> Callable[[Array, Array], Array]:
@@ -93,13 +81,13 @@ def height(matrix: Array, theta: Array) -> Array:
 def descents(matrix: Array, start: Array) -> dict[str, Array]:
     """The three paths (STEPS + 1, 2): gradient descent at rate 1 / largest eigenvalue, S = 1 and S = 2."""
     largest = np.linalg.eigvalsh(matrix)[-1]
-    rules: dict[str, Callable[[Array], Array]] = {
-        "gradient descent": lambda g: g / largest,
-        "S = 1 (Cauchy)": lambda g: g * (g @ g) / (g @ matrix @ g) if g.any() else g,
-        "S = 2 (Newton)": lambda g: np.asarray(np.linalg.solve(matrix, g), dtype=np.float64),
-    }
+    rules: tuple[Callable[[Array], Array], ...] = (
+        lambda g: g / largest,
+        lambda g: g * (g @ g) / (g @ matrix @ g) if g.any() else g,
+        lambda g: np.asarray(np.linalg.solve(matrix, g), dtype=np.float64),
+    )
     paths = {}
-    for name, rule in rules.items():
+    for name, rule in zip(NAMES, rules, strict=True):
         points = [start]
         for _ in range(STEPS):
             points.append(points[-1] - rule(matrix @ points[-1]))

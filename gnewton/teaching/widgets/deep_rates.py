@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import nn
 
@@ -16,9 +14,10 @@ from gnewton.datasets import Dataset
 from gnewton.direction import gradient
 from gnewton.models import perceptron
 from gnewton.partition import Partition
-from gnewton.plots import COLOURS, array, heat_map, mark_signs, new_figure, signed_log
+from gnewton.plots import array
 from gnewton.summary import summarize
-from gnewton.teaching.widgets.figure_widget import FigureWidget, choice, slider
+from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, slider
+from gnewton.teaching.widgets.figure_widget import FigureWidget
 from gnewton.training import fit
 
 Array = NDArray[np.float64]
@@ -33,6 +32,7 @@ QUANTITIES = {
     "η*": "rate in the step η*",
 }
 KINDS = ("weight", "bias")
+SHAPES = ("circle", "square")
 CLASSES = 10
 
 
@@ -63,79 +63,50 @@ class DeepRates(FigureWidget):
         epochs: int = 3,
     ) -> None:
         data = data.to(dtype=torch.float64)
-        self._found = {
+        self._layers = {
             (d, g, m): layers
             for d, g in product(DEPTHS, GAINS)
             for m, layers in measured(data, d, g, width, samples, epochs).items()
         }
-        self.depth = slider("hidden layers", DEPTHS, depth)
-        self.gain = slider("gain of the weights", GAINS, gain, lambda g: f"{g:g}")
-        self.moment = choice("when", MOMENTS, moment)
-        self.quantity = choice("quantity", QUANTITIES, quantity)
-        self._signs: list[Any] = []
-        self._prepare()
-        controls = {"depth": self.depth, "gain": self.gain, "moment": self.moment, "quantity": self.quantity}
-        super().__init__(self.figure, controls)
+        controls = (
+            slider("depth", "hidden layers", DEPTHS, depth),
+            slider("gain", "gain of the weights", GAINS, gain, "{:g}".format),
+            choice("moment", "when", MOMENTS, moment),
+            choice("quantity", "quantity", tuple(QUANTITIES), quantity),
+        )
+        left, right = Panel(Axis("layer"), Axis("", scale="log")), Panel(Axis(), Axis("layer"), height=260)
+        points = [
+            Mark("points", 0, i, kind if sign > 0 else f"{kind}, negative", {"shape": SHAPES[i], "open": sign < 0})
+            for i, kind in enumerate(KINDS)
+            for sign in (1, -1)
+        ]
+        super().__init__(Scene(controls, (left, right), (*points, Mark("heat", 1)), digits=4))
 
-    def draw(self) -> str:
-        layers = self._found[self.depth.value, self.gain.value, self.moment.value]
-        values = layers.quantities[self.quantity.value]
-        for line, kind, sign in self._lines:
-            there = sign * values[kind] > 0
-            line.set_data(np.flatnonzero(there) + 1, np.abs(values[kind][there]))
+    def numbers(self, depth: int, gain: float, moment: str, quantity: str) -> Shown:
+        layers = self._layers[depth, gain, moment]
+        values = layers.quantities[quantity]
+        points = []
+        for kind in KINDS:
+            for sign in (1, -1):
+                there = np.flatnonzero(sign * values[kind] > 0)
+                points.append({"x": there + 1, "y": np.abs(values[kind][there])})
         sizes = np.abs(np.concatenate(list(values.values())))
         sizes = sizes[sizes > 0]
-        self._left.set(ylabel=QUANTITIES[self.quantity.value], xlim=(0.3, self.depth.value + 1.7))
-        self._left.set_ylim(sizes.min() / 3, 30 * sizes.max())  # room for the legend above
-        self._draw_interactions(layers.interactions)
-        return self._sentence(values["weight"])
+        limits = (sizes.min() / 3, 3 * sizes.max())
+        numbered = tuple(str(n) if n % 4 == 1 else "" for n in range(1, len(layers.interactions) + 1))
+        left = {"x": {"limits": (0.3, depth + 1.7)}, "y": {"limits": limits, "label": QUANTITIES[quantity]}}
+        right = {"x": {"names": numbered}, "y": {"names": numbered}, "title": "H̄ of the weights, diagonal of ±1"}
+        scale = {"linear": 0.1, "high": max(1.0, float(np.abs(layers.interactions).max()))}
+        said = self._sentence((depth, gain, moment, quantity), values["weight"])
+        return Shown([*points, {"z": layers.interactions, "scale": scale}], said, {0: left, 1: right})
 
-    def _sentence(self, weights: Array) -> str:
+    def _sentence(self, chosen: tuple[int, float, str, str], weights: Array) -> str:
+        depth, gain, moment, quantity = chosen
         below, size = int((weights < 0).sum()), np.abs(weights)
         return (
-            f"{self.depth.value} hidden layers, gain {self.gain.value:g}, {self.moment.value}, {self.quantity.value} of the "
+            f"{depth} hidden layers, gain {gain:g}, {moment}, {quantity} of the "
             f"weights: {below} of {len(weights)} negative, largest size {size.max() / size.min():.2g} times the smallest."
         )
-
-    def _draw_interactions(self, matrix: Array) -> None:
-        n = len(matrix)
-        for sign in self._signs:
-            sign.remove()
-        self._picture.set_data(matrix)
-        self._picture.set_extent((-0.5, n - 0.5, n - 0.5, -0.5))
-        self._right.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))
-        self._signs = mark_signs(self._right, matrix, self._norm)
-
-    def _prepare(self) -> None:
-        self.figure = new_figure(columns=2, width=9.6, height=4.2)
-        self._left, self._right = self.figure.axes
-        self._lines = [self._mark(kind, sign) for kind in KINDS for sign in (1, -1)]
-        self._left.set(yscale="log", xlabel="layer", ylabel=QUANTITIES["η*"])
-        self._left.xaxis.set_major_locator(MaxNLocator(integer=True))
-        self._left.legend(fontsize=8, ncols=2, loc="upper center")
-        self._prepare_interactions(max(DEPTHS) + 1)
-        # Laid out once, with room for the widest numbers: they must push no label out of the picture later.
-        self._left.set_ylim(1e-12, 1.0)
-        self.figure.draw_without_rendering()
-        self.figure.set_layout_engine("none")
-
-    def _mark(self, kind: str, sign: int) -> tuple[Any, str, int]:
-        index = KINDS.index(kind)
-        colour, name = COLOURS[index], kind if sign > 0 else f"{kind}, negative"
-        (line,) = self._left.plot([], [], linestyle="", marker="os"[index], markersize=6, color=colour, label=name)
-        line.set_markerfacecolor(colour if sign > 0 else "white")
-        return line, kind, sign
-
-    def _prepare_interactions(self, layers: int) -> None:
-        self._norm = signed_log(np.ones(1), decades=1.0)
-        heat_map(np.eye(layers), ax=self._right, norm=self._norm, label="H_st / sqrt |H_ss H_tt|")
-        self._picture = self._right.get_images()[0]
-        self._signs = list(self._right.get_lines())
-        ticks = range(0, layers, 4)
-        shown = [str(n + 1) for n in ticks]
-        self._right.set_xticks(ticks, shown, rotation=0, ha="center", fontsize=9)
-        self._right.set_yticks(ticks, shown, fontsize=9)
-        self._right.set(xlabel="layer", ylabel="layer")
 
 
 @dataclass(frozen=True)

@@ -1,99 +1,145 @@
-"""The one pattern of every widget: named controls, a picture, and a sentence that says what it shows."""
+"""The one pattern of every widget: a scene, and the numbers of each of its states."""
 
-import gc
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from html import escape
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import ipywidgets
+import anywidget
+import traitlets
 
 from gnewton.plots import Figure, png
+from gnewton.teaching import picture
+from gnewton.teaching.scene import Control, Scene, Shown, rounded, table, to_json
+
+STATIC = Path(__file__).parent.parent / "static"
+# Whoever saves a notebook asks for the numbers of all states, which let a page answer without a kernel.
+SAVE_TABLES = "GNEWTON_SAVE_TABLES"
 
 
-class FigureWidget(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
-    """Controls above a picture that redraws when one of them changes.
+def script() -> str:
+    """The browser's part as one script: the closed forms, then the renderer."""
+    return "\n".join((STATIC / name).read_text(encoding="utf-8") for name in ("twins.js", "figures.js"))
 
-    A subclass draws its artists once, names its controls, and writes ``draw()``, which updates the artists and returns
-    one sentence: the text alternative of the picture in its present state. ``sentence`` keeps it, ``png`` is the picture
-    as bytes. An error while redrawing is shown in the status line below. Without a kernel the saved picture remains.
 
-    One state without any control, for the static reader: ``QuadraticBowl(condition=100).figure``, as a cell's last line.
-    Every control's first value is an argument of the constructor. ``still`` fixes the panels where the first drawing
-    puts them, so that nothing jumps; False where the labels of an axis change their width.
+class Handle:
+    """A control as Python sees it: ``widget.strength.value = 2.0`` moves it, in the browser too."""
+
+    def __init__(self, widget: "FigureWidget", control: Control) -> None:
+        self._widget, self.control = widget, control
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """The values that it can have."""
+        return self.control.values
+
+    @property
+    def value(self) -> Any:
+        """The value that it has; setting another one redraws. Raises ValueError for one it does not have."""
+        return self.control.values[self._widget._state[self.control.name]]
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self._widget._state = self._widget._state | {self.control.name: self.control.index(value)}
+
+
+class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's traits are untyped
+    """Controls above a picture that answers to them at once.
+
+    A subclass hands its ``Scene`` to the constructor and writes ``numbers(**values)``, which returns what a state shows.
+    Each control becomes an attribute of its name, a ``Handle``. ``sentence`` says what the picture shows now, ``figure``
+    draws it with matplotlib, ``png`` as bytes: for a page where nothing moves, and for a reader who listens.
     """
 
-    def __init__(self, figure: Figure, controls: Mapping[str, ipywidgets.Widget], still: bool = True) -> None:
-        self.figure = figure
-        self.sentence = ""
-        width = int(figure.get_figwidth() * figure.dpi)
-        # A fixed width: an image without one stretches to the cell, and the page jumps while it loads.
-        self._image = ipywidgets.Image(format="png", width=width, layout=ipywidgets.Layout(max_width="100%"))
-        self._caption, self._status = ipywidgets.HTML(), ipywidgets.HTML()
-        self.redraw()
-        if still:
-            figure.set_layout_engine("none")  # and a redraw costs half
-        for name, control in controls.items():
-            setattr(self, name, control)
-            control.observe(self._on_change, names="value")
-        super().__init__([*controls.values(), self._image, self._caption, self._status])
+    _esm = script() + "\nexport default { render: globalThis.gnewton.render };"
+    _css = STATIC / "figures.css"
+    _spec = traitlets.Dict().tag(sync=True)
+    _state = traitlets.Dict().tag(sync=True)
+    _answer = traitlets.Dict(allow_none=True).tag(sync=True)
+    _problem = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene, self._known = scene, ({}, None)
+        for control in scene.controls:
+            setattr(self, control.name, Handle(self, control))
+        state = {control.name: control.at for control in scene.controls}
+        first = self.numbers(**scene.values(state))  # an error of the first drawing shows in the cell
+        self._known = (state, first)
+        super().__init__(_spec=to_json(scene) | self._first(first), _state=state)
+        self.observe(self._on_state, names="_state")
+
+    def numbers(self, **values: Any) -> Shown:
+        """What the figure shows for these values of its controls."""
+        raise TypeError(f"expected {type(self).__name__} to define numbers()")
+
+    @property
+    def now(self) -> Shown:
+        """What the figure shows now."""
+        known, shown = self._known
+        if known != self._state or shown is None:
+            shown = self.numbers(**self.scene.values(self._state))
+            self._known = (dict(self._state), shown)
+        return shown
+
+    @property
+    def sentence(self) -> str:
+        """The present state in one sentence: the figure for whoever does not see it."""
+        return self.now.sentence
+
+    @property
+    def figure(self) -> Figure:
+        """The present state, drawn by matplotlib."""
+        return picture.draw(self.scene, self.now)
 
     @property
     def png(self) -> bytes:
-        """The picture as it is shown now."""
-        return bytes(self._image.value)
-
-    def draw(self) -> str:
-        """Bring the artists up to date with the controls and return the sentence."""
-        raise TypeError(f"expected {type(self).__name__} to define draw()")
+        """The present state as the bytes of a PNG."""
+        return png(self.figure)
 
     def redraw(self) -> None:
-        """Draw now; an error is raised here, in the cell, not swallowed."""
-        with _uncollected():
-            self.sentence = self.draw()
-            self._image.value = png(self.figure)
-        self._caption.value = escape(self.sentence)
-        self._status.value = ""
+        """Show the present state anew, where the numbers of a state may have changed."""
+        self._known = ({}, None)
+        self._refresh()
 
-    def _on_change(self, change: Any) -> None:
+    def _first(self, shown: Shown) -> dict[str, Any]:
+        return {} if self.scene.compute else {"first": _plain(shown)}
+
+    def _on_state(self, change: Any) -> None:
+        # A callback has no cell to show an error in: the browser shows it in place of the sentence.
         try:
-            self.redraw()
+            self._refresh()
+            self._problem = ""
         except Exception as error:
-            self._status.value = f"<b>{escape(type(error).__name__)}:</b> {escape(str(error))}"
+            self._problem = f"{type(error).__name__}: {error}"
+
+    def _refresh(self) -> None:
+        if not self.scene.compute:
+            self._answer = _plain(self.now)
+
+    def _described(self) -> dict[str, Any]:
+        """What a page without a kernel needs: the description and, where the browser cannot compute them, all numbers."""
+        spec = dict(self._spec)
+        controls = [dict(c) | {"at": self._state[c["name"]]} for c in spec["controls"]]
+        spec |= {"controls": controls, "sentence": self.sentence}
+        if self.scene.compute:
+            return spec
+        if not self.scene.table:
+            return spec | {"controls": [], "first": _plain(self.now)}
+        spec.pop("first")
+        return spec | {"table": table(self.scene, self.numbers)}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}: {self.sentence}"
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        bundle: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
-        return bundle | {"text/plain": repr(self), "image/png": self.png}
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        view = super()._repr_mimebundle_(**kwargs) or {}
+        data: Mapping[str, Any] = view[0] if isinstance(view, tuple) else view
+        extra = {"gnewton": self._described()} if os.environ.get(SAVE_TABLES) else {}
+        return {**data, "text/plain": repr(self), "image/png": self.png}, extra
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    # Figures are full of cycles: a garbage collection in the middle took longer than the drawing. It can wait for the picture.
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def slider(text: str, values: Any, value: Any, format: Any = str) -> ipywidgets.SelectionSlider:
-    """A slider over a list of values, each shown by ``format``."""
-    return ipywidgets.SelectionSlider(options=[(format(v), v) for v in values], value=value, **_wide(text))
-
-
-def choice(text: str, values: Any, value: Any) -> ipywidgets.Dropdown:
-    """A drop-down list."""
-    return ipywidgets.Dropdown(options=list(values), value=value, **_wide(text))
-
-
-def _wide(text: str) -> dict[str, Any]:
-    return {
-        "description": text,
-        "style": {"description_width": "12em"},
-        "layout": ipywidgets.Layout(width="34em", max_width="100%"),
-    }
+def _plain(shown: Shown, digits: int = 6) -> dict[str, Any]:
+    found: dict[str, Any] = rounded(
+        {"numbers": list(shown.numbers), "panels": dict(shown.panels), "sentence": shown.sentence}, digits
+    )
+    return found

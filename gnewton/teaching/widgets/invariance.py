@@ -12,8 +12,8 @@ from torch.func import functional_call
 from gnewton.models import perceptron
 from gnewton.optimizer import GroupedNewton
 from gnewton.partition import Partition
-from gnewton.plots import COLOURS, new_figure
-from gnewton.teaching.widgets.figure_widget import FigureWidget, choice, slider
+from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, slider
+from gnewton.teaching.widgets.figure_widget import FigureWidget
 
 STEPS = 25
 FACTORS = (
@@ -106,38 +106,31 @@ class InvarianceTwins(FigureWidget):
             for place in PLACES
             for a in FACTORS
         }
-        self.method = choice("method", METHODS, method)
-        self.factor = slider("factor a", FACTORS, factor, lambda a: f"{a:g}")
-        self.scaled = choice("in other units", PLACES, scaled)
-        self._prepare()
-        super().__init__(self.figure, {"method": self.method, "factor": self.factor, "scaled": self.scaled})
+        controls = (
+            choice("method", "method", tuple(METHODS), method),
+            slider("factor", "factor a", FACTORS, factor, "{:g}".format),
+            choice("scaled", "in other units", tuple(PLACES), scaled),
+        )
+        steps = Axis("step", (0, STEPS))
+        apart = Axis("relative difference", (ROUNDING / 3, 1e3), "log")
+        marks = (
+            Mark("line", 0, 0, "network", {"width": 5, "faint": 0.5, "dash": ""}),
+            Mark("line", 0, 1, "rescaled twin", {"every": 5}),
+            Mark("span", 1, "muted", "rounding", {"axis": "y", "low": ROUNDING / 3, "high": 1e-11}),
+            Mark("line", 1, "ink", "", {"every": 1, "shape": "circle"}),
+        )
+        panels = (Panel(steps, Axis("loss", (1e-2, 1e1), "log")), Panel(steps, apart))
+        super().__init__(Scene(controls, panels, marks))
 
-    def draw(self) -> str:
-        method, a, place = self.method.value, self.factor.value, self.scaled.value
-        one, two = self._plain[method], self._twins[method, a, place]
-        apart = np.abs(two - one) / one
-        self._one.set_ydata(one)
-        self._two.set_ydata(two)
-        self._apart.set_ydata(np.maximum(apart, ROUNDING))
+    def numbers(self, method: str, factor: float, scaled: str) -> Shown:
+        one, two = self._plain[method], self._twins[method, factor, scaled]
+        apart, steps = np.abs(two - one) / one, range(STEPS + 1)
         # A rounding grows along the run; a different path does not begin as one.
         same = apart[1:].max() < 1e-6
         end = "the same loss, to rounding" if same else f"loss {one[-1]:.2g}, and {two[-1]:.2g} for the twin"
-        return f"{method}, {place} in units of {a:g}: after {STEPS} steps {end}."
-
-    def _prepare(self) -> None:
-        self.figure = new_figure(columns=2, height=3.8)
-        left, right = self.figure.axes
-        steps, flat = range(STEPS + 1), np.ones(STEPS + 1)
-        (self._one,) = left.plot(steps, flat, color=COLOURS[0], linewidth=3.2, alpha=0.5, label="network")
-        (self._two,) = left.plot(steps, flat, color=COLOURS[1], linestyle="--", linewidth=1.6, label="rescaled twin")
-        (self._apart,) = right.plot(steps, flat, color="black", marker="o", markersize=3)
-        right.axhspan(ROUNDING / 10, 1e-11, color="#dddddd", zorder=0)
-        right.text(STEPS / 2, 5e-12, "rounding", ha="center", va="top", color="#555555")
-        left.set(xlabel="step", ylabel="loss", yscale="log", ylim=(1e-2, 1e1))
-        right.set(xlabel="step", ylabel="relative difference", yscale="log", ylim=(ROUNDING / 3, 1e3))
-        for axes in self.figure.axes:
-            axes.grid(color="#dddddd", linewidth=0.6)
-        left.legend(loc="upper right")
+        said = f"{method}, {scaled} in units of {factor:g}: after {STEPS} steps {end}."
+        curves = [{"x": steps, "y": y} for y in (one, two)]
+        return Shown([*curves, {}, {"x": steps, "y": np.maximum(apart, ROUNDING)}], said)
 
 
 def losses(x: Tensor, y: Tensor, make: Make, factor: float, place: str) -> np.ndarray:

@@ -1,33 +1,36 @@
 """Live training: a run that goes on while the page stays alive, to start, pause, step and reset."""
 
 import asyncio
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import Any, ClassVar
 
-import ipywidgets
-
-from gnewton.plots import COLOURS, GREY, new_figure
-from gnewton.teaching.widgets.figure_widget import FigureWidget, slider
+from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, slider, to_json
+from gnewton.teaching.widgets.figure_widget import FigureWidget, Handle
 
 Run = Callable[[], float]
 CHUNK, PAUSE, REFRESH = 0.05, 0.01, 0.25  # seconds
 KEPT = 3
+REPLAYED = 20  # places of the slider that replays a run on a page
 
 
 class LiveTraining(FigureWidget):
     """The loss of a training run by step, while it runs; the last runs before it stay in grey.
 
-    ``make(**values)`` builds a run, with a model and a ``torch.Generator`` of its own, and returns a function that makes
-    one step and returns the loss before it. settings: name -> the values of its slider; values: those to begin with, the
-    first ones by default. A slider changes nothing until the next start or reset. steps: where a run ends; it ends earlier
-    at a loss that is not finite. reach: the lowest and highest loss shown.
+    A slider changes nothing until the next start or reset. ``advance(n)`` makes n steps here and now; ``start()`` needs a
+    running event loop, as a notebook has one, and gives it back every 50 ms, later only where one step takes longer. A run
+    ends after its steps, or at a loss that is not finite. A page without a kernel replays the run of every setting.
 
-    ``advance(n)`` makes n steps here and now; ``start()`` needs a running event loop, as a notebook has one, and gives
-    it back every 50 ms, later only where one step takes longer. name: a second widget of the same name stops the first, so
-    that a cell that is run again does not leave its old run behind.
+    Args:
+        make: called with a value for each setting; it builds a run, with a model and a ``torch.Generator`` of its own, and
+            returns a function that makes one step and returns the loss before it.
+        settings: name -> the values of its slider.
+        steps: where a run ends.
+        values: those to begin with, the first ones by default.
+        reach: the lowest and highest loss shown.
+        name: a second widget of the same name stops the first, so that a cell that is run again leaves no old run behind.
 
     >>> import itertools
     >>> def make(rate):
@@ -51,19 +54,19 @@ class LiveTraining(FigureWidget):
     ) -> None:
         self._make, self.steps, self._reach = make, steps, reach
         first = {key: options[0] for key, options in settings.items()} | dict(values or {})
-        self.settings = {key: slider(key, options, first[key]) for key, options in settings.items()}
+        # Under names of their own: a setting may be called as a method is.
+        controls = tuple(slider(f"set_{key}", key, options, first[key]) for key, options in settings.items())
         self.losses: list[float] = []
         self._earlier: list[list[float]] = []
         self._task: asyncio.Task[None] | None = None
-        self._begin()
-        self._prepare()
-        # Under names of their own: a setting may be called as a method is.
-        super().__init__(self.figure, {f"set_{key}": control for key, control in self.settings.items()})
-        acts = {"Start": self.start, "Pause": self.pause, "Step": lambda: self.advance(1), "Reset": self.reset}
-        self.buttons = {text: ipywidgets.Button(description=text) for text in acts}
-        for text, act in acts.items():
-            self.buttons[text].on_click(lambda _, act=act: self._guarded(act))
-        self.children: Any = [ipywidgets.HBox(list(self.buttons.values())), *self.children]
+        self._begin(first)
+        panel = Panel(Axis("step", (0, steps)), Axis("loss before the step", reach, "log"))
+        old = (Mark("line", 0, "muted", "earlier runs", {"faint": 0.7, "width": 1.2}) for _ in range(KEPT))
+        super().__init__(Scene(controls, (panel,), (*old, Mark("line", 0, 0, "this run"))))
+        self.settings: dict[str, Handle] = {key: getattr(self, f"set_{key}") for key in settings}
+        self._acts = {"Start": self.start, "Pause": self.pause, "Step": lambda: self.advance(1), "Reset": self.reset}
+        self._spec = self._spec | {"actions": list(self._acts)}
+        self.on_msg(lambda _, content, buffers: self.act(content.get("act", "")))
         if name in self._alive:
             self._alive[name].pause()
         self._alive[name] = self
@@ -106,39 +109,57 @@ class LiveTraining(FigureWidget):
         self.pause()
         if len(self.losses) > 1:
             self._earlier = [*self._earlier, self.losses][-KEPT:]
-        self._begin()
+        self._begin(self._wanted())
         self.redraw()
 
-    def draw(self) -> str:
-        for line, losses in zip(self._old, self._earlier[::-1], strict=False):
-            line.set_data(range(len(losses)), self._shown(losses))
-        self._now.set_data(range(len(self.losses)), self._shown(self.losses))
+    def act(self, button: str) -> None:
+        """What a button does: "Start", "Pause", "Step" or "Reset"; an error is shown in place of the sentence."""
+        try:
+            self._acts[button]()
+        except Exception as error:  # a button has no cell to show it in
+            self._tell(error)
+
+    def numbers(self, **values: Any) -> Shown:
+        lines = [*self._earlier[::-1], *[[]] * KEPT][:KEPT]
+        numbers = [{"x": range(len(v)), "y": self._within(v)} for v in (*lines, self.losses)]
         said = ", ".join(f"{name} {value}" for name, value in self._values.items())
         loss = f", loss {self.losses[-1]:.1g}" if self.losses else ""
-        return f"{said}: {len(self.losses)} of {self.steps} steps{loss}, {self._state()}."
+        wanted = {name.removeprefix("set_"): value for name, value in values.items()}
+        return Shown(numbers, f"{said}: {len(self.losses)} of {self.steps} steps{loss}, {self._said(wanted)}.")
 
-    def _begin(self) -> None:
-        self._values = self._wanted()
+    def _described(self) -> dict[str, Any]:
+        """On a page: every run made beforehand, and a slider that replays it."""
+        names = [control.name for control in self.scene.controls]
+        runs = {}
+        for values in itertools.product(*(control.values for control in self.scene.controls)):
+            key = dict(zip((name.removeprefix("set_") for name in names), values, strict=True))
+            runs["|".join(f"{v:g}" for v in values)] = self._within(self._whole_run(key))
+        done = tuple(round(k * self.steps / REPLAYED) for k in range(REPLAYED + 1))
+        replay = slider("done", "steps made", done, done[-1])
+        scene = Scene(
+            (*self.scene.controls, replay), self.scene.panels, self.scene.marks[KEPT - 1 :], "replay", digits=3
+        )
+        spec = to_json(scene, 3) | {"given": {"names": names, "runs": runs, "steps": self.steps}}
+        return spec | {"sentence": self.sentence}
+
+    def _whole_run(self, values: Mapping[str, Any]) -> list[float]:
+        run, losses = self._make(**values), []
+        while len(losses) < self.steps:
+            loss = finite_loss(run)
+            if not math.isfinite(loss):
+                break
+            losses.append(loss)
+        return losses
+
+    def _begin(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
         self.losses, self._diverged = [], False
         self._run = self._make(**self._values)
-
-    def _prepare(self) -> None:
-        self.figure = new_figure(width=6.4, height=3.4)
-        axes = self.figure.axes[0]
-        self._old = [axes.plot([], [], color=GREY, linewidth=0.9, alpha=0.7)[0] for _ in range(KEPT)]
-        (self._now,) = axes.plot([], [], color=COLOURS[0], linewidth=1.6, label="this run")
-        self._old[0].set_label("earlier runs")
-        axes.set(xlabel="step", ylabel="loss before the step", yscale="log", xlim=(0, self.steps), ylim=self._reach)
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.legend(loc="upper right", framealpha=0.9)
 
     def _step(self) -> None:
         if self.ended:
             return
-        try:
-            loss = self._run()
-        except FloatingPointError:  # the optimizers of this library refuse a loss that is not finite
-            loss = math.nan
+        loss = finite_loss(self._run)
         self._diverged = not math.isfinite(loss)
         if not self._diverged:
             self.losses.append(loss)
@@ -171,28 +192,30 @@ class LiveTraining(FigureWidget):
     def _wanted(self) -> dict[str, Any]:
         return {name: control.value for name, control in self.settings.items()}
 
-    def _state(self) -> str:
+    def _said(self, wanted: Mapping[str, Any]) -> str:
         if self._diverged:
             return "no finite loss any more"
         if self.ended:
             return "done"
-        return ("running" if self.running else "paused") + ("; reset for the new settings" * self._outdated())
+        return ("running" if self.running else "paused") + ("; reset for the new settings" * (self._values != wanted))
 
     def _outdated(self) -> bool:
         return self._values != self._wanted()
 
-    def _shown(self, losses: Sequence[float]) -> list[float]:
+    def _within(self, losses: Sequence[float]) -> list[float]:
         low, high = self._reach
         return [min(max(loss, low), high) for loss in losses]
 
-    def _guarded(self, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except Exception as error:  # nor has a button's callback
-            self._tell(error)
-
     def _tell(self, error: Exception) -> None:
-        self._status.value = f"<b>{escape(type(error).__name__)}:</b> {escape(str(error))}"
+        self._problem = f"{type(error).__name__}: {error}"
+
+
+def finite_loss(run: Run) -> float:
+    """One step's loss; nan where the run refuses to go on, as the optimizers of this library do at a loss that is not finite."""
+    try:
+        return run()
+    except FloatingPointError:
+        return math.nan
 
 
 def _loop() -> asyncio.AbstractEventLoop:

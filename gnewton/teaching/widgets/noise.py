@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnewton.cubic import newton_step
-from gnewton.plots import GREY, array, new_figure, style
+from gnewton.plots import array
 from gnewton.summary import Summary
-from gnewton.teaching.widgets.figure_widget import FigureWidget, choice, slider
+from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, slider
+from gnewton.teaching.widgets.figure_widget import FigureWidget
 
 Array = NDArray[np.float64]
 PARTS = (1, 3, 10, 30, 100)
@@ -46,60 +47,46 @@ class NoiseExplorer(FigureWidget):
         quantity: str = "η*",
         strength: float = 1.0,
     ) -> None:
-        self._names, self._sizes = list(names), [part * k for k in PARTS]
+        self._names, self._sizes = tuple(names), tuple(part * k for k in PARTS)
         moved = torch.stack([p.gradient for p in parts]).sum(0)
         still = [name for name, g in zip(names, moved, strict=True) if g == 0]
         if still:
             raise ValueError(f"expected groups that the data move, got g-bar = 0 for {still}; leave them out")
-        self._found = {s: scatter(parts, s) for s in STRENGTHS}
-        self.batch = slider("samples a batch", self._sizes, batch)
-        self.quantity = choice("quantity", QUANTITIES, quantity)
-        self.strength = slider("cubic strength λ_int", STRENGTHS, strength, lambda v: f"{v:g}")
-        self._prepare()
-        super().__init__(self.figure, {"batch": self.batch, "quantity": self.quantity, "strength": self.strength})
+        self._scatter = {s: scatter(parts, s) for s in STRENGTHS}
+        self._heights = np.random.default_rng(0).uniform(-0.3, 0.3, DRAWS)
+        controls = (
+            slider("batch", "samples a batch", self._sizes, batch),
+            choice("quantity", "quantity", QUANTITIES, quantity, {"g-bar": "ḡ", "diagonal of H-bar": "diagonal of H̄", "η*": "η*"}.__getitem__),
+            slider("strength", "cubic strength λ_int", STRENGTHS, strength, "{:g}".format),
+        )  # fmt: skip
+        over = Panel(Axis("over the value of all data", VIEW), Axis(names=self._names), "60 batches a group")
+        sizes = Axis("samples a batch", (self._sizes[0] / 1.2, self._sizes[-1] * 1.2), "log", ticks=self._sizes[::2])
+        spreads = Panel(sizes, Axis("spread", (1e-2, 1e2), "log"))
+        root = {"x": self._sizes, "y": (np.array(self._sizes) / self._sizes[0]) ** -0.5}
+        dots = (Mark("points", 0, s, "", {"faint": 0.6, "size": 2.5}) for s in range(len(self._names)))
+        lines = (Mark("line", 1, s, name, {"every": 1, "end": True}) for s, name in enumerate(self._names))
+        marks = (
+            *dots,
+            Mark("rule", 0, "ink", "all data", {"at": 1.0}),
+            Mark("line", 1, "muted", "1 / √batch", {"width": 5, "faint": 0.4, "dash": "", "fixed": root}),
+            *lines,
+            Mark("rule", 1, "ink", "this size", {"dash": "2 3"}),
+        )
+        super().__init__(Scene(controls, (over, spreads), marks, digits=3))
 
-    def draw(self) -> str:
-        values = self._found[self.strength.value][self.quantity.value]  # (sizes, draws, S)
-        here = values[self._sizes.index(self.batch.value)]
-        for dots, line, column, apart in zip(self._dots, self._lines, here.T, spread(values).T, strict=True):
-            dots.set_xdata(np.clip(column, *VIEW))
-            line.set_ydata(apart)
-        self._mark.set_xdata([self.batch.value] * 2)
+    def numbers(self, batch: int, quantity: str, strength: float) -> Shown:
+        # lambda_int changes the rates alone: the other numbers are those of the first strength.
+        values = self._scatter[strength][quantity]  # (sizes, draws, S)
+        here, apart = values[self._sizes.index(batch)], spread(values)
+        dots = [{"x": np.clip(column, *VIEW), "y": s + self._heights} for s, column in enumerate(here.T)]
+        lines = [{"x": self._sizes, "y": column} for column in apart.T]
         typical = float(np.median(spread(here[None])))
-        made = f" at λ_int {self.strength.value:g}" * (self.quantity.value == "η*")
-        return (
-            f"Batches of {self.batch.value}, {self.quantity.value}{made}: "
+        made = f" at λ_int {strength:g}" * (quantity == "η*")
+        said = (
+            f"Batches of {batch}, {quantity}{made}: "
             f"the quartiles are {typical:.1g} of the value apart (median over the groups)."
         )
-
-    def _prepare(self) -> None:
-        self.figure = new_figure(columns=2, height=1.8 + 0.36 * len(self._names))
-        left, right = self.figure.axes
-        heights = np.random.default_rng(0).uniform(-0.3, 0.3, DRAWS)
-        # Hollow where they lie on top of each other.
-        look: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4, "alpha": 0.5}
-        colours = [style(s)["color"] for s in range(len(self._names))]
-        self._dots = [left.plot(np.ones(DRAWS), s + heights, color=c, **look)[0] for s, c in enumerate(colours)]
-        left.axvline(1.0, color="black", linewidth=1.0)
-        left.axvline(0.0, color=GREY, linewidth=0.8, linestyle=":")
-        left.set_yticks(range(len(self._names)), self._names)
-        left.set(
-            xlim=VIEW, ylim=(len(self._names) - 0.5, -0.5), xlabel="over the value of all the data (edges: beyond)"
-        )
-        self._lines = self._prepare_lines(right)
-
-    def _prepare_lines(self, axes: Any) -> list[Any]:
-        sizes = np.array(self._sizes, dtype=float)
-        axes.plot(sizes, (sizes / sizes[0]) ** -0.5, color=GREY, linewidth=3, alpha=0.4, label="1 / √batch")
-        one = np.ones_like(sizes)
-        lines = [
-            axes.plot(sizes, one, **style(s, marker=True), linewidth=1.4, label=name)[0]
-            for s, name in enumerate(self._names)
-        ]
-        self._mark = axes.axvline(sizes[0], color="black", linewidth=0.8)
-        axes.set(xlabel="samples a batch", ylabel="spread", xscale="log", yscale="log", ylim=(1e-2, 1e2))
-        axes.legend(fontsize=7, ncols=2, framealpha=0.9, loc="upper right")
-        return lines
+        return Shown([*dots, {}, {}, *lines, {"at": batch}], said)
 
 
 def scatter(parts: Sequence[Summary], strength: float) -> dict[str, Array]:

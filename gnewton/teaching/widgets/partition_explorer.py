@@ -1,20 +1,21 @@
 """The partition explorer: H-bar under many partitions, all of them from one fine summary, and what each step is worth."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from gnewton.cubic import newton_step
 from gnewton.direction import gradient
 from gnewton.loss import Loss
 from gnewton.partition import Partition
-from gnewton.plots import COLOURS, heat_map, long_range, new_figure
+from gnewton.plots import array
 from gnewton.summary import Summary, summarize
+from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, slider
 from gnewton.teaching.widgets.bound import losses_along
-from gnewton.teaching.widgets.figure_widget import FigureWidget, choice, slider
+from gnewton.teaching.widgets.figure_widget import FigureWidget
 
 PARTITIONS: dict[str, Callable[[nn.Module], Partition]] = {
     "by row": Partition.by_row,
@@ -27,17 +28,22 @@ PARTITIONS: dict[str, Callable[[nn.Module], Partition]] = {
 MERGES = (1, 2, 3, 4, 8)
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
 VIEWS = ("H-bar", "interactions")
-LEFT, BAR, RIGHT = (0.11, 0.26, 0.33, 0.7), (0.455, 0.26, 0.015, 0.7), (0.74, 0.14, 0.25, 0.82)  # of the figure
-READABLE = 16  # groups
+READABLE = 12  # groups
 
 
 class PartitionExplorer(FigureWidget):
     """H-bar of one partition as a heat map, and beside it the decrease that each partition's step promises and brings.
 
-    ``partition``: a key of PARTITIONS. ``merged``: so many neighbouring groups become one. ``view``: "H-bar" or its entries
-    scaled so that the diagonal is 1. ``strength``: lambda_int. There is one summary, along the gradient, of the finest
-    partition that all of these coarsen, row by row with biases apart; the rest is the coarsening law. module: two layers or
-    more; loss: its loss, computed where the parameters are now, which are moved to measure each step, and put back.
+    There is one summary, along the gradient, of the finest partition that all of these coarsen, row by row with biases
+    apart; the rest is the coarsening law. The parameters are moved to measure each step, and put back.
+
+    Args:
+        module: two layers or more.
+        loss: its loss, computed where the parameters are now.
+        partition: a key of PARTITIONS.
+        merged: so many neighbouring groups become one.
+        view: "H-bar", or "interactions", its entries scaled so that the diagonal is 1.
+        strength: lambda_int.
 
     >>> import gnewton as gn
     >>> data = gn.datasets.digits(dtype=torch.float64)
@@ -61,60 +67,51 @@ class PartitionExplorer(FigureWidget):
         self._u = gradient(loss, self._units)
         self._fine = summarize(loss, self._units, self._u, order=3, full_third=True)
         self._groups = {name: unit_groups(self._units, make(module)) for name, make in PARTITIONS.items()}
-        self._known: dict[tuple[str, int, float], tuple[float, float, str]] = {}
-        self.partition = choice("partition", PARTITIONS, partition)
-        self.merged = slider("groups merged", MERGES, merged)
-        self.view = choice("shown", VIEWS, view)
-        self.strength = slider("cubic strength λ_int", STRENGTHS, strength, lambda v: f"{v:g}")
-        controls = {name: getattr(self, name) for name in ("partition", "merged", "view", "strength")}
-        figure = new_figure(width=10.0, height=4.4)
-        figure.set_layout_engine("none")  # fitting the panels would take longer than drawing them
-        super().__init__(figure, controls)
+        self._measured: dict[tuple[str, int, float], tuple[float, float, str]] = {}
+        controls = (
+            choice("partition", "partition", tuple(PARTITIONS), partition),
+            slider("merged", "groups merged", MERGES, merged),
+            choice("view", "shown", VIEWS, view, {"H-bar": "H̄", "interactions": "interactions"}.__getitem__),
+            slider("strength", "cubic strength λ_int", STRENGTHS, strength, "{:g}".format),
+        )
+        # The loss cannot fall further than to zero; a promise beyond that leaves the picture.
+        falls = Panel(Axis("decrease of the loss", (0.0, float(self._fine.value))), Axis(names=tuple(PARTITIONS)))
+        marks = (
+            Mark("heat"),
+            Mark("bars", 1, "muted", "promised", {"shift": -0.2, "thick": 0.34, "digits": 0}),
+            Mark("bars", 1, 0, "fall of the loss", {"shift": 0.2, "thick": 0.34}),
+        )
+        super().__init__(Scene(controls, (Panel(Axis(), Axis(), height=240), falls), marks))
 
     def summary(self) -> Summary:
         """The summary of the partition shown."""
         return self._fine.coarsen(self._merged(self.partition.value, self.merged.value))
 
-    def draw(self) -> str:
-        name, merged, strength = self.partition.value, self.merged.value, self.strength.value
-        self.figure.clear()
-        left, right = (self.figure.add_axes(place) for place in (LEFT, RIGHT))
-        shown = self.summary()
-        picture = heat_map if self.view.value == "H-bar" else long_range
+    def numbers(self, partition: str, merged: int, view: str, strength: float) -> Shown:
+        shown = self._fine.coarsen(self._merged(partition, merged))
         assert shown.hessian is not None
-        picture(shown.hessian, shown.names, left)
-        if len(shown) > READABLE:  # signs too small to read, and names that the other axis has
-            left.set_xticks([])
-            for marks in left.get_lines():
-                marks.remove()
-        left.set(position=LEFT, xlabel="", ylabel="")
-        self.figure.axes[-1].set_position(BAR)  # the colours' scale
-        others = {key: self._decrease(key, merged if key == name else 1) for key in PARTITIONS}
-        self._draw_decreases(right, others)
-        told, actual, status = others[name]
+        steps = {key: self._decrease(key, merged if key == partition else 1, strength) for key in PARTITIONS}
+        told, actual, status = steps[partition]
         parts = f", {merged} merged into one" * (merged > 1)
         fate = "falls" if actual > 0 else "rises"
-        return (
-            f"{name}{parts}, S = {len(shown)}, strength {strength:g}: promised {told:.3g}, "
+        said = (
+            f"{partition}{parts}, S = {len(shown)}, strength {strength:g}: promised {told:.3g}, "
             f"the loss {fate} by {abs(actual):.3g}; {status}."
         )
+        heat = heat_of(array(shown.hessian), view)
+        promised, actual_falls = ([max(row[i], 0.0) for row in steps.values()] for i in (0, 1))
+        texts = ["rises" if row[1] <= 0 else f"{row[1]:.2g}" for row in steps.values()]
+        numbers = [heat, {"values": promised}, {"values": actual_falls, "text": texts}]
+        return Shown(numbers, said, {0: self._named(shown, view), 1: {"y": {"names": self._rows(partition, merged)}}})
 
-    def _draw_decreases(self, axes: Axes, others: Mapping[str, tuple[float, float, str]]) -> None:
-        rows = np.arange(len(others))
-        promised, actual = ([max(row[i], 0.0) for row in others.values()] for i in (0, 1))
-        axes.barh(rows - 0.2, promised, height=0.36, color=COLOURS[5], label="promised")
-        axes.barh(rows + 0.2, actual, height=0.36, color=COLOURS[0], label="fall of the loss")
-        for row, fall in zip(rows, (row[1] for row in others.values()), strict=True):
-            if fall <= 0:
-                axes.text(0.0, row + 0.2, " rises", va="center", fontsize=8)
-        axes.set_yticks(rows, [f"{key}, S = {self._size(key)}" for key in others])
-        axes.get_yticklabels()[list(others).index(self.partition.value)].set_fontweight("bold")
-        # The loss cannot fall further than to zero; a promise beyond that leaves the picture.
-        axes.set(xlim=(0.0, float(self._fine.value)), ylim=(len(rows) - 0.4, -0.6), xlabel="decrease of the loss")
-        axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
+    def _named(self, shown: Summary, view: str) -> dict[str, Any]:
+        names = shown.names if shown.names and len(shown) <= READABLE else ("",) * len(shown)
+        title = "H̄" if view == "H-bar" else "H̄ with a diagonal of 1"
+        return {"title": f"{title}: red above zero, blue below", "x": {"names": names}, "y": {"names": names}}
 
-    def _size(self, name: str) -> int:
-        return len(self._merged(name, self.merged.value if name == self.partition.value else 1))
+    def _rows(self, partition: str, merged: int) -> list[str]:
+        sizes = {key: len(self._merged(key, merged if key == partition else 1)) for key in PARTITIONS}
+        return [f"{'▸ ' if key == partition else ''}{key}, S = {size}" for key, size in sizes.items()]
 
     def _merged(self, name: str, width: int) -> dict[str, list[int]]:
         """Unit indices by group, ``width`` neighbouring groups as one."""
@@ -122,18 +119,29 @@ class PartitionExplorer(FigureWidget):
         runs = [groups[i : i + width] for i in range(0, len(groups), width)]
         return {_span([n for n, _ in run]): [i for _, members in run for i in members] for run in runs}
 
-    def _decrease(self, name: str, width: int) -> tuple[float, float, str]:
+    def _decrease(self, name: str, width: int, strength: float) -> tuple[float, float, str]:
         """Promised and actual decrease, and the status, of one partition's step; computed once."""
-        key = name, width, self.strength.value
-        if key not in self._known:
+        key = name, width, strength
+        if key not in self._measured:
             groups = self._merged(name, width)
-            step = newton_step(self._fine.coarsen(groups), self.strength.value, on_failure="report")
+            step = newton_step(self._fine.coarsen(groups), strength, on_failure="report")
             rates = torch.zeros(len(self._units), dtype=torch.float64)
             for rate, members in zip(step.learning_rates, groups.values(), strict=True):
                 rates[members] = rate
             after = losses_along(self._loss, self._units, self._units.scale(self._u, rates), np.ones(1))[0]
-            self._known[key] = step.predicted_decrease, float(self._fine.value) - after, step.status.name
-        return self._known[key]
+            self._measured[key] = step.predicted_decrease, float(self._fine.value) - after, step.status.name
+        return self._measured[key]
+
+
+def heat_of(hessian: Any, view: str) -> dict[str, Any]:
+    """H-bar (S, S) as a heat map, or scaled so that its diagonal is 1: there the colours go from none at 0 to full at 1."""
+    if view == "H-bar":
+        peak = float(np.abs(hessian).max()) or 1.0
+        return {"z": hessian, "scale": {"linear": peak / 1000, "high": peak}}
+    root = np.sqrt(np.abs(hessian.diagonal()))
+    root[root == 0] = np.nan
+    scaled = hessian / root / root[:, None]
+    return {"z": scaled, "scale": {"linear": 0.1, "high": max(1.0, float(np.nanmax(np.abs(scaled))))}}
 
 
 def by_unit(module: nn.Module) -> Partition:

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from gnewton.experiments.pictures import mean_curve
 from gnewton.experiments.report import apart, spread
-from gnewton.plots import GREY, new_figure, style
-from gnewton.teaching.widgets.figure_widget import FigureWidget, choice, slider
+from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, slider
+from gnewton.teaching.widgets.figure_widget import FigureWidget
 
 Array = NDArray[np.float64]
 Results = Mapping[str, Any]
@@ -19,6 +18,8 @@ Results = Mapping[str, Any]
 AXES = ("steps", "seconds")
 BUDGETS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 OURS = ("grouped-newton", "diagonal", "one-group", "adaptive")
+SHAPES = ("circle", "square", "triangle", "diamond", "down", "cross", "plus", "bar")
+FEW = 4  # curves that may have a band
 BEYOND = 2.5  # medians: where the panel of the ranges ends
 
 
@@ -47,81 +48,78 @@ class RaceExplorer(FigureWidget):
         if not races:
             raise ValueError("expected at least one race, got none; write RaceExplorer({'mlp': load('mlp')})")
         self._races = dict(races)
-        self.network = choice("network", self._races, network or next(iter(self._races)))
-        self.unit = choice("count", AXES, unit)
-        self.shown = choice("methods", ("all", "ours", "others"), shown)
-        self.budget = slider("budget", BUDGETS, budget, lambda b: f"1/{1 / b:.0f}" if b < 1 else "all of it")
-        self._prepare()
-        controls = {"network": self.network, "unit": self.unit, "shown": self.shown, "budget": self.budget}
-        super().__init__(self.figure, controls)
+        controls = (
+            choice("network", "network", tuple(self._races), network or next(iter(self._races))),
+            choice("unit", "count", AXES, unit),
+            choice("shown", "methods", ("all", "ours", "others"), shown),
+            slider("budget", "budget", BUDGETS, budget, lambda b: f"1/{1 / b:.0f}" if b < 1 else "all of it"),
+        )
+        methods = next(iter(self._races.values()))["methods"]
+        self._rows = tuple(methods)
+        titles = tuple(one["title"] for one in methods.values())
+        panels = (
+            Panel(Axis(scale="log"), Axis("loss of the mini-batches", scale="log")),
+            Panel(Axis("loss of each seed (dotted: this or more)"), Axis(names=titles)),
+        )
+        places = range(len(titles))
+        marks = (
+            *(Mark("band", 0, i) for i in places),
+            *(
+                Mark("line", 0, i, title, {"every": 6, "shape": SHAPES[i], "end": True})
+                for i, title in enumerate(titles)
+            ),
+            Mark("rule", 0, "ink"),
+            *(Mark("line", 1, i, "", {"width": 5, "faint": 0.4, "dash": ""}) for i in places),
+            *(Mark("points", 1, i, "", {"shape": SHAPES[i], "size": 4}) for i in places),
+            Mark("rule", 1, "muted", "", {"dash": "2 3"}),
+        )
+        super().__init__(Scene(controls, panels, marks, digits=3, stacked=True))
 
-    def draw(self) -> str:
-        race = self._races[self.network.value]
-        seen = {name: one for name, one in race["methods"].items() if one["runs"] and self._is_shown(name)}
-        end = self.budget.value * self._whole(race)
-        bought = {name: losses_at(one["runs"], end, self.unit.value) for name, one in seen.items()}
-        self._draw_curves(seen, end)
-        self._draw_ranges(bought)
-        spent = f"{end:.0f} steps" if self.unit.value == "steps" else f"{end:.2g} s"
-        return f"{self.network.value}, {spent}: {ranking({seen[n]['title']: values for n, values in bought.items()})}"
-
-    def _whole(self, race: Results) -> float:
-        return float(race["protocol"]["steps"]) if self.unit.value == "steps" else slowest(race["methods"])
-
-    def _is_shown(self, name: str) -> bool:
-        return bool(self.shown.value == "all" or (name in OURS) == (self.shown.value == "ours"))
-
-    def _draw_curves(self, seen: Mapping[str, Results], end: float) -> None:
+    def numbers(self, network: str, unit: str, shown: str, budget: float) -> Shown:
+        race = self._races[network]
+        seen = {name: one for name, one in race["methods"].items() if one["runs"] and is_shown(name, shown)}
+        end = budget * (float(race["protocol"]["steps"]) if unit == "steps" else slowest(race["methods"]))
+        bought = {name: losses_at(one["runs"], end, unit) for name, one in seen.items()}
         whole = {name: one for name, one in seen.items() if all(run["steps"] for run in one["runs"])}
         curves = {name: mean_curve(one["runs"]) for name, one in whole.items()}
-        x = AXES.index(self.unit.value)
-        for place, name in enumerate(self._rows):
-            curve = curves.get(name, np.full((5, 1), np.nan))
-            self._lines[place].set_data(curve[x], curve[2])
-            self._bands[place].remove()
-            look = {"color": style(place)["color"], "alpha": 0.15, "linewidth": 0}
-            self._bands[place] = self._left.fill_between(curve[x], curve[3], curve[4], **look)
-        self._mark.set_xdata([end, end])
-        self._left.set_xlabel("step" if self.unit.value == "steps" else "processor time (s)")
-        self._left.set_xlim(
-            0.8 * min(c[x, 0] for c in curves.values()), 1.2 * max(end, *(c[x, -1] for c in curves.values()))
-        )
-        # The median: a method that explodes leaves the picture, and must not flatten the others.
-        highest = float(np.median([c[2, 0] for c in curves.values()]))
-        self._left.set_ylim(min(c[3].min() for c in curves.values()) / 1.5, 3 * highest)
-
-    def _draw_ranges(self, bought: Mapping[str, Array]) -> None:
         # A run that is far away, or diverged, must not squeeze the others together.
         edge = BEYOND * float(np.median(np.concatenate(list(bought.values()))))
         edge = edge if math.isfinite(edge) else 1.0
-        for row, name in enumerate(self._rows):
-            values = np.minimum(bought.get(name, np.full(1, np.nan)), edge)
-            self._bars[row].set_data([values.min(), values.max()], [row, row])
-            self._seeds[row].set_data(values, np.full(len(values), row))
-        self._edge.set_xdata([edge, edge])
-        self._right.set_xlim(0, 1.04 * edge)
+        spent = f"{end:.0f} steps" if unit == "steps" else f"{end:.2g} s"
+        said = f"{network}, {spent}: {ranking({seen[n]['title']: values for n, values in bought.items()})}"
+        left, right = self._curves(curves, unit), self._ranges(bought, edge)
+        limits = {0: limits_of(curves, unit, end), 1: {"x": {"limits": (0.0, 1.04 * edge)}}}
+        return Shown([*left, {"at": end}, *right, {"at": edge}], said, limits)
 
-    def _prepare(self) -> None:
-        self.figure = new_figure(columns=2, width=9.6, height=4.2)
-        self._left, self._right = self.figure.axes
-        methods = next(iter(self._races.values()))["methods"]
-        self._rows, looks = list(methods), [style(place) for place in range(len(methods))]
-        self._lines = [self._left.plot([], [], **look, linewidth=1.6)[0] for look in looks]
-        self._bands = [self._left.fill_between([], [], []) for _ in looks]
-        self._mark = self._left.axvline(1.0, color="black", linewidth=1.0)
-        self._left.set(xscale="log", yscale="log", ylabel="loss of the mini-batches")
-        self._left.xaxis.set_minor_formatter(NullFormatter())
-        self._left.yaxis.set_minor_formatter(NullFormatter())
-        self._bars = [self._right.plot([], [], color=look["color"], linewidth=4, alpha=0.35)[0] for look in looks]
-        self._seeds = [self._right.plot([], [], "|", color=look["color"], markersize=13)[0] for look in looks]
-        self._edge = self._right.axvline(1.0, color=GREY, linewidth=1.0, linestyle=":")
-        self._right.set_yticks(range(len(methods)), [one["title"] for one in methods.values()])
-        self._right.tick_params(axis="y", length=0, pad=36)
-        for row, look in enumerate(looks):  # the curves are told apart by their dashes, in grey too
-            place = self._right.get_yaxis_transform()
-            self._right.plot([-0.13, -0.02], [row, row], **look, linewidth=1.6, transform=place, clip_on=False)
-        self._right.set(ylim=(len(methods) - 0.5, -0.5))
-        self._right.set_xlabel("loss by seed (dotted: beyond, or diverged)")
+    def _curves(self, curves: Mapping[str, Array], unit: str) -> list[dict[str, Any]]:
+        """The bands over the seeds, then the means; nothing for a method that is not shown."""
+        x = AXES.index(unit)
+        every = [curves.get(name, np.zeros((5, 0))) for name in self._rows]
+        # Eight bands on top of each other could not be told apart.
+        spread = [c if len(curves) <= FEW else np.zeros((5, 0)) for c in every]
+        return [{"x": c[x], "low": c[3], "high": c[4]} for c in spread] + [{"x": c[x], "y": c[2]} for c in every]
+
+    def _ranges(self, bought: Mapping[str, Array], edge: float) -> list[dict[str, Any]]:
+        """A line from the best to the worst seed, then a mark for each seed."""
+        losses = [np.minimum(bought.get(name, np.zeros(0)), edge) for name in self._rows]
+        spans = [
+            {"x": [v.min(), v.max()] if len(v) else [], "y": [i, i] if len(v) else []} for i, v in enumerate(losses)
+        ]
+        return spans + [{"x": v, "y": [i] * len(v)} for i, v in enumerate(losses)]
+
+
+def is_shown(name: str, shown: str) -> bool:
+    """Whether a method belongs to "all", "ours" or "others"."""
+    return bool(shown == "all" or (name in OURS) == (shown == "ours"))
+
+
+def limits_of(curves: Mapping[str, Array], unit: str, end: float) -> dict[str, Any]:
+    """Axes that hold all curves; a method that explodes leaves the picture, and must not flatten the others."""
+    x = AXES.index(unit)
+    across = 0.8 * min(c[x, 0] for c in curves.values()), 1.2 * max(end, *(c[x, -1] for c in curves.values()))
+    up = min(c[3].min() for c in curves.values()) / 1.5, 3 * float(np.median([c[2, 0] for c in curves.values()]))
+    label = "step" if unit == "steps" else "processor time (s)"
+    return {"x": {"limits": across, "label": label}, "y": {"limits": up}}
 
 
 def slowest(methods: Mapping[str, Results]) -> float:

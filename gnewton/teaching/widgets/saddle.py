@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnewton.cubic import newton_step
-from gnewton.plots import COLOURS, GREY, level_sets, new_figure
 from gnewton.summary import Summary
-from gnewton.teaching.widgets.figure_widget import FigureWidget, choice, slider
+from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, slider
+from gnewton.teaching.widgets.figure_widget import FigureWidget
 
 Array = NDArray[np.float64]
 Rule = Callable[[Array, Array], Array]
@@ -18,16 +18,21 @@ STEPS = 12
 PLACES = tuple(float(x) for x in np.round(np.arange(-2.0, 2.01, 0.1), 1) + 0.0)
 LENGTHS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
 REMEDIES = ("gradient", "Newton, shortened", "trust region", "cubic term")
-VIEW = (-2.4, 2.4, -2.4, 2.4)
-FLOOR, FAR = 1e-12, 1e3
+REACH = 2.4
+REACHED = tuple(float(r) for r in np.geomspace(0.01, 3.0, 60))
+FLOOR, FAR = 1e-6, 1e3
 
 
 class SaddleExplorer(FigureWidget):
     """The path of one remedy over the level sets of L = 1/2 (ab - 1)^2, and the loss by step.
 
-    L has its minima on ab = 1 and a saddle at (0, 0). ``a``, ``b``: the start. ``remedy``: which rule steps. ``length``: how
-    long its first step may be; the rate, fraction, radius or lambda_int that makes it so is kept for the later steps. The
-    dotted line is where the first step ends, for all lengths. The metric is that of the parameters, D = I.
+    L has its minima on ab = 1 and a saddle at (0, 0). The dotted line is where the first step ends, for all lengths. The
+    metric is that of the parameters, D = I.
+
+    Args:
+        a, b: the start; it can be dragged in the picture.
+        remedy: which rule steps, one of REMEDIES.
+        length: how long its first step may be. The rate, fraction, radius or lambda_int that makes it so is kept.
 
     >>> widget = SaddleExplorer(a=0.8, b=-0.3, remedy="Newton, shortened", length=3.0)
     >>> widget
@@ -37,51 +42,50 @@ class SaddleExplorer(FigureWidget):
     """
 
     def __init__(self, a: float = 0.8, b: float = -0.3, remedy: str = "Newton, shortened", length: float = 1.0) -> None:
-        self.a, self.b = (
-            slider(f"start at {n}", PLACES, value, lambda v: f"{v:g}") for n, value in (("a", a), ("b", b))
+        controls = (
+            slider("a", "start at a", PLACES, a, "{:g}".format),
+            slider("b", "start at b", PLACES, b, "{:g}".format),
+            choice("remedy", "remedy", REMEDIES, remedy),
+            slider("length", "first step at most", LENGTHS, length, "{:g} long".format),
         )
-        self.remedy = choice("remedy", REMEDIES, remedy)
-        self.length = slider("first step at most", LENGTHS, length, lambda v: f"{v:g}")
-        self._prepare()
-        super().__init__(self.figure, {"a": self.a, "b": self.b, "remedy": self.remedy, "length": self.length})
+        plane = Panel(Axis("a", (-REACH, REACH)), Axis("b", (-REACH, REACH)), equal=True)
+        losses = Panel(Axis("step", (0, STEPS)), Axis("loss (axis ends at 10⁻⁶)", (FLOOR, 1e4), "log"))
+        branch = np.linspace(1 / 2.6, 2.6, 60)
+        wide = {"width": 5, "faint": 0.6, "dash": ""}
+        marks = (
+            Mark("contours", 0, "muted"),
+            Mark("line", 0, 2, "minima", wide | {"fixed": {"x": branch, "y": 1 / branch}}),
+            Mark("line", 0, 2, "", wide | {"fixed": {"x": -branch, "y": -1 / branch}}),
+            Mark("points", 0, 1, "saddle", {"shape": "cross", "size": 6, "fixed": {"x": [0.0], "y": [0.0]}}),
+            Mark("line", 0, "ink", "ends of first steps", {"dash": "2 3"}),
+            Mark("line", 0, 0, "path", {"every": 1, "shape": "circle"}),
+            Mark("points", 0, "ink", "", {"open": True, "shape": "circle", "size": 8}),
+            Mark("rule", 1, "muted", "", {"axis": "y", "at": 0.5, "dash": "7 4"}),
+            Mark("line", 1, 0, "", {"every": 1, "shape": "circle"}),
+            Mark(
+                "text",
+                1,
+                "muted",
+                "",
+                {"x": [STEPS - 0.2], "y": [1.1], "text": ["loss at the saddle"], "anchor": "end"},
+            ),
+        )
+        given = {"steps": STEPS, "floor": FLOOR, "far": FAR, "reaches": REACHED}
+        drag = {"panel": 0, "x": "a", "y": "b"}
+        super().__init__(Scene(controls, (plane, losses), marks, "saddle", given, drag=drag))
 
-    def draw(self) -> str:
-        start = np.array([self.a.value, self.b.value])
-        remedy, length = self.remedy.value, self.length.value
+    def numbers(self, a: float, b: float, remedy: str, length: float) -> Shown:
+        start = np.array([a, b])
         points = path(start, rule(remedy, start, length))
-        reached = np.stack([start - rule(remedy, start, r)(*derivatives(start)) for r in np.geomspace(0.01, 3.0, 60)])
-        losses = height(*points.T)
-        self._path.set_data(*points.T)
-        self._ring.set_data([start[0]], [start[1]])
-        self._reached.set_data(*np.vstack([start, reached]).T)
-        self._curve.set_ydata(np.maximum(losses, FLOOR))
-        away = np.linalg.norm(points[-1])
+        reached = np.stack([start, *(start - rule(remedy, start, r)(*derivatives(start)) for r in REACHED)])
+        losses, away = height(*points.T), np.linalg.norm(points[-1])
         at = "at the saddle" if away < 1e-2 else "far away" if away > FAR else "still on its way"
         at = "at a minimum" if losses[-1] < 1e-6 else at
-        end = losses[-1] if losses[-1] > FLOOR else 0.0
-        return (
-            f"From ({self.a.value:g}, {self.b.value:g}), {remedy}, first step at most {length:g} long: "
-            f"after {STEPS} steps loss {end:.2g}, {at}."
-        )
-
-    def _prepare(self) -> None:
-        self.figure = new_figure(columns=2, height=4.4)
-        left, right = self.figure.axes
-        level_sets(height, extent=VIEW, ax=left)
-        branch = np.linspace(0.3, 2.6, 60)
-        for sign in (1, -1):
-            left.plot(sign * branch, sign / branch, color="#009E73", linewidth=4, alpha=0.7)
-        left.plot([0], [0], marker="x", color="#D55E00", markersize=9, linestyle="")
-        look: dict[str, Any] = {"color": COLOURS[0], "marker": "o", "markersize": 4}
-        (self._reached,) = left.plot([], [], color="black", linestyle=":", linewidth=1.6)
-        (self._path,) = left.plot([], [], **look, linewidth=1.4)
-        (self._ring,) = left.plot([], [], marker="o", markersize=11, markerfacecolor="none", color="black")
-        left.set(xlabel="a", ylabel="b", title="thick: minima, cross: saddle")
-        (self._curve,) = right.plot(range(STEPS + 1), np.ones(STEPS + 1), **look)
-        right.axhline(height(np.float64(0), np.float64(0)), color=GREY, linewidth=0.8, linestyle="--")
-        right.text(STEPS, 0.3, "loss at the saddle", ha="right", va="top", color=GREY)
-        right.set(xlabel="step", ylabel=f"loss (not below {FLOOR:.0e})", yscale="log", ylim=(FLOOR / 3, 1e4))
-        right.grid(color="#dddddd", linewidth=0.6)
+        end = losses[-1] if losses[-1] > 1e-12 else 0.0
+        plane = [{"x": x, "y": y} for x, y in (reached.T, points.T, start[:, None])]
+        curve = {"x": range(STEPS + 1), "y": np.maximum(losses, FLOOR)}
+        said = f"From ({a:g}, {b:g}), {remedy}, first step at most {length:g} long: after {STEPS} steps loss {end:.2g}, {at}."
+        return Shown([{"f": height}, {}, {}, {}, *plane, {}, curve, {}], said)
 
 
 def height(a: Any, b: Any) -> Any:

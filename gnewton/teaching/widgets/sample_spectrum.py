@@ -1,5 +1,6 @@
 """The one-sample Hessian as a picture, its spectrum while the damping moves, and where the Newton direction points."""
 
+import base64
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -11,14 +12,15 @@ from torch import Tensor, nn
 from gnewton import exact
 from gnewton.datasets import Dataset
 from gnewton.models import perceptron
-from gnewton.plots import COLOURS, GREY, new_figure, signed_log
-from gnewton.teaching.widgets.figure_widget import FigureWidget, choice, slider
+from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, slider
+from gnewton.teaching.widgets.figure_widget import FigureWidget
 
 Array = NDArray[np.float64]
 SAMPLES = 6
 STATES = ("at the start", "after one epoch")
 HIDDEN = (6, 6)
 DAMPINGS = tuple(float(f"{rho:.2g}") for rho in np.geomspace(0.01, 100, 25))
+CURVES = (("Newton", 0), ("saddle-free, |H|", 2), ("last layer's share of Newton's", 1))
 EDGE = 1e-3  # an eigenvalue nearer to zero than this lies on the axis of the picture
 
 
@@ -52,64 +54,66 @@ class SampleSpectrum(FigureWidget):
         self._x, self._y = small_digits(data)
         self._at = cache(self._point)  # a point takes a tenth of a second, and sliders come back
         self._networks = dict(zip(STATES, trained(self._x, self._y), strict=True))
-        self.state = choice("network", STATES, state)
-        self.sample = slider("sample", range(SAMPLES), sample)
-        self.damping = slider("damping ρ", DAMPINGS, damping, lambda rho: f"{rho:g}")
-        self._prepare()
-        super().__init__(self.figure, {"state": self.state, "sample": self.sample, "damping": self.damping})
+        controls = (
+            choice("state", "network", STATES, state),
+            slider("sample", "sample", range(SAMPLES), sample),
+            slider("damping", "damping ρ", DAMPINGS, damping, "{:g}".format),
+        )
+        starts, size = self._at(STATES[0], 0).starts, len(self._at(STATES[0], 0).hessian)
+        whole = Axis(limits=(0, size), ticks=(0, *starts[1:], size))
+        turned = Axis("row of H", limits=(size, 0), ticks=(0, *starts[1:], size))
+        values = Axis("eigenvalue + ρ", (-300, 300), "symlog", 10 * EDGE)
+        cosines = Panel(Axis("damping ρ", (DAMPINGS[0], DAMPINGS[-1]), "log"), Axis("cosine with −g", (-1.05, 1.05)))
+        panels = (
+            Panel(Axis("column of H", limits=whole.limits, ticks=whole.ticks), turned, "H, a line where a layer ends", height=200),
+            Panel(Axis("index of the eigenvalue", (-1, 34)), values),
+            cosines,
+        )  # fmt: skip
+        edges = (Mark("rule", 0, "ink", "", {"axis": axis, "at": at}) for at in starts[1:] for axis in ("x", "y"))
+        curves = (Mark("line", 2, look, name) for name, look in CURVES)
+        marks = (
+            Mark("heat", options={"signs": False}),
+            *edges,
+            Mark("points", 1, 1, "eigenvalue below zero", {"shape": "down", "size": 3.4}),
+            Mark("points", 1, 0, "above zero", {"shape": "circle", "open": True, "size": 3}),
+            *curves,
+            Mark("rule", 2, "muted", "", {"dash": "2 3"}),
+        )
+        super().__init__(Scene(controls, panels, marks, digits=4))
 
-    def draw(self) -> str:
-        point, rho = self._at(self.state.value, self.sample.value), self.damping.value
-        shifted = point.eigenvalues + rho
+    def numbers(self, state: str, sample: int, damping: float) -> Shown:
+        point = self._at(state, sample)
+        shifted = point.eigenvalues + damping
         below, index = shifted < 0, np.arange(len(shifted))
-        self._blocks.set_data(point.hessian)
-        self._blocks.set_norm(signed_log(point.hessian))
-        self._below.set_data(index[below], np.minimum(shifted[below], -EDGE))
-        self._above.set_data(index[~below], np.maximum(shifted[~below], EDGE))
-        for line, curve in zip(self._curves, (point.newton, point.saddle_free, point.last), strict=True):
-            line.set_ydata(curve)
-        self._here.set_xdata([rho, rho])
-        at = DAMPINGS.index(rho)
-        return (
-            f"Sample {self.sample.value} {self.state.value}, loss {point.loss:.2g}; rho = {rho:g}: {below.sum()} of {len(shifted)} eigenvalues below zero. "
+        eigenvalues = [
+            {"x": index[below], "y": np.minimum(shifted[below], -EDGE)},
+            {"x": index[~below], "y": np.maximum(shifted[~below], EDGE)},
+        ]
+        curves = [{"x": DAMPINGS, "y": curve} for curve in (point.newton, point.saddle_free, point.last)]
+        at, edges = DAMPINGS.index(damping), [{}] * (2 * len(point.starts[1:]))
+        said = (
+            f"Sample {sample} {state}, loss {point.loss:.2g}; rho = {damping:g}: {below.sum()} of {len(shifted)} eigenvalues below zero. "
             f"Newton's direction: cosine {point.newton[at]:.2f} with -g, {point.last[at]:.0%} of its square in the last layer."
         )
+        limits = {1: {"x": {"limits": (-1, len(shifted))}}}
+        return Shown([{"shades": shades(point.hessian)}, *edges, *eigenvalues, *curves, {"at": damping}], said, limits)
 
     def _point(self, state: str, sample: int) -> Point:
         return examined(self._networks[state], self._x[sample], self._y[sample])
 
-    def _prepare(self) -> None:
-        self.figure = new_figure(columns=3, width=11.0, height=3.9)
-        left, middle, right = self.figure.axes
-        point = self._at(STATES[0], 0)
-        self._blocks = left.imshow(point.hessian, cmap="RdBu_r", interpolation="nearest")
-        edges = [*point.starts[1:], len(point.hessian)]
-        for edge in point.starts[1:]:
-            left.axhline(edge - 0.5, color="black", linewidth=0.8)
-            left.axvline(edge - 0.5, color="black", linewidth=0.8)
-        centres = [(a + b) / 2 for a, b in zip(point.starts, edges, strict=True)]
-        names = [f"layer {i + 1}" for i in range(len(centres))]
-        left.set_xticks(centres, names)
-        left.set_yticks(centres, names, rotation=90, va="center")
-        left.set_title("H, layer by layer")
-        look: dict[str, Any] = {"linestyle": "", "markersize": 5}
-        (self._below,) = middle.plot([], [], marker="v", color=COLOURS[1], label="below zero", **look)
-        (self._above,) = middle.plot([], [], marker="o", color=COLOURS[0], fillstyle="none", label="above zero", **look)
-        middle.axhline(0, color=GREY, linewidth=0.8)
-        middle.set_yscale("symlog", linthresh=10 * EDGE, linscale=0.5)
-        middle.set(xlim=(-1, len(point.eigenvalues)), ylim=(-300, 300), xlabel="index", title="eigenvalues of H + ρ")
-        middle.minorticks_off()
-        middle.legend(loc="upper left", fontsize=8)
-        styles = (("Newton", "-", 0), ("saddle-free, |H|", "--", 2), ("last layer's share of Newton's", ":", 4))
-        self._curves = [
-            right.plot(DAMPINGS, np.zeros(len(DAMPINGS)), line, color=COLOURS[colour], label=name)[0]
-            for name, line, colour in styles
-        ]
-        self._here = right.axvline(1.0, color=GREY, linewidth=1.0)
-        right.axhline(0, color=GREY, linewidth=0.8)
-        right.set(xscale="log", ylim=(-1.05, 1.05), xlabel="damping ρ", title="cosine with -g")
-        right.minorticks_off()
-        right.legend(loc="lower right", fontsize=8)
+
+def shades(matrix: Array) -> dict[str, Any]:
+    """A large matrix as bytes for a picture: of every 2 x 2 entries the one of largest size, on a logarithmic scale of three
+    decades, from -127 to 127. Read by rows, in base 64."""
+    n = len(matrix) + len(matrix) % 2
+    padded = np.zeros((n, n))
+    padded[: len(matrix), : len(matrix)] = matrix
+    blocks = padded.reshape(n // 2, 2, n // 2, 2).transpose(0, 2, 1, 3).reshape(n // 2, n // 2, 4)
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
+    size = np.abs(largest) / (np.abs(largest).max() or 1.0)
+    shade = np.where(size < 1e-3, size * 1e3, 1 + np.log10(np.maximum(size, 1e-3)) + 3) / 4
+    levels = np.round(127 * np.sign(largest) * shade).astype(np.int8)
+    return {"columns": n // 2, "data": base64.b64encode(levels.tobytes()).decode()}
 
 
 def small_digits(data: Dataset) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 from torch import Tensor
 from torch.func import hessian, jacrev
 
@@ -14,10 +12,8 @@ from gnewton.derivatives.record import record
 from gnewton.derivatives.tape import Operation, Tape, Variable
 from gnewton.loss import Loss
 from gnewton.partition import Partition
-from gnewton.plots import COLOURS, new_figure
-from gnewton.teaching.widgets.figure_widget import FigureWidget, choice, slider
-
-UNKNOWN, VALUE, ADJOINT, TANGENT = "white", "#e8e8e8", "#cfe3f2", "#f7dcc6"
+from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, slider
+from gnewton.teaching.widgets.figure_widget import FigureWidget
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class TapeViewer(FigureWidget):
     >>> viewer = TapeViewer(model, gn.Partition.by_scalar(model), u)
     >>> viewer.stage.value = viewer.last
     >>> viewer
-    TapeViewer: Tangents down to operation 9 (sum): H-bar[theta[0], theta[0]] = 1.33e+03, complete.
+    TapeViewer: Tangents down to operation 9 (sum): H̄[theta[0], theta[0]] = 1.33e+03, complete.
     """
 
     def __init__(
@@ -83,35 +79,44 @@ class TapeViewer(FigureWidget):
         stage: int = 0,
         entry: tuple[int, int] = (0, 0),
     ) -> None:
-        self.parts, self._names = dissected(loss, partition, direction), list(partition.names)
-        n, pairs = len(self.parts), [(s, t) for s in range(len(partition)) for t in range(s, len(partition))]
+        self.parts, self._names = dissected(loss, partition, direction), tuple(partition.names)
+        n, groups = len(self.parts), range(len(partition))
         self.last = 2 * n
-        self.stage = slider("stage", range(self.last + 1), stage, lambda k: self._said(k)[0])
-        self.entry = choice("entry of H-bar", [(" and ".join(self._pair(st)), st) for st in pairs], entry)
-        figure = new_figure(columns=2, width=9.6, height=1.5 + 0.34 * n)
-        table, bars = figure.axes
-        self._cells = self._prepare_table(table, columns=2 + len(partition))
-        self._bars = self._prepare_bars(bars)
-        super().__init__(figure, {"stage": self.stage, "entry": self.entry})
-
-    def draw(self) -> str:
-        k, n, (s, t) = self.stage.value, len(self.parts), self.entry.value
-        for row, part in enumerate(self.parts):
-            self._fill(row, 0, VALUE, part.value)
-            self._fill(row, 1, ADJOINT, part.adjoint if k >= n - row else None)
-            for group, tangent in enumerate(part.tangents):
-                self._fill(row, 2 + group, TANGENT, tangent if k > n + row else None)
-            self._bars[row].set_width(float(part.share[s, t]) if k > n + row else 0.0)
-        reach = 1.1 * max(float(part.share[s, t].abs()) for part in self.parts) or 1.0
-        axes = self.figure.axes[1]
-        axes.set(xlim=(-reach, reach), xlabel=f"share of H-bar[{', '.join(self._pair((s, t)))}]")
-        sum_so_far = float(sum(part.share[s, t] for part in self.parts[: max(0, k - n)]))
-        told, complete = self._said(k)[1], ", complete" if k == self.last else " so far"
-        return told + (
-            f": H-bar[{', '.join(self._pair((s, t)))}] = {sum_so_far:.3g}{complete}."
-            if k > n
-            else "; no entry of H-bar yet."
+        pairs = tuple((s, t) for s in groups for t in groups if s <= t)
+        controls = (
+            slider("stage", "stage", range(self.last + 1), stage, lambda k: self._said(k)[0]),
+            choice("entry", "entry of H̄", pairs, tuple(entry), lambda st: " and ".join(self._pair(st))),
         )
+        rows = Axis(names=tuple(f"{i} {part.name}" for i, part in enumerate(self.parts)))
+        heads = Axis(names=("value", "adjoint λ", *(f"along {name}" for name in self._names)))
+        panels = (Panel(heads, rows, "sizes of values, adjoints, tangents"), Panel(Axis(), rows, "share of H̄"))
+        fills = ("unknown", "value", "adjoint", "tangent")
+        marks = (Mark("cells", 0, "ink", "", {"fills": fills}), Mark("bars", 1, 1))
+        super().__init__(Scene(controls, panels, marks))
+
+    def numbers(self, stage: int, entry: tuple[int, int]) -> Shown:
+        n, (s, t) = len(self.parts), entry
+        cells = [self._cells(row, part, stage) for row, part in enumerate(self.parts)]
+        shares = [float(part.share[s, t]) for part in self.parts]
+        reach = 1.6 * max(map(abs, shares)) or 1.0
+        sum_so_far = sum(shares[: max(0, stage - n)])
+        told, complete = self._said(stage)[1], ", complete" if stage == self.last else " so far"
+        of = ", ".join(self._pair(entry))
+        said = told + (
+            f": H̄[{of}] = {sum_so_far:.3g}{complete}." if stage > n else "; no entry of H̄ yet."
+        )  # fmt: skip
+        table = {
+            "text": [[text for text, _ in row] for row in cells],
+            "fill": [[fill for _, fill in row] for row in cells],
+        }
+        bars = {"values": [share if stage > n + row else None for row, share in enumerate(shares)]}
+        return Shown([table, bars], said, {1: {"x": {"limits": (-reach, reach), "label": f"share of H̄[{of}]"}}})
+
+    def _cells(self, row: int, part: Part, stage: int) -> list[tuple[str, int]]:
+        """The texts of a row and the kinds of its cells: value, adjoint and one tangent for each group."""
+        n = len(self.parts)
+        tangents = [_cell(tangent if stage > n + row else None, 3) for tangent in part.tangents]
+        return [_cell(part.value, 1), _cell(part.adjoint if stage >= n - row else None, 2), *tangents]
 
     def _said(self, k: int) -> tuple[str, str]:
         """A stage in a few words, and in a sentence."""
@@ -127,34 +132,13 @@ class TapeViewer(FigureWidget):
     def _pair(self, entry: tuple[int, int]) -> list[str]:
         return [self._names[s] for s in entry]
 
-    def _fill(self, row: int, column: int, colour: str, values: Tensor | None) -> None:
-        cell, text = self._cells[row][column]
-        norm = 0.0 if values is None else float(values.norm())
-        cell.set_facecolor(UNKNOWN if values is None or norm == 0 else colour)
-        text.set_text("" if values is None else "-" if norm == 0 else f"{norm:.1e}" if norm >= 1e3 else f"{norm:.2g}")
 
-    def _prepare_table(self, axes: Axes, columns: int) -> list[list[tuple[Any, Any]]]:
-        rows = [f"{i} {part.name}" for i, part in enumerate(self.parts)]
-        axes.set(xlim=(0, columns), ylim=(len(rows), 0))
-        axes.set_yticks([i + 0.5 for i in range(len(rows))], rows, fontsize=9)
-        heads = ["value", "adjoint λ", *(f"along {name}" for name in self._names)]
-        axes.set_xticks(
-            [i + 0.5 for i in range(columns)], heads, rotation=30, ha="left", rotation_mode="anchor", fontsize=8
-        )
-        axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
-        return [[_cell(axes, row, column) for column in range(columns)] for row in range(len(rows))]
-
-    def _prepare_bars(self, axes: Axes) -> list[Any]:
-        bars = axes.barh([i + 0.5 for i in range(len(self.parts))], 0.0, height=0.7, color=COLOURS[1])
-        axes.axvline(0.0, color="black", linewidth=0.8)
-        axes.set(ylim=(len(self.parts), 0), yticks=[])
-        axes.locator_params(axis="x", nbins=5)
-        return list(bars)
-
-
-def _cell(axes: Axes, row: int, column: int) -> tuple[Any, Any]:
-    cell = axes.add_patch(Rectangle((column, row), 1, 1, edgecolor="#999999", linewidth=0.6))
-    return cell, axes.text(column + 0.5, row + 0.5, "", ha="center", va="center", fontsize=8)
+def _cell(values: Tensor | None, kind: int) -> tuple[str, int]:
+    """The Euclidean norm as text and the kind of cell; nothing where it is not known yet, a dash where it is 0."""
+    if values is None:
+        return "", 0
+    norm = float(values.norm())
+    return ("-", 0) if norm == 0 else (f"{norm:.1e}" if norm >= 1e3 else f"{norm:.2g}", kind)
 
 
 def _checked(tape: Tape) -> Tape:

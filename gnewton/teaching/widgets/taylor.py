@@ -1,6 +1,7 @@
 """The Taylor slice: the true loss along one step against its Taylor models."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,21 +9,28 @@ from torch import Tensor
 
 from gnewton.loss import Loss, prepared
 from gnewton.partition import Partition
-from gnewton.plots import new_figure, taylor_models
+from gnewton.plots import loss_range
 from gnewton.summary import Summary
-from gnewton.teaching.widgets.figure_widget import FigureWidget, choice, slider
+from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, slider
+from gnewton.teaching.widgets.figure_widget import FigureWidget
 
 REACHES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
+POINTS = 33
 EVERYTHING = "all groups"
 
 
 class TaylorSlice(FigureWidget):
     """L(theta - t U I eta) for t around 0, with the Taylor models of the summary.
 
-    eta (S,) is the step to follow. ``group`` keeps all of it or one group's part; ``reach`` is how far t goes. The third
-    order appears where the summary holds it: for one group always, for all groups with ``third_full``. theta is where the
-    parameters are now, also for pictures drawn after more training; they are moved for each picture and put back, whatever
-    happens.
+    The third order appears where the summary holds it: for one group always, for all groups with ``third_full``. theta is
+    where the parameters are at construction, also for pictures drawn after more training; they are moved for each picture
+    and put back, whatever happens.
+
+    Args:
+        loss, partition, direction, summary: what was summarized, and the result.
+        eta: (S,), the step to follow.
+        group: "all groups", or the name of one, whose part alone is followed.
+        reach: how far t goes.
 
     >>> import torch, gnewton as gn
     >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
@@ -49,34 +57,39 @@ class TaylorSlice(FigureWidget):
         # Copies: training that goes on must not pull the true loss away from the summary of this point.
         self._direction = {name: u.detach().clone() for name, u in direction.items()}
         self._theta = _values(partition)
-        self.group = choice("group that moves", [EVERYTHING, *partition.names], group)
-        self.reach = slider("how far (in η)", REACHES, reach)
-        super().__init__(new_figure(width=6.4), {"group": self.group, "reach": self.reach}, still=False)
+        controls = (
+            choice("group", "group that moves", (EVERYTHING, *partition.names), group),
+            slider("reach", "how far", REACHES, reach, "{:g} η".format),
+        )
+        panel = Panel(Axis("t (multiple of η)"), Axis("loss"))
+        orders = (Mark("line", 0, k, f"order {k + 1}", {"every": 5, "end": True}) for k in range(3))
+        marks = (
+            Mark("rule", 0, "muted", "", {"at": 0.0}),
+            Mark("line", 0, "ink", "true loss", {"width": 3, "end": True}),
+            *orders,
+        )
+        super().__init__(Scene(controls, (panel,), marks))
 
-    def draw(self) -> str:
-        reach = self.reach.value
-        t = np.linspace(-0.3 * reach, reach, 40)
-        eta = self._moving()
+    def numbers(self, group: str, reach: float) -> Shown:
+        t, eta = np.linspace(-0.3 * reach, reach, POINTS), self._moving(group)
         truth, models = self._losses(t, eta), self._models(t, eta)
-        ax = self.figure.axes[0]
-        ax.clear()
-        taylor_models(t, truth, models, ax)
-        ax.axvline(0.0, color="black", linewidth=0.6)
-        at_one = self._losses(np.array([0.0, 1.0]), eta)
-        order = max(models)
+        curves = [{"x": t, "y": truth}, *({"x": t, "y": models[k]} if k in models else _nothing() for k in (1, 2, 3))]
+        at_one, order = self._losses(np.array([0.0, 1.0]), eta), max(models)
         told = self._models(np.array([1.0]), eta)[order][0]
-        return (
-            f"Along {self.group.value}, from loss {at_one[0]:.3g} at t = 0 to {at_one[1]:.3g} at t = 1; "
+        said = (
+            f"Along {group}, from loss {at_one[0]:.3g} at t = 0 to {at_one[1]:.3g} at t = 1; "
             f"model of order {order} says {told:.3g}."
         )
+        limits = {"x": {"limits": (t[0], t[-1])}, "y": {"limits": loss_range(truth)}}
+        return Shown([{}, *curves], said, {0: limits})
 
-    def _moving(self) -> Tensor:
+    def _moving(self, group: str) -> Tensor:
         eta = self._eta.to(self._summary.gradient)
-        if self.group.value == EVERYTHING:
+        if group == EVERYTHING:
             return eta
-        kept = torch.zeros_like(eta)
-        kept[self._partition.names.index(self.group.value)] = 1.0
-        return kept * eta
+        mask = torch.zeros_like(eta)
+        mask[self._partition.names.index(group)] = 1.0
+        return mask * eta
 
     def _models(self, t: np.ndarray, eta: Tensor) -> dict[int, np.ndarray]:
         s = self._summary
@@ -105,6 +118,10 @@ class TaylorSlice(FigureWidget):
         finally:
             _put(self._partition, now)
         return np.array(values)
+
+
+def _nothing() -> dict[str, Any]:
+    return {"x": [], "y": []}
 
 
 def _values(partition: Partition) -> dict[str, Tensor]:
