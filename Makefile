@@ -50,7 +50,7 @@ $(BIN)/python:
 	@mkdir -p $@
 
 # One stamp per set of extras: a second run installs nothing and starts at once.
-$(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | $(BIN)/python .cache
+$(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | .cache $(BIN)/python
 	@echo "Installing gnewton[$*] into $(VENV) (a few minutes the first time)"
 	$(PIP_INSTALL) --editable '.[$*]'
 	@touch $@
