@@ -55,8 +55,10 @@ def summary(
     rows, thirds, row_errors, third_errors = [], [], [], []
     for s in range(len(partition)):
         row, row_error, third, third_error = _along_group(gradients, here, direction, s)
-        rows.append(row), row_errors.append(row_error)
-        thirds.append(third[s]), third_errors.append(third_error[s])
+        rows.append(row)
+        row_errors.append(row_error)
+        thirds.append(third[s])
+        third_errors.append(third_error[s])
     hessian = torch.stack(rows).to(dtype)
     asymmetry = (hessian - hessian.T).abs().max() / 2
     errors = {"hessian": float(torch.maximum(torch.stack(row_errors).max(), asymmetry))}
@@ -153,7 +155,7 @@ def _contract(gradient: Direction, partition: Partition, direction: Direction) -
 
 def _root_mean_square(tensors: Sequence[Tensor]) -> float:
     count = sum(t.numel() for t in tensors)
-    return float(sum(t.double().square().sum() for t in tensors) / max(count, 1)) ** 0.5
+    return (sum(float(t.double().square().sum()) for t in tensors) / max(count, 1)) ** 0.5
 
 
 @torch.no_grad()
