@@ -155,7 +155,7 @@ def _contract(gradient: Direction, partition: Partition, direction: Direction) -
 
 def _root_mean_square(tensors: Sequence[Tensor]) -> float:
     count = sum(t.numel() for t in tensors)
-    return (sum(float(t.double().square().sum()) for t in tensors) / max(count, 1)) ** 0.5
+    return float((sum(float(t.double().square().sum()) for t in tensors) / max(count, 1)) ** 0.5)
 
 
 @torch.no_grad()
