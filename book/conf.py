@@ -2,13 +2,15 @@
 
 import inspect
 import json
-import shutil
 import sys
 import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))  # for benchmarks, which is not installed
+sys.path[:0] = [str(HERE.parent), str(HERE)]  # for benchmarks, which is not installed, and figures.py beside this file
+
+from figures import SCRIPTS, STYLE, copy_scripts, with_figures  # noqa: E402
+
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
 # The one setting behind the buttons for the repository, Binder and Colab: under [project.urls] of pyproject.toml,
 # Repository = "https://github.com/OWNER/NAME". As long as it is not there, no button appears.
@@ -22,10 +24,12 @@ def copy_notebooks() -> None:
     sources = {path.name: path for path in (HERE.parent / "notebooks").glob("*.ipynb")}
     for stale in {path.name for path in target.iterdir()} - sources.keys():
         (target / stale).unlink()
+    copy_scripts()
     for name, source in sources.items():
-        copy = target / name
-        if not copy.exists() or copy.read_bytes() != source.read_bytes():
-            shutil.copyfile(source, copy)
+        copy, notebook = target / name, json.loads(source.read_text(encoding="utf-8"))
+        text = json.dumps(with_figures(notebook, source.stem), ensure_ascii=False)
+        if not copy.exists() or copy.read_text(encoding="utf-8") != text:
+            copy.write_text(text, encoding="utf-8")
 
 
 def draw_experiments() -> None:
@@ -108,7 +112,8 @@ html_theme = "sphinx_book_theme"
 html_title = "gnewton"
 html_show_sourcelink = False
 html_static_path = ["static"]
-html_css_files = ["book.css"]
+html_css_files = ["book.css", f"figures/{STYLE}"]
+html_js_files = [f"figures/{name}" for name in SCRIPTS]
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system says
 html_theme_options = {
     "use_download_button": True,

@@ -33,6 +33,10 @@ class NotSaved(Exception):
     """Why a notebook was left as it was."""
 
 
+# A widget then writes the numbers of all its states beside its picture, for pages without a kernel.
+os.environ["GNEWTON_SAVE_TABLES"] = "1"
+
+
 def main(folder: Path, numbers: list[str]) -> int:
     """Save the chosen notebooks, all of them by default; return the number of those that could not be saved."""
     failures = 0

@@ -111,7 +111,7 @@ def _line(ax: Axes, m: Mark, n: Numbers) -> None:
 
 
 def _points(ax: Axes, m: Mark, n: Numbers) -> None:
-    hollow = {"markerfacecolor": "none"} if m.options.get("open") else {}
+    hollow: dict[str, Any] = {"markerfacecolor": "none"} if m.options.get("open") else {}
     size = m.options.get("size", 4) * 1.2
     ax.plot(_floats(n["x"]), _floats(n["y"]), linestyle="", marker=_marker(m), markersize=size, **hollow, **_look(m, n))
 
@@ -126,7 +126,7 @@ def _bars(ax: Axes, m: Mark, n: Numbers) -> None:
             bar.set(facecolor="none", edgecolor=_colour(m), linestyle="--")
         if digits and np.isfinite(v):
             text = n["text"][i] if "text" in n else f"{v:.{digits}g}"
-            place = {"va": "center", "ha": "left" if v >= 0 else "right", "fontsize": 7}
+            place: dict[str, Any] = {"va": "center", "ha": "left" if v >= 0 else "right", "fontsize": 7}
             ax.text(min(max(v, left), right), rows[i], f" {text} ", **place)
 
 
@@ -137,7 +137,7 @@ def _band(ax: Axes, m: Mark, n: Numbers) -> None:
 def _heat(ax: Axes, m: Mark, n: Numbers) -> None:
     z = _unpacked(n["shades"]) if "shades" in n else np.array([_floats(row) for row in n["z"]])
     scale = {"linear": 1.0, "high": 1.0} if "shades" in n else n.get("scale") or m.options["scale"]
-    norm = SymLogNorm(linthresh=scale["linear"], vmin=-scale["high"], vmax=scale["high"], base=10)
+    norm: Any = SymLogNorm(linthresh=scale["linear"], vmin=-scale["high"], vmax=scale["high"], base=10)
     if "shades" in n:
         norm = Normalize(-1.0, 1.0)
     extent = (*ax.get_xlim(), *ax.get_ylim())
@@ -175,7 +175,7 @@ def _rule(ax: Axes, m: Mark, n: Numbers) -> None:
 
 
 def _span(ax: Axes, m: Mark, n: Numbers) -> None:
-    low, high = (n.get(name, m.options.get(name)) for name in ("low", "high"))
+    low, high = (float(n.get(name, m.options.get(name, 0.0))) for name in ("low", "high"))
     area = ax.axvspan if m.options.get("axis", "x") == "x" else ax.axhspan
     area(low, high, color="#dddddd", zorder=0, label=m.label or None)
 

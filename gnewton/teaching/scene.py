@@ -144,7 +144,7 @@ def changed(panel: Panel, changes: Mapping[str, Any]) -> Panel:
     return replace(panel, **{k: v for k, v in changes.items() if k not in axes}, **axes)
 
 
-def to_json(scene: Scene, digits: int = 6) -> dict[str, Any]:
+def to_json(scene: Scene, digits: int = 15) -> dict[str, Any]:
     """The description as plain lists and numbers, for the browser."""
     plain = {name: [asdict(one) for one in getattr(scene, name)] for name in ("controls", "panels", "marks")}
     source = {"compute": scene.compute, "given": dict(scene.given)} if scene.compute else {}

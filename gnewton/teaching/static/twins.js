@@ -52,7 +52,8 @@
       sigma = bisect(beyond, base, high);
       s = over(b, k, sigma);
     } else if (k[0] < 0) { // the hard case: along the lowest curvature the rest of the radius is free
-      s = [Math.sqrt(Math.max(radius(base) ** 2 - hypot(s) ** 2, 0)), s[1]];
+      const rest = radius(base) ** 2 - hypot(s) ** 2;
+      s = [rest > 1e-14 * radius(base) ** 2 ? Math.sqrt(rest) : 0, s[1]]; // less is rounding
       return { step: back(s, e), sigma, hard: true };
     }
     return { step: back(s, e), sigma, hard: false };

@@ -39,7 +39,7 @@ class StepExplorer(FigureWidget):
             slider("strength", "cubic strength λ_int", STRENGTHS, nearest, "{:.3g}".format),
             choice("curvature", "part of H̄", parts, curvature),
         )
-        rates = Axis("learning rate η of the group", *_range(summary))
+        rates = _rates_axis(summary)
         panel = Panel(rates, Axis(names=self._names))
         super().__init__(Scene(controls, (panel,), (Mark("bars", look=0),)))
 
@@ -62,11 +62,11 @@ class StepExplorer(FigureWidget):
         return newton_step(summary, strength, diagonal=curvature == "diagonal", on_failure="report")
 
 
-def _range(summary: Summary) -> tuple[tuple[float, float], str, float]:
-    """Limits, scale and threshold from the weakest step to the strongest: a moving axis would hide what the slider does."""
+def _rates_axis(summary: Summary) -> Axis:
+    """One axis from the weakest step to the strongest: a moving axis would hide what the slider does."""
     steps = [newton_step(summary, c, on_failure="report") for c in STRENGTHS[1::4]]
     rates = torch.stack([step.learning_rates for step in steps])
     sizes = rates.abs()[rates != 0].numpy() if rates.any() else np.ones(1)
     low, high = np.floor(np.log10(np.quantile(sizes, 0.25))), np.ceil(np.log10(sizes.max()))
     reach = float(10.0 ** (high + 0.5))
-    return (-reach, reach), "symlog", float(10.0**low)
+    return Axis("learning rate η of the group", (-reach, reach), "symlog", float(10.0**low))

@@ -1,7 +1,7 @@
 """The one pattern of every widget: a scene, and the numbers of each of its states."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
     draws it with matplotlib, ``png`` as bytes: for a page where nothing moves, and for a reader who listens.
     """
 
+    #: What the figure shows for the values of its controls, each given by its name.
+    numbers: Callable[..., Shown]
+
     _esm = script() + "\nexport default { render: globalThis.gnewton.render };"
     _css = STATIC / "figures.css"
     _spec = traitlets.Dict().tag(sync=True)
@@ -59,7 +62,8 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
     _problem = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, scene: Scene) -> None:
-        self.scene, self._known = scene, ({}, None)
+        self.scene = scene
+        self._known: tuple[dict[str, int], Shown | None] = ({}, None)
         for control in scene.controls:
             setattr(self, control.name, Handle(self, control))
         state = {control.name: control.at for control in scene.controls}
@@ -67,10 +71,6 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
         self._known = (state, first)
         super().__init__(_spec=to_json(scene) | self._first(first), _state=state)
         self.observe(self._on_state, names="_state")
-
-    def numbers(self, **values: Any) -> Shown:
-        """What the figure shows for these values of its controls."""
-        raise TypeError(f"expected {type(self).__name__} to define numbers()")
 
     @property
     def now(self) -> Shown:

@@ -143,7 +143,8 @@ class LiveTraining(FigureWidget):
         return spec | {"sentence": self.sentence}
 
     def _whole_run(self, values: Mapping[str, Any]) -> list[float]:
-        run, losses = self._make(**values), []
+        run = self._make(**values)
+        losses: list[float] = []
         while len(losses) < self.steps:
             loss = finite_loss(run)
             if not math.isfinite(loss):

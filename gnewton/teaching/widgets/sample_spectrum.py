@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gnewton import exact
 from gnewton.datasets import Dataset
 from gnewton.models import perceptron
-from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, slider
+from gnewton.teaching.scene import Axis, Mark, Numbers, Panel, Scene, Shown, choice, slider
 from gnewton.teaching.widgets.figure_widget import FigureWidget
 
 Array = NDArray[np.float64]
@@ -90,7 +90,8 @@ class SampleSpectrum(FigureWidget):
             {"x": index[~below], "y": np.maximum(shifted[~below], EDGE)},
         ]
         curves = [{"x": DAMPINGS, "y": curve} for curve in (point.newton, point.saddle_free, point.last)]
-        at, edges = DAMPINGS.index(damping), [{}] * (2 * len(point.starts[1:]))
+        at = DAMPINGS.index(damping)
+        edges: list[Numbers] = [{}] * (2 * len(point.starts[1:]))
         said = (
             f"Sample {sample} {state}, loss {point.loss:.2g}; rho = {damping:g}: {below.sum()} of {len(shifted)} eigenvalues below zero. "
             f"Newton's direction: cosine {point.newton[at]:.2f} with -g, {point.last[at]:.0%} of its square in the last layer."

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from gnewton.cubic import Step, newton_step
 from gnewton.summary import Summary
-from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, slider
+from gnewton.teaching.scene import Axis, Mark, Numbers, Panel, Scene, Shown, slider
 from gnewton.teaching.widgets.figure_widget import FigureWidget
 
 Array = NDArray[np.float64]
@@ -71,7 +71,7 @@ class SecularExplorer(FigureWidget):
         curve = b[:, None] / (kappa[:, None] + allowed)
         # Mirrored along the lowest curvature, where the gradient has no part.
         minima = np.stack([y, y * [-1.0, 1.0]]) if hard else y[None]
-        equation = [
+        equation: list[Numbers] = [
             {"low": 0.0, "high": max(pole, 0.0)},
             {"at": max(pole, 0.0)},
             {"x": sigma, "y": np.minimum(lengths(sigma, kappa, b), 10 * REACH)},
