@@ -102,7 +102,9 @@ def test_backward_import_is_found(source: str) -> None:
 
 
 def test_forward_import_is_allowed() -> None:
-    assert not backward("import torch\nfrom gnewton.partition import Partition\nfrom .loss import prepared", "cubic")
+    assert not backward(
+        "import torch\nfrom gnewton.partition import Partition\nfrom .loss import differentiable_mode", "cubic"
+    )
 
 
 def python(code: str) -> str:
