@@ -207,7 +207,11 @@ class GroupedNewton(torch.optim.Optimizer):
         # A saved state must not follow the run that goes on: torch's packing shares this dictionary.
         packed["state"] = packed["state"] | {"grouped_newton": copy.deepcopy(self._memory)}
         proposer = None if self.proposer is None else self.proposer.optimizer.state_dict()
-        return packed | self._kind | {"proposer": proposer, "history": saved_state.pack_history(self.history)}
+        return (
+            packed
+            | self._kind
+            | {"proposer": copy.deepcopy(proposer), "history": saved_state.pack_history(self.history)}
+        )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``, for an optimizer built with the same partition, average, policy and kind of proposer.
