@@ -9,8 +9,6 @@ LAB_ARGS ?=
 BENCH_ARGS ?=
 BROWSER_ARGS ?=
 FOLDER ?= reports
-# What notebooks link to outside their own folder.
-PAGES := $(wildcard book/refresher.md book/glossary.md)
 WORKERS ?= 2
 VARIANT ?=
 TORCH ?=
@@ -24,8 +22,6 @@ export XDG_CACHE_HOME := $(CACHE)/xdg
 export MPLCONFIGDIR := $(CACHE)/matplotlib
 export IPYTHONDIR := $(CACHE)/ipython
 export JUPYTER_CONFIG_DIR := $(CACHE)/jupyter/config
-# A link to a page of the book opens it rendered, not as text to edit.
-export JUPYTER_CONFIG_PATH := $(CURDIR)/tools/jupyter
 export JUPYTER_DATA_DIR := $(CACHE)/jupyter/data
 export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
 export JUPYTERLAB_SETTINGS_DIR := $(CACHE)/jupyter/settings
@@ -56,8 +52,7 @@ $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | .cache $(BIN)/python
 	@touch $@
 
 lab: $(VENV)/.installed-lab  ## open the course in JupyterLab, on your own copy in learn/ (LAB_ARGS="--no-browser --port=8899")
-	@$(BIN)/python tools/copy_notebooks.py notebooks learn $(PAGES)
-	$(BIN)/jupyter lab --ServerApp.root_dir=learn --LabApp.default_url=/lab/tree/00-tour.ipynb $(LAB_ARGS)
+	@$(BIN)/python -m gnewton lab learn $(LAB_ARGS)
 
 test: $(VENV)/.installed-test lint types unit notebooks-test  ## run every check: linter, types, unit and law tests, doctests, notebooks
 
@@ -89,7 +84,7 @@ notebooks: $(VENV)/.installed-test  ## re-execute the notebooks and save clean o
 	$(BIN)/python tools/save_notebooks.py notebooks $(NB)
 
 student: $(VENV)/.installed-lab  ## the notebooks without solutions and outputs, into student/
-	@$(BIN)/python tools/student_notebooks.py notebooks student $(PAGES)
+	@$(BIN)/python -m gnewton student student
 
 reports: $(VENV)/.installed-lab  ## a class's reports as one table, reports.csv (FOLDER=where they lie)
 	$(BIN)/python -m gnewton.teaching.collect $(FOLDER) > reports.csv
