@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gnewton.optimizer import Update
 from gnewton.plots import array
+from gnewton.policies import Outcome
 from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, slider
 from gnewton.teaching.widgets.figure_widget import FigureWidget
 
@@ -33,7 +33,7 @@ class CurvatureTimeline(FigureWidget):
     CurvatureTimeline: Step 2, loss 4.51, CONVERGED: largest rate x 0.0098, smallest y -0.2.
     """
 
-    def __init__(self, history: Sequence[Update], names: Sequence[str], update: int | None = None) -> None:
+    def __init__(self, history: Sequence[Outcome], names: Sequence[str], update: int | None = None) -> None:
         if not history or any(record.hessian is None for record in history):
             raise ValueError(
                 "expected updates with their Hessians, got an empty history or too many groups; train first"
