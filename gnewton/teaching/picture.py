@@ -1,13 +1,16 @@
 """The picture of one state of a scene, by matplotlib: what stays where nothing moves."""
 
 import base64
+import io
 from collections.abc import Callable
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, Normalize, SymLogNorm
+from PIL import Image
 
 from gnewton.plots import COLOURS, DASHES, GREY, MARKERS, Figure
 from gnewton.teaching.scene import Axis, Mark, Numbers, Panel, Scene, Shown
@@ -30,8 +33,8 @@ def draw(scene: Scene, shown: Shown) -> Figure:
     panels = scene.panels_of(shown)
     rows, columns = (len(panels), 1) if scene.stacked else (1, len(panels))
     figure = Figure(figsize=(WIDTH, rows * _height(panels, columns)), dpi=DPI, layout="constrained")
-    axes = np.ravel(figure.subplots(rows, columns))
     with matplotlib.rc_context({"font.size": 8}):
+        axes = np.ravel(figure.subplots(rows, columns))
         for ax, panel in zip(axes, panels, strict=True):
             _frame(ax, panel)
         for mark, numbers in zip(scene.marks, shown.numbers, strict=True):
@@ -44,6 +47,16 @@ def draw(scene: Scene, shown: Shown) -> Figure:
                 handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False, fontsize=8
             )
     return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG of 128 colours: a third of the bytes of one with all, and no eye sees it."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    buffer = io.BytesIO()
+    image.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _height(panels: list[Panel], columns: int) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from gnewton.plots import Figure, png
+from gnewton.plots import Figure
 from gnewton.teaching import picture
 from gnewton.teaching.scene import Control, Scene, Shown, rounded, table, to_json
 
@@ -94,7 +94,7 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
     @property
     def png(self) -> bytes:
         """The present state as the bytes of a PNG."""
-        return png(self.figure)
+        return picture.png(self.figure)
 
     def redraw(self) -> None:
         """Show the present state anew, where the numbers of a state may have changed."""
