@@ -9,7 +9,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]  # for benchmarks, which is not installed, and figures.py beside this file
 
-from figures import SCRIPTS, STYLE, copy_scripts, with_figures  # noqa: E402
+from figures import SCRIPTS, STYLE, copy_scripts, draw_idea, with_figures  # noqa: E402
 
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
 # The one setting behind the buttons for the repository, Binder and Colab: under [project.urls] of pyproject.toml,
@@ -73,6 +73,7 @@ def tabulate_costs() -> None:
 
 copy_notebooks()
 draw_experiments()
+draw_idea(HERE / "results" / "idea.html")
 tabulate_costs()
 
 project = PROJECT["name"]

@@ -21,6 +21,22 @@ def copy_scripts() -> None:
         (STATIC / name).write_bytes((source / name).read_bytes())
 
 
+def draw_idea(target: Path) -> None:
+    """The figure of the front page: the README's network on real digits, four groups, and the loss that answers."""
+    import torch
+    import torch.nn.functional as F
+
+    import gnewton as gn
+    from gnewton.teaching import FourRates
+
+    data = gn.datasets.digits()
+    model = gn.models.perceptron([64, 32, 10], generator=torch.Generator().manual_seed(0))
+    partition = gn.Partition.by_tensor(model)
+    idea = FourRates(lambda: F.cross_entropy(model(data.train_x), data.train_y), partition, parts=(1.0,) * 4)
+    (STATIC / "idea.png").write_bytes(idea.png)
+    target.write_text(figure(idea.described(), "_static/figures/idea.png"), encoding="utf-8")
+
+
 def with_figures(notebook: dict[str, Any], name: str) -> dict[str, Any]:
     """The notebook with every widget's output as an HTML figure; its picture goes into a file of its own."""
     for index, cell in enumerate(notebook["cells"]):

@@ -16,6 +16,7 @@
 ``DeepRates``            the learning rates of a deep network, layer by layer
 ``SampleSpectrum``       one sample's Hessian, its eigenvalues, where Newton points
 ``RaceExplorer``         the shipped races: what a budget buys, seed by seed
+``FourRates``            a rate for each of a few groups, and the loss that answers
 ``LiveTraining``         a run to start, pause, step and reset, in the background
 ``Walker``               a derivation line by line, every line checked
 ``summary_tensors``      the derivation of g-bar, H-bar and D3
@@ -43,6 +44,7 @@ from gnewton.teaching.widgets.bowl import QuadraticBowl
 from gnewton.teaching.widgets.deep_rates import DeepRates
 from gnewton.teaching.widgets.explorer import StepExplorer
 from gnewton.teaching.widgets.figure_widget import FigureWidget
+from gnewton.teaching.widgets.four_rates import FourRates
 from gnewton.teaching.widgets.invariance import InvarianceTwins, Rescaled
 from gnewton.teaching.widgets.live import LiveTraining
 from gnewton.teaching.widgets.noise import NoiseExplorer
@@ -61,6 +63,7 @@ __all__ = [
     "DeepRates",
     "Derivation",
     "FigureWidget",
+    "FourRates",
     "InvarianceTwins",
     "Line",
     "LiveTraining",

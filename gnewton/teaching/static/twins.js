@@ -143,6 +143,21 @@
     };
   };
 
+  /** The losses of all rates stand in a list, the last rate moving first; the model is computed. */
+  compute.rates = (values, { start, gradient, hessian, metric, cubic, losses }) => {
+    const t = Object.values(values), parts = [0, .5, 1, 1.5, 2];
+    const sum = f => t.reduce((total, v, i) => total + f(v, i), 0);
+    const model = start - sum((v, i) => gradient[i] * v) + sum((v, i) => v * sum((w, j) => hessian[i][j] * w)) / 2
+      + cubic / 6 * Math.sqrt(sum((v, i) => (metric[i] * v) ** 2)) ** 3;
+    const after = losses[t.reduce((place, v) => place * parts.length + parts.indexOf(v), 0)];
+    const listed = t.map(v => general(v, 6)), last = listed.pop();
+    const said = listed.length ? `${listed.join(", ")} and ${last}` : last;
+    return {
+      numbers: [{ values: t }, { values: [start, model, after] }],
+      sentence: `With ${said} times Newton's rates the loss goes from ${general(start, 3)} to ${general(after, 3)}; the model says ${general(model, 3)}.`,
+    };
+  };
+
   /** A training run made beforehand, as far as the slider says; the runs of the other settings in grey. */
   compute.replay = (values, { names, runs, steps }) => {
     const key = names.map(name => general(values[name], 6)).join("|"), run = runs[key], made = run.slice(0, values.done);

@@ -116,7 +116,7 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
         if not self.scene.compute:
             self._answer = _plain(self.now)
 
-    def _described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """What a page without a kernel needs: the description and, where the browser cannot compute them, all numbers."""
         spec = dict(self._spec)
         controls = [dict(c) | {"at": self._state[c["name"]]} for c in spec["controls"]]
@@ -134,7 +134,7 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         view = super()._repr_mimebundle_(**kwargs) or {}
         data: Mapping[str, Any] = view[0] if isinstance(view, tuple) else view
-        extra = {"gnewton": self._described()} if os.environ.get(SAVE_TABLES) else {}
+        extra = {"gnewton": self.described()} if os.environ.get(SAVE_TABLES) else {}
         return {**data, "text/plain": repr(self), "image/png": self.png}, extra
 
 

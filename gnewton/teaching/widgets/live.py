@@ -127,7 +127,7 @@ class LiveTraining(FigureWidget):
         wanted = {name.removeprefix("set_"): value for name, value in values.items()}
         return Shown(numbers, f"{said}: {len(self.losses)} of {self.steps} steps{loss}, {self._said(wanted)}.")
 
-    def _described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """On a page: every run made beforehand, and a slider that replays it."""
         names = [control.name for control in self.scene.controls]
         runs = {}
