@@ -184,7 +184,7 @@ def suggest_learning_rates(
     try:
         # Kept: a loader that shuffles would come with other batches the second time.
         pairs = list(islice(weighed(data, weight), batches))
-        mean = gradient(loss, partition, None if data is None else [batch for batch, _ in pairs], weight)
+        mean = gradient(loss, partition, None if data is None else [batch for batch, _ in pairs], weight=weight)
         parts = [_part(partial(loss, *batch), partition, proposes, mean, order) for batch, _ in pairs]
     finally:
         random.restore()
