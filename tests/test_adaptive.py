@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from problems import DTYPE, build
+from support.problems import DTYPE, build
 from torch import nn
 
 import gnewton as gn

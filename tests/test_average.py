@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import build
+from support.problems import build
 
 import gnewton as gn
 from gnewton.average import Exponential, Windows, normalized

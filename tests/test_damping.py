@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import build
+from support.problems import build
 from torch.optim import lr_scheduler
 
 import gnewton as gn

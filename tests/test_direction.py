@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from problems import build
+from support.problems import build
 
 import gnewton as gn
 from gnewton.direction import Proposer, checked, slopes

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import build
+from support.problems import build
 from torch import nn
 
 import gnewton as gn

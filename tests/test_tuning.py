@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import build
+from support.problems import build
 from torch import nn
 from torch.func import functional_call
 

@@ -16,9 +16,9 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from support.zoo import ZOO, Case
 from torch import nn
 from torch.func import jacfwd, jacrev
-from zoo import ZOO, Case
 
 import gnewton as gn
 from gnewton.derivatives.record import IncompleteRecordWarning, record
