@@ -24,7 +24,7 @@ The laboratory, imported on first use: datasets, training, plots, experiments, t
 """
 
 import importlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from gnewton import average, derivatives, direction, exact, models
@@ -37,7 +37,10 @@ from gnewton.stochastic import StochasticNewton
 from gnewton.summary import Summary, summarize
 from gnewton.tuning import Suggestion, suggest_learning_rates
 
-__version__ = version("gnewton")
+try:
+    __version__ = version("gnewton")
+except PackageNotFoundError:  # a source tree on the path, not installed
+    __version__ = "unknown"
 __all__ = [
     "AsRate",
     "ExactNewton",

@@ -35,6 +35,8 @@ ORDER = (
     "plots",
     "experiments",
     "teaching",
+    "course",
+    "__main__",
 )
 HEAVY = {"ipywidgets", "matplotlib", "sklearn", "tqdm", "pandas", "IPython"}
 
