@@ -119,7 +119,7 @@ class Flow:
                     self.raise_to(item.optional_vars, RUN)
 
     def loop(self, node: ast.For | ast.While, pairs: list[tuple[ast.expr, ast.expr]], under: int) -> None:
-        decided = {name: RUN for name in stored(node)} if self.descends(node) or self.ends_early(node) else {}
+        decided = dict.fromkeys(stored(node), RUN) if self.descends(node) or self.ends_early(node) else {}
         self.levels |= decided
         before = len(self.printed)
         for _ in range(2):  # what the end of a pass changes, its beginning sees in the next
