@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gnewton.models import perceptron
+from gnewton.models.device import default_device
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -149,7 +150,7 @@ def digits(
     split = train_test_split(pixels, labels, test_size=test_fraction, stratify=labels, random_state=seed)
     train_x, test_x = (torch.from_numpy(part) / 16 for part in split[:2])
     mean = train_x.mean()
-    dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
+    dtype, device = dtype or torch.get_default_dtype(), device or default_device()
     source = (
         "The test part of the UCI 'Optical Recognition of Handwritten Digits' data (Alpaydin and Kaynak, 1998), "
         "as shipped with scikit-learn (sklearn.datasets.load_digits)."
@@ -235,7 +236,7 @@ def teacher_student(
     if not 0 <= noise < float("inf"):
         raise ValueError(f"expected noise >= 0 and finite, got {noise}; 0 means exact targets")
     generator = torch.Generator("cpu").manual_seed(seed)
-    dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
+    dtype, device = dtype or torch.get_default_dtype(), device or default_device()
     # In float64 on the CPU, then converted: one seed gives one data set on every device.
     with torch.no_grad(), torch.device("cpu"):
         teacher = perceptron(widths, activation, generator, torch.float64)
@@ -306,7 +307,7 @@ def _pictures(
     device: torch.device | str | None,
 ) -> Dataset:
     """The data set of uint8 pixels x, training and test part, divided by 255 and centred on the training part."""
-    dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
+    dtype, device = dtype or torch.get_default_dtype(), device or default_device()
     # A pixel is one of 256 greys: each is worked out once, in float64, and the pictures look it up in their own dtype.
     greys = torch.arange(256, dtype=torch.float64, device="cpu") / 255 - x[0].mean(dtype=torch.float64) / 255
     train_x, test_x = (greys.to(dtype)[part.int()].to(device) for part in x)

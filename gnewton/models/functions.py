@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gnewton.models.device import default_device
+
 
 class Quadratic(nn.Module):
     """The bowl L(theta) = 1/2 theta^T A theta - b^T theta + c, with A of a given spectrum and min L = 0.
@@ -52,7 +54,7 @@ class Quadratic(nn.Module):
         matrix = q @ torch.diag(values) @ q.T
         lowest = _vector("minimiser", [0.0] * d if minimiser is None else minimiser, d)
         first = _vector("start", [1.0] * d if start is None else start, d)
-        dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
+        dtype, device = dtype or torch.get_default_dtype(), device or default_device()
         # Symmetric to the last bit, whatever the products above rounded.
         self.register_buffer("A", ((matrix + matrix.T) / 2).to(device, dtype))
         self.register_buffer("minimiser", lowest.to(device, dtype))
@@ -96,7 +98,7 @@ class Rosenbrock(nn.Module):
         classic = [-1.2 if i % 2 == 0 else 1.0 for i in range(d)]
         first = _vector("start", classic if start is None else start, d)
         self.coupled = coupled
-        self.theta = nn.Parameter(first.to(device or torch.get_default_device(), dtype or torch.get_default_dtype()))
+        self.theta = nn.Parameter(first.to(device or default_device(), dtype or torch.get_default_dtype()))
 
     def forward(self, theta: Tensor | None = None) -> Tensor:
         """L at the parameter, (); or at the points ``theta`` (..., d), as (...)."""

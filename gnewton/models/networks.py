@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnewton.models.device import default_device
+
 # The factor sigma_w in N(0, sigma_w^2 / fan_in): it keeps the variance of the signal near 1 from layer to layer (that of
 # a sigmoid unit shrinks, whose slope is at most 1/4).
 _ACTIVATIONS: dict[str, tuple[type[nn.Module], float]] = {
@@ -189,7 +191,7 @@ class _Layers:
         # Built on the meta device: its own initialization would draw from the global random state.
         shape, fan_in = layer.weight.shape, layer.weight[0].numel()
         weight = torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu") * self.sigma
-        layer = layer.to_empty(device=self.device or torch.get_default_device())
+        layer = layer.to_empty(device=self.device or default_device())
         with torch.no_grad():
             layer.weight.copy_(weight if self.scaling else weight / math.sqrt(fan_in))
             if layer.bias is not None:
