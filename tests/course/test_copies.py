@@ -1,13 +1,11 @@
 """The reader's copy: what the reader touched is sacred, what the reader did not touch follows the course."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "copy_notebooks.py"
+from gnewton.course.copies import copy_course
 
 
 def notebook(source: str, **metadata: str) -> str:
@@ -30,8 +28,7 @@ def learn(tmp_path: Path) -> Path:
 
 
 def copy(course: Path, learn: Path, *pages: Path) -> str:
-    command = [sys.executable, str(TOOL), str(course), str(learn), *map(str, pages)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return "\n".join(copy_course(course, learn, pages))
 
 
 def texts(folder: Path) -> dict[str, str]:
@@ -151,3 +148,23 @@ def test_a_page_that_the_reader_wrote_into_stays(course: Path, learn: Path, page
     page.write_text("# Refresher, second edition\n")
     assert "refresher.md has your changes" in copy(course, learn, page)
     assert (learn / "refresher.md").read_text() == "my notes"
+
+
+def test_other_ends_of_lines_are_no_change(course: Path, learn: Path, page: Path) -> None:
+    copy(course, learn, page)
+    for path in learn.glob("*"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    page.write_text("# Refresher, second edition\n")
+    (course / "00-tour.ipynb").write_text(notebook("second edition"))
+    assert copy(course, learn, page) == ""
+    assert (learn / "refresher.md").read_text() == "# Refresher, second edition\n"
+    assert texts(learn)["00-tour.ipynb"] == notebook("second edition")
+
+
+def test_a_copy_stays_as_it_was_checked_out_with_other_ends_of_lines(course: Path, learn: Path, page: Path) -> None:
+    page.write_bytes(page.read_bytes().replace(b"\n", b"\r\n"))
+    copy(course, learn, page)
+    before = (learn / "refresher.md").read_bytes()
+    assert copy(course, learn, page) == ""
+    assert (learn / "refresher.md").read_bytes() == before
+    assert b"(00-tour.ipynb)" in before

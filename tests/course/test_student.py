@@ -2,18 +2,15 @@
 
 import difflib
 import json
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from gnewton.course.student import for_students, write_student
+
 ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "student_notebooks.py"
-FOR_STUDENTS = runpy.run_path(str(TOOL))["for_students"]
 COURSE = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -21,11 +18,6 @@ def made_up():
     stub = new_code_cell("def f(): ...", id="stub", execution_count=1, outputs=[new_output("stream", text="your turn")])
     solution = new_code_cell("def solution(): ...", id="solved", metadata={"tags": ["solution", "hide-cell"]})
     return new_notebook(cells=[new_markdown_cell("# Exercises", id="title"), stub, solution])
-
-
-def run(*arguments):
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def lines(notebook):
@@ -43,15 +35,15 @@ def without(notebook):
 @pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
 def test_only_solutions_and_outputs_are_gone(path):
     whole = nbformat.read(path, as_version=4)
-    students = json.loads(nbformat.writes(FOR_STUDENTS(whole)))
+    students = json.loads(nbformat.writes(for_students(whole)))
     assert students == without(whole), "\n".join(difflib.unified_diff(lines(students), lines(without(whole))))
     left = [cell for cell in whole.cells if "solution" not in cell.metadata.get("tags", [])]
     assert [cell["id"] for cell in students["cells"]] == [cell.id for cell in left]
-    assert "def solution_" not in nbformat.writes(FOR_STUDENTS(whole))
+    assert "def solution_" not in nbformat.writes(for_students(whole))
 
 
 def test_a_solution_and_an_output_are_seen_to_go():
-    students = FOR_STUDENTS(made_up())
+    students = for_students(made_up())
     assert [cell.id for cell in students.cells] == ["title", "stub"]
     assert students.cells[1].outputs == []
     assert students.cells[1].execution_count is None
@@ -60,7 +52,7 @@ def test_a_solution_and_an_output_are_seen_to_go():
 
 def test_the_course_itself_is_left_alone():
     whole = made_up()
-    FOR_STUDENTS(whole)
+    for_students(whole)
     assert whole == made_up()
 
 
@@ -70,14 +62,14 @@ def test_a_folder_is_made_anew_and_other_files_stay(tmp_path):
     page.write_text("# Refresher")
     for name in ("00-tour", "01-bowls"):
         nbformat.write(made_up(), course / f"{name}.ipynb")
-    assert "2 notebooks" in run(course, student, page)
+    assert "2 notebooks" in write_student(course, student, [page])
     (student / "notes.txt").write_text("mine")
     (course / "01-bowls.ipynb").rename(course / "01-valleys.ipynb")
-    run(course, student, page)
+    write_student(course, student, [page])
     found = sorted(str(path.relative_to(student)) for path in student.rglob("*") if path.is_file())
     assert found == ["notebooks/00-tour.ipynb", "notebooks/01-valleys.ipynb", "notes.txt", "refresher.md"]
     before = {path: path.read_bytes() for path in student.rglob("*.ipynb")}
-    run(course, student, page)
+    write_student(course, student, [page])
     assert {path: path.read_bytes() for path in student.rglob("*.ipynb")} == before
 
 
