@@ -10,7 +10,7 @@ cheap to differentiate and the whole is not; recurrent layers leave the vendor k
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from types import FunctionType
 from typing import Any
 
@@ -70,10 +70,36 @@ def _body(function: Any) -> Callable[..., Any] | None:
     """A composite Python function of torch without its own question for modes, so that its parts are seen."""
     if not isinstance(function, FunctionType) or function.__module__ not in COMPOSITE:
         return None
+    return _without_question(function)
+
+
+def opened(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function without its question for modes, which then see its parts alone.
+
+    >>> opened(F.relu)(torch.tensor([-1.0, 2.0]))
+    tensor([0., 2.])
+    """
+    return _without_question(function)
+
+
+@cache
+def _without_question(function: Any) -> Callable[..., Any]:
     names = function.__globals__ | _ASKED_NO_MORE
     body = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     body.__kwdefaults__ = function.__kwdefaults__
     return body
+
+
+def dropout(input: Tensor, p: float, train: bool) -> Tensor:
+    """``torch.dropout``: a product with a mask, which is what dropout makes of ones."""
+    return _masked(torch.dropout, input, p, train)
+
+
+def _masked(drop: Callable[..., Tensor], input: Tensor, p: float, train: bool) -> Tensor:
+    if not train or p == 0:
+        return drop(input, p, train)
+    mask = drop(torch.ones_like(input, requires_grad=False), p, train)
+    return input.mul_(mask) if drop.__name__.endswith("_") else input * mask
 
 
 def layer_norm(
@@ -468,6 +494,8 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     F.embedding: embedding,
     torch.embedding: _embedding,
     torch.lstm_cell: lstm_cell,
+    torch.dropout: dropout,
+    **{drop: partial(_masked, drop) for drop in (torch.dropout_, torch.feature_dropout, torch.feature_dropout_)},
     **{loss: _reduced_last(loss) for loss in _ENTRY_BY_ENTRY},
     **{pool: _with_indices(pool, both) for pool, both in _POOLS},
     **{kernel: _recurrent(kernel) for kernel in _RECURRENT},

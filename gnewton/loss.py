@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gnewton.elementary import Elementary
+from gnewton.elementary import Elementary, opened
 from gnewton.partition import Partition
 
 Loss = Callable[..., Tensor]
@@ -59,19 +59,48 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
     if not inputs or not value.requires_grad:
         return [None] * len(inputs)
     try:
-        return list(torch.autograd.grad(value, inputs, allow_unused=True, **options))
+        # Opened: as one function to a mode, it would run what it recomputes (checkpoints) outside the mode.
+        return list(opened(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
     except RuntimeError as error:
         if "backward through the graph a second time" in str(error):
             raise ValueError(
                 "expected a loss whose graph is whole, got one that backward() has used up; "
                 "return the loss from the closure without calling backward(): gnewton differentiates it itself"
             ) from error
+        if "torch.utils.checkpoint is incompatible" in str(error):
+            if not options and all(isinstance(x, Tensor) for x in inputs):
+                return gradient_by_backward(value, inputs)
+            raise NotImplementedError(
+                "expected a loss that torch can differentiate twice, got a reentrant checkpoint, which it cannot; "
+                'write checkpoint(..., use_reentrant=False), or use engine="differences"'
+            ) from error
         if any(text in str(error) for text in ("not implemented", "donated buffer", "support double backward")):
             raise NotImplementedError(
                 "expected a loss that torch can differentiate to the order asked for, got an operation that it cannot: "
-                f"{error}. Replace that operation (or leave out torch.compile), or lower the order"
+                f"{error}. Replace that operation (or leave out torch.compile), lower the order, or use "
+                'engine="differences"'
             ) from error
         raise
+
+
+def gradient_by_backward(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradient by ``backward()``, for a loss that takes no other way (a reentrant checkpoint); every ``.grad`` stays.
+
+    >>> x = torch.tensor(3.0, requires_grad=True)
+    >>> gradient_by_backward(x**2, [x]), x.grad
+    ([tensor(6.)], None)
+    """
+    others = [node.variable for node in _reachable([value.grad_fn]) if hasattr(node, "variable")]
+    leaves = {id(leaf): leaf for leaf in (*inputs, *others)}
+    kept = [(leaf, leaf.grad) for leaf in leaves.values()]
+    for leaf, _ in kept:
+        leaf.grad = None
+    try:
+        value.backward()  # type: ignore[no-untyped-call]
+        return [leaf.grad for leaf in inputs]
+    finally:
+        for leaf, grad in kept:
+            leaf.grad = grad
 
 
 @contextmanager
@@ -79,7 +108,8 @@ def prepared(partition: Partition, restore_buffers: bool = True, higher: bool = 
     """Gradients on, every operation in a form whose derivatives are right to every order, buffers restored after.
 
     Attention runs by its math back end, as the fused one has no second derivative; norm layers are written out, as torch's
-    kernels have a wrong third one; compiled modules run as they were before, as compiled code has no second derivative.
+    kernels have a wrong third one; compiled modules run as they were before, as compiled code has no second derivative, and
+    scripted ones without their optimizer.
     Without ``higher`` the first order is enough, which torch's own kernels get right, and faster.
     """
     if not isinstance(partition, Partition):
@@ -91,6 +121,7 @@ def prepared(partition: Partition, restore_buffers: bool = True, higher: bool = 
             torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH) if higher else nullcontext(),
             _uncompiled(),
+            _unscripted() if higher else nullcontext(),
             Elementary() if higher else nullcontext(),
         ):
             yield
@@ -128,6 +159,17 @@ class Buffers:
                 uncounted = version(buffer) == before
                 with torch.autograd._unsafe_preserve_version_counter(buffer) if uncounted else nullcontext():
                     buffer.copy_(saved)
+
+
+@contextmanager
+def _unscripted() -> Iterator[None]:
+    # Optimized scripts hide their operations in one node, of which autograd's graph says nothing.
+    before = torch._C._get_graph_executor_optimize()
+    torch._C._set_graph_executor_optimize(False)
+    try:
+        yield
+    finally:
+        torch._C._set_graph_executor_optimize(before)
 
 
 def batches(data: Iterable[Any] | None, weight: Weight | None) -> Iterator[tuple[Sequence[Any], float]]:
@@ -307,7 +349,10 @@ def _newest_node() -> int:
 
 def _reaches_ours(value: Tensor, graph: Iterable[Any], partition: Partition) -> bool:
     ours = {id(p) for p in partition.parameters.values()}
-    return id(value) in ours or any(id(getattr(node, "variable", None)) in ours for node in graph)
+    # A reentrant checkpoint hides the parameters inside it.
+    return id(value) in ours or any(
+        id(getattr(node, "variable", None)) in ours or node.name() == "CheckpointFunctionBackward" for node in graph
+    )
 
 
 def _is_stored(value: Tensor, newest: int, partition: Partition) -> bool:

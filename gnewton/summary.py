@@ -8,13 +8,13 @@ are the derivatives of phi at 0, up to the sign (-1)^order (Wolinski, arXiv 2312
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from gnewton.derivatives import nested, sweep
+from gnewton.derivatives import differences, graph, nested, proof, sweep
 from gnewton.derivatives.record import recorded, warn_of_missing
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Direction, checked
@@ -22,7 +22,7 @@ from gnewton.loss import Loss, RandomState, Weight, batches, evaluate, prepared
 from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
 
 _TENSORS = ("value", "gradient", "hessian", "third", "third_full")
-_ENGINES = ("auto", "tape", "nested")
+_ENGINES = ("auto", "tape", "nested", "differences")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,8 @@ class Summary:
 
     value () the loss; gradient (S,) g-bar; hessian (S, S) H-bar; third (S,) the diagonal of D3; third_full (S, S, S) all
     of D3. What was not computed is None. float64, on the parameters' device, in units of the loss. ``names`` are the
-    group names. Derivatives are those of L along +u, while the step goes to theta - U I eta.
+    group names. ``engine`` is how it was computed ("tape", "nested", "differences"; None for given numbers) and ``errors``
+    the estimated error of the largest entry of "hessian" and "third", where it is not exact. Derivatives are those of L along +u, while the step goes to theta - U I eta.
 
     >>> import gnewton as gn
     >>> s = gn.Summary.from_tensors(gradient=[1.0, 4.0], hessian=[[1.0, 6.0], [6.0, 16.0]])
@@ -50,6 +51,13 @@ class Summary:
     third: Tensor | None = None
     third_full: Tensor | None = None
     names: tuple[str, ...] | None = None
+    engine: str | None = None
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def exact(self) -> bool:
+        """Whether no difference quotient was taken; False for ``engine="differences"``."""
+        return self.engine != "differences"
 
     @classmethod
     def from_tensors(
@@ -89,7 +97,13 @@ class Summary:
 
     def __repr__(self) -> str:
         known = [name for name in _TENSORS[1:] if getattr(self, name) is not None]
-        return f"Summary(S={len(self)}, value={_number(self.value)}, {', '.join(known)})"
+        return f"Summary(S={len(self)}, value={_number(self.value)}, {', '.join(known)}{self._caveat()})"
+
+    def _caveat(self) -> str:
+        if self.exact:
+            return ""
+        errors = ", ".join(f"{name} {size:.1g}" for name, size in self.errors.items())
+        return "; by differences, not exact" + (f": estimated errors {errors}" if errors else "")
 
     def __str__(self) -> str:
         wide = [max(map(len, column)) for column in zip(*self._rows(), strict=True)]
@@ -127,7 +141,9 @@ class Summary:
                 f"expected summaries of the same groups and orders, got a difference in {', '.join(differing) or 'names'}; "
                 "compute both with the same partition, order and full_third"
             )
-        return self._mapped(lambda name, t: t + getattr(other, name))
+        errors = {name: self.errors.get(name, 0.0) + other.errors.get(name, 0.0) for name in self.errors | other.errors}
+        both = self._mapped(lambda name, t: t + getattr(other, name))
+        return replace(both, engine=_joined(self.engine, other.engine), errors=errors)
 
     def __radd__(self, other: object) -> "Summary":
         return self if other == 0 else NotImplemented  # sum() begins with 0
@@ -135,7 +151,8 @@ class Summary:
     def __mul__(self, weight: float) -> "Summary":
         if not isinstance(weight, int | float):
             return NotImplemented
-        return self._mapped(lambda name, t: t * weight)
+        errors = {name: abs(weight) * size for name, size in self.errors.items()}
+        return replace(self._mapped(lambda name, t: t * weight), errors=errors)
 
     __rmul__ = __mul__
 
@@ -197,7 +214,10 @@ class Summary:
                 )
             third = m @ self.third
         hessian = None if self.hessian is None else m @ self.hessian @ m.T
-        return Summary(self.value, m @ self.gradient, hessian, third, full, tuple(merged) if self.names else None)
+        names = tuple(merged) if self.names else None
+        # Errors add up at worst: each entry of H-bar sums as many as the square of the largest merged group.
+        errors = {n: e * max(map(len, merged.values())) ** 2 for n, e in self.errors.items()}
+        return Summary(self.value, m @ self.gradient, hessian, third, full, names, self.engine, errors)
 
     def tensors(self) -> list[Tensor]:
         """What was computed: value, gradient and, where they are there, hessian, third and third_full."""
@@ -206,7 +226,9 @@ class Summary:
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, lists and None: loads under ``torch.load(..., weights_only=True)``."""
         return {name: getattr(self, name) for name in _TENSORS} | {
-            "names": None if self.names is None else list(self.names)
+            "names": None if self.names is None else list(self.names),
+            "engine": self.engine,
+            "errors": dict(self.errors),
         }
 
     @classmethod
@@ -220,7 +242,9 @@ class Summary:
         """
         names = state["names"]
         tensors = {name: state[name] for name in _TENSORS}
-        return cls(**tensors, names=None if names is None else tuple(names))
+        # States of earlier versions say nothing of the engine: it was an exact one.
+        told = {"engine": state.get("engine"), "errors": dict(state.get("errors", {}))}
+        return cls(**tensors, names=None if names is None else tuple(names), **told)
 
     def _mapped(self, function: Any) -> "Summary":
         tensors = {name: getattr(self, name) for name in _TENSORS}
@@ -252,7 +276,7 @@ def summarize(
     engine: str = "auto",
     max_memory: float = sweep.MAX_MEMORY,
 ) -> Summary:
-    """The exact summary of the loss along ``direction``: g-bar (S,), H-bar (S, S), the diagonal of D3 (S,), float64.
+    """The summary of the loss along ``direction``: g-bar (S,), H-bar (S, S), the diagonal of D3 (S,), float64.
 
     ``loss()`` returns the loss with its graph and does not call backward. ``direction`` has one tensor per parameter of
     the partition. ``order`` is 1, 2 or 3; ``full_third`` adds the (S, S, S) tensor. With ``data``, ``loss(*batch)`` is a
@@ -263,10 +287,12 @@ def summarize(
     ``engine`` "tape" records the loss and sweeps S tangents through the record, for the price of a few gradients;
     "nested" takes 2S + 1 backward passes; "auto" is the tape, or, where the record is not complete (a custom autograd
     function, a scripted module), nested, with one IncompleteRecordWarning that names the operation; "tape" refuses such a
-    loss. ``max_memory`` in bytes bounds the tape's tangents; a smaller one takes longer.
+    loss. Where torch does not vouch for a backward pass (a custom function, a hook), it is first compared with differences
+    of the gradient, and refused if it is no derivative. "differences" takes 4S + 1 gradients of any loss that has one;
+    its summary is not exact, says so, and estimates its ``errors``. ``max_memory`` in bytes bounds the tape's tangents; a smaller one takes longer.
 
     Raises TypeError or ValueError for an unfit loss, direction, order or engine, FloatingPointError for a loss that is not
-    finite; warns with RandomLossWarning when the loss draws random numbers.
+    finite, NotImplementedError for one that torch cannot differentiate to this order, or only wrongly; warns with RandomLossWarning when the loss draws random numbers.
 
     >>> import torch, gnewton as gn
     >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
@@ -279,10 +305,10 @@ def summarize(
     u = checked(direction, partition)
     total: Summary | None = None
     samples = 0.0
-    with prepared(partition):
+    # Differences need a gradient alone, which torch's own kernels get right.
+    with prepared(partition, higher=engine != "differences"):
         for batch, n in batches(data, weight):
-            tensors = _derivatives(loss, partition, batch, u, order, full_third, engine, max_memory)
-            one = Summary(*tensors, partition.names)
+            one = _summarize_batch(loss, partition, batch, u, order, full_third, engine, max_memory)
             if data is None:
                 return one
             one = one * n
@@ -293,16 +319,18 @@ def summarize(
 
 def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order: int) -> Summary | None:
     """The summary of a loss that was recorded before, along its own direction; None where the tape cannot give it."""
-    if tape.missing is not None or tape.value is None:
+    if tape.missing is not None or tape.value is None or graph.unproven(tape.value):
         return None
     value = _plain(tape.value, partition)
     try:
-        return Summary(value, *sweep.summary(tape, partition, direction, order), partition.names)
+        with prepared(partition, restore_buffers=False):
+            found = Summary(value, *sweep.summary(tape, partition, direction, order), partition.names, "tape")
     except sweep.NoRule:
         return None
+    return found if _is_finite(found) else None
 
 
-def _derivatives(
+def _summarize_batch(
     loss: Loss,
     partition: Partition,
     batch: Sequence[Any],
@@ -311,27 +339,73 @@ def _derivatives(
     full_third: bool,
     engine: str,
     max_memory: float,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The value and the orders 1, 2, 3 and full 3 of one batch."""
+) -> Summary:
+    """The summary of one batch, by the engine asked for."""
+    if engine == "differences":
+        return _by_differences(loss, partition, batch, u, order)
     if engine == "nested" or order == 1:
-        value = evaluate(loss, partition, batch)
-        return _plain(value, partition), *nested.summary(value, partition, u, order, full_third)
+        return _nested(loss, partition, batch, u, order, full_third)
     before = RandomState(partition)
     tape = recorded(loss, partition, batch)
     assert tape.value is not None
-    value = _plain(tape.value, partition)
+    found = None
     if tape.missing is None:
+        names = graph.unproven(tape.value)
+        if names:
+            with before.replayed():
+                proof.prove(loss, partition, batch, u, order, names)
+        proof.check_kernels(tape.value, partition, order)
         try:
-            return value, *sweep.summary(tape, partition, u, order, full_third, max_memory)
+            value = _plain(tape.value, partition)
+            tensors = sweep.summary(tape, partition, u, order, full_third, max_memory)
+            found = Summary(value, *tensors, partition.names, "tape")
         except sweep.NoRule as error:
             tape.missing = str(error)
-    if engine == "tape":
+    if found is not None and _is_finite(found):
+        return found
+    if engine == "tape" and found is None:
         raise ValueError(f'expected a loss that can be recorded whole, got one where {tape.missing}; use engine="auto"')
     with before.replayed():
-        again = evaluate(loss, partition, batch)
-    tensors = nested.summary(again, partition, u, order, full_third)
-    warn_of_missing(tape.missing, partition)
-    return value, *tensors
+        summary = _nested(loss, partition, batch, u, order, full_third)
+    if found is None:
+        warn_of_missing(tape.missing, partition)
+    return summary
+
+
+def _nested(
+    loss: Loss, partition: Partition, batch: Sequence[Any], u: dict[str, Tensor], order: int, full_third: bool
+) -> Summary:
+    """By nested backward passes; where torch does not vouch for them, they are proven first."""
+    before, hooks = RandomState(partition), graph.hooks_so_far()
+    value = evaluate(loss, partition, batch)
+    names: list[str] = []
+    if order > 1:
+        names = proof.doubts(value, hooks)
+        if names:
+            with before.replayed():
+                proof.prove(loss, partition, batch, u, order, names)
+        proof.check_kernels(value, partition, order)
+    plain, tensors = _plain(value, partition), nested.summary(value, partition, u, order, full_third, names)
+    return Summary(plain, *tensors, partition.names, "nested")
+
+
+def _by_differences(
+    loss: Loss, partition: Partition, batch: Sequence[Any], u: dict[str, Tensor], order: int
+) -> Summary:
+    found = differences.summary(loss, partition, u, order, batch)
+    tensors = (_plain(found.value, partition), found.gradient, found.hessian, found.third, None)
+    return Summary(*tensors, partition.names, "differences" if order > 1 else "nested", found.errors)
+
+
+def _is_finite(summary: Summary) -> bool:
+    # torch masks singularities in its backward formulas, past which the tape may differentiate: 0 times infinity.
+    return summary.gradient.is_meta or all(bool(torch.isfinite(t).all()) for t in summary.tensors())
+
+
+def _joined(one: str | None, other: str | None) -> str | None:
+    """The engine of a sum: the least exact of both."""
+    ranks = (None, "tape", "nested", "differences")
+    return max(one, other, key=ranks.index)
 
 
 def _plain(value: Tensor, partition: Partition) -> Tensor:
@@ -341,6 +415,10 @@ def _plain(value: Tensor, partition: Partition) -> Tensor:
 def _check_request(order: int, full_third: bool, engine: str, max_memory: float) -> None:
     if order not in (1, 2, 3):
         raise ValueError(f"expected order 1, 2 or 3, got {order!r}; derivatives.nested.summary_tensor goes higher")
+    if full_third and engine == "differences":
+        raise ValueError(
+            'expected full_third=False with engine="differences", got True; it gives the diagonal of D3 alone'
+        )
     if full_third and order < 3:
         raise ValueError(f"expected order=3 with full_third=True, got order={order}")
     if engine not in _ENGINES:
