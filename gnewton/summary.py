@@ -17,9 +17,10 @@ from torch import Tensor
 from gnewton.derivatives import differences, graph, nested, proof, sweep
 from gnewton.derivatives.record import recorded, warn_of_missing
 from gnewton.derivatives.tape import Tape
-from gnewton.direction import Direction, checked
-from gnewton.loss import Loss, RandomState, Weight, batches, evaluate, prepared
+from gnewton.direction import Direction, check_direction, gradient
+from gnewton.loss import Loss, Weight, batches, differentiable_mode, evaluate
 from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
+from gnewton.undo import RandomState
 
 _TENSORS = ("value", "gradient", "hessian", "third", "third_full")
 _ENGINES = ("auto", "tape", "nested", "differences")
@@ -141,7 +142,9 @@ class Summary:
                 f"expected summaries of the same groups and orders, got a difference in {', '.join(differing) or 'names'}; "
                 "compute both with the same partition, order and full_third"
             )
-        errors = {name: self.errors.get(name, 0.0) + other.errors.get(name, 0.0) for name in self.errors | other.errors}
+        errors = {
+            name: self.errors.get(name, 0.0) + other.errors.get(name, 0.0) for name in {**self.errors, **other.errors}
+        }
         both = self._mapped(lambda name, t: t + getattr(other, name))
         return replace(both, engine=_joined(self.engine, other.engine), errors=errors)
 
@@ -219,6 +222,23 @@ class Summary:
         errors = {n: e * max(map(len, merged.values())) ** 2 for n, e in self.errors.items()}
         return Summary(self.value, m @ self.gradient, hessian, third, full, names, self.engine, errors)
 
+    def rescaled(self, factors: Tensor) -> "Summary":
+        """The summary along u with the part in group s times factors[s], (S,): order d scales with the product of d of them.
+
+        >>> import gnewton as gn
+        >>> s = gn.Summary.from_tensors(gradient=[1.0, 2.0], hessian=[[2.0, 1.0], [1.0, 2.0]], third=[8.0, 1.0])
+        >>> s.rescaled(torch.tensor([10.0, 1.0])).hessian.tolist()
+        [[200.0, 10.0], [10.0, 2.0]]
+        """
+        f = factors.to(self.gradient)
+        return replace(
+            self,
+            gradient=self.gradient * f,
+            hessian=None if self.hessian is None else self.hessian * f * f[:, None],
+            third=None if self.third is None else self.third * f**3,
+            third_full=None if self.third_full is None else self.third_full * f * f[:, None] * f[:, None, None],
+        )
+
     def tensors(self) -> list[Tensor]:
         """What was computed: value, gradient and, where they are there, hessian, third and third_full."""
         return [t for name in _TENSORS if (t := getattr(self, name)) is not None]
@@ -243,8 +263,8 @@ class Summary:
         names = state["names"]
         tensors = {name: state[name] for name in _TENSORS}
         # States of earlier versions say nothing of the engine: it was an exact one.
-        told = {"engine": state.get("engine"), "errors": dict(state.get("errors", {}))}
-        return cls(**tensors, names=None if names is None else tuple(names), **told)
+        engine, errors = state.get("engine"), dict(state.get("errors", {}))
+        return cls(**tensors, names=None if names is None else tuple(names), engine=engine, errors=errors)
 
     def _mapped(self, function: Any) -> "Summary":
         tensors = {name: getattr(self, name) for name in _TENSORS}
@@ -268,7 +288,8 @@ class Summary:
 def summarize(
     loss: Loss,
     partition: Partition,
-    direction: Mapping[str, Tensor],
+    direction: Mapping[str, Tensor] | None = None,
+    *,
     order: int = 3,
     data: Iterable[Any] | None = None,
     weight: Weight | None = None,
@@ -278,21 +299,29 @@ def summarize(
 ) -> Summary:
     """The summary of the loss along ``direction``: g-bar (S,), H-bar (S, S), the diagonal of D3 (S,), float64.
 
-    ``loss()`` returns the loss with its graph and does not call backward. ``direction`` has one tensor per parameter of
-    the partition. ``order`` is 1, 2 or 3; ``full_third`` adds the (S, S, S) tensor. With ``data``, ``loss(*batch)`` is a
-    batch mean and the result is the mean over all samples: batches weigh ``len(batch[0])``, or ``weight(*batch)``.
-    Exact: no finite difference, no sampling (Wolinski, arXiv 2312.03885, section 3). Parameters, ``.grad`` and buffers
-    (batch norm) are left as they were; attention runs on its math back end meanwhile.
+    Exact unless ``engine="differences"``: no finite difference, no sampling (Wolinski, arXiv 2312.03885, section 3). Parameters, ``.grad`` and buffers (batch
+    norm) are left as they were. Attention runs on its math back end meanwhile.
 
-    ``engine`` "tape" records the loss and sweeps S tangents through the record, for the price of a few gradients;
-    "nested" takes 2S + 1 backward passes; "auto" is the tape, or, where the record is not complete (a custom autograd
-    function, a scripted module), nested, with one IncompleteRecordWarning that names the operation; "tape" refuses such a
-    loss. Where torch does not vouch for a backward pass (a custom function, a hook), it is first compared with differences
-    of the gradient, and refused if it is no derivative. "differences" takes 4S + 1 gradients of any loss that has one;
-    its summary is not exact, says so, and estimates its ``errors``. ``max_memory`` in bytes bounds the tape's tangents; a smaller one takes longer.
+    Args:
+        loss: ``loss()`` returns the loss with its graph, a scalar, and does not call backward. With ``data``,
+            ``loss(*batch)`` is the mean over a batch.
+        partition: the S groups.
+        direction: u, a dictionary with one tensor per parameter of the partition. None is the gradient of the loss.
+        order: 1, 2 or 3, the highest derivative.
+        data: batches; the result is the mean over all samples.
+        weight: ``weight(*batch)`` counts a batch's samples. By default they are ``len(batch[0])``.
+        full_third: add all of D3, (S, S, S).
+        engine: "tape" records the loss and sweeps S tangents through the record, for the price of a few gradients. "nested"
+            takes 2S + 1 backward passes. "auto" is the tape; where the record is not complete (a custom autograd function,
+            a scripted module) it is nested, with one IncompleteRecordWarning that names the operation. Where torch does
+            not vouch for a backward pass (a custom function, a hook), it is first compared with differences of the
+            gradient. "differences" takes 4S + 1 gradients of any loss that has one; its summary is not exact, says so,
+            and estimates its ``errors``.
+        max_memory: bounds the tape's tangents, in bytes; a smaller one takes longer.
 
     Raises TypeError or ValueError for an unfit loss, direction, order or engine, FloatingPointError for a loss that is not
-    finite, NotImplementedError for one that torch cannot differentiate to this order, or only wrongly; warns with RandomLossWarning when the loss draws random numbers.
+    finite, NotImplementedError for one that torch cannot differentiate to this order, or only wrongly. Warns with
+    RandomLossWarning when the loss draws random numbers.
 
     >>> import torch, gnewton as gn
     >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
@@ -302,11 +331,11 @@ def summarize(
             [ 480.,  200.]], dtype=torch.float64)
     """
     _check_request(order, full_third, engine, max_memory)
-    u = checked(direction, partition)
+    u = gradient(loss, partition, data, weight) if direction is None else check_direction(direction, partition)
     total: Summary | None = None
     samples = 0.0
     # Differences need a gradient alone, which torch's own kernels get right.
-    with prepared(partition, higher=engine != "differences"):
+    with differentiable_mode(partition, higher=engine != "differences"):
         for batch, n in batches(data, weight):
             one = _summarize_batch(loss, partition, batch, u, order, full_third, engine, max_memory)
             if data is None:
@@ -323,7 +352,7 @@ def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order
         return None
     value = _plain(tape.value, partition)
     try:
-        with prepared(partition, restore_buffers=False):
+        with differentiable_mode(partition, restore_buffers=False):
             found = Summary(value, *sweep.summary(tape, partition, direction, order), partition.names, "tape")
     except sweep.NoRule:
         return None
@@ -352,7 +381,7 @@ def _summarize_batch(
     if tape.missing is None:
         names = graph.unproven(tape.value)
         if names:
-            with before.replayed():
+            with before.replay():
                 proof.prove(loss, partition, batch, u, order, names)
         proof.check_kernels(tape.value, partition, order)
         try:
@@ -365,7 +394,7 @@ def _summarize_batch(
         return found
     if engine == "tape" and found is None:
         raise ValueError(f'expected a loss that can be recorded whole, got one where {tape.missing}; use engine="auto"')
-    with before.replayed():
+    with before.replay():
         summary = _nested(loss, partition, batch, u, order, full_third)
     if found is None:
         warn_of_missing(tape.missing, partition)
@@ -382,7 +411,7 @@ def _nested(
     if order > 1:
         names = proof.doubts(value, hooks)
         if names:
-            with before.replayed():
+            with before.replay():
                 proof.prove(loss, partition, batch, u, order, names)
         proof.check_kernels(value, partition, order)
     plain, tensors = _plain(value, partition), nested.summary(value, partition, u, order, full_third, names)

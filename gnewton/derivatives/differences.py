@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gnewton.loss import Buffers, Loss, RandomState, differentiate, evaluate
+from gnewton.loss import Loss, differentiate, evaluate
 from gnewton.partition import Partition, accumulator_dtype
+from gnewton.undo import Buffers, RandomState
 
 Direction = Mapping[str, Tensor]
 Gradient = dict[str, Tensor]
@@ -91,7 +92,7 @@ class Gradients:
         saved = {name: p.detach().clone() for name, p in parameters.items()}
         self._buffers.restore()
         try:
-            with self._random.replayed():
+            with self._random.replay():
                 _write(parameters, {name: saved[name] + u.to(saved[name]) for name, u in step.items()})
                 return self.here()[1]
         finally:

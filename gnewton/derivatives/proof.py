@@ -14,8 +14,9 @@ from torch import Tensor
 
 from gnewton.derivatives import graph
 from gnewton.derivatives.differences import Gradients, step_length
-from gnewton.loss import Loss, RandomState, differentiate, evaluate
+from gnewton.loss import Loss, differentiate, evaluate
 from gnewton.partition import Partition
+from gnewton.undo import RandomState
 
 Direction = Mapping[str, Tensor]
 Gradient = dict[str, Tensor]
@@ -57,7 +58,7 @@ def prove(
         order: 2 or 3.
         names: what is in doubt, for the message.
     """
-    with RandomState(partition).replayed():
+    with RandomState(partition).replay():
         gradients = Gradients(loss, partition, batch)
         nested = _nested_products(loss, partition, batch, direction, order, names)
         here = gradients.here()[1]
