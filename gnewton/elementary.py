@@ -353,10 +353,29 @@ def embedding(
     sparse: bool = False,
 ) -> Tensor:
     """``F.embedding``; the row ``padding_idx`` gets no gradient from torch, and is a constant here."""
-    rows = F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    if max_norm is not None and not _within(weight, input, max_norm, norm_type):
+        raise ValueError(
+            "expected a loss that leaves the parameters as they are, got an embedding with max_norm that would shorten its "
+            "rows; renormalize them between the steps (torch.embedding_renorm_) and leave max_norm out"
+        )
+    rows = F.embedding(input, weight, padding_idx, None, norm_type, scale_grad_by_freq, sparse)
     if padding_idx is None:
         return rows
     return torch.where((input == padding_idx % len(weight))[..., None], rows.detach(), rows)
+
+
+@torch.no_grad()
+def _within(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float) -> bool:
+    return bool((weight[indices].norm(p=norm_type, dim=-1) <= max_norm).all())
+
+
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """``torch.prelu``, whose second backward takes the other side at 0."""
+    channels = input.shape[1] if input.dim() > 1 else 1
+    if weight.dim() > 1 or weight.numel() not in (1, channels) or input.dim() == 0 or weight.dtype != input.dtype:
+        return torch.prelu(input, weight)
+    slope = weight if weight.numel() == 1 else weight.reshape(1, -1, *[1] * (input.dim() - 2))
+    return torch.where(input > 0, input, slope * input)
 
 
 def _embedding(
@@ -493,6 +512,7 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     F.cross_entropy: cross_entropy,
     F.embedding: embedding,
     torch.embedding: _embedding,
+    torch.prelu: prelu,
     torch.lstm_cell: lstm_cell,
     torch.dropout: dropout,
     **{drop: partial(_masked, drop) for drop in (torch.dropout_, torch.feature_dropout, torch.feature_dropout_)},

@@ -16,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gnewton.caller import warn
 from gnewton.elementary import Elementary, opened
 from gnewton.partition import Partition
-from gnewton.undo import Buffers, RandomState
+from gnewton.ranks import check_alone
+from gnewton.undo import Buffers, RandomState, version
 
 Loss = Callable[..., Tensor]
 Weight = Callable[..., float]
@@ -44,9 +45,10 @@ def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Ten
     # The checks are no part of the loss: no torch function mode needs to see them.
     with torch._C.DisableTorchFunction():
         _check_surroundings(partition)
-        before, newest = RandomState(partition), _newest_node()
+        before, newest, written = RandomState(partition), _newest_node(), _Written(partition)
     value = _called(loss, batch)
     with torch._C.DisableTorchFunction():
+        written.check()
         return _check_result(value, loss, partition, batch, before, newest)
 
 
@@ -115,6 +117,7 @@ def differentiable_mode(partition: Partition, restore_buffers: bool = True, high
     """
     if not isinstance(partition, Partition):
         raise TypeError(f"expected a Partition, got {type(partition).__name__}; write Partition.by_tensor(model)")
+    check_alone(partition.alone)
     buffers = Buffers(partition.module if restore_buffers else None)
     try:
         with (
@@ -181,6 +184,34 @@ def _samples(arguments: Sequence[Any]) -> int:
             "give weight=, a function of the batch that returns its number of samples"
         )
     return len(first)
+
+
+class _Written:
+    """The parameters before the loss is called: it must not write into them, or it is not a function of them."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._versions = [(name, p, version(p)) for name, p in partition.parameters.items()]
+        modules = partition.module.modules() if partition.module else []
+        limited = [
+            m.weight for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm is not None
+        ]
+        self._held = {id(p): p.detach().clone() for p in limited}
+
+    def check(self) -> None:
+        for name, p, before in self._versions:
+            if version(p) == before:
+                continue
+            held = self._held.get(id(p))
+            if held is not None and torch.equal(held, p):
+                continue
+            if held is not None:
+                with torch.no_grad():
+                    p.copy_(held)
+            raise ValueError(
+                f"expected a loss that leaves the parameters as they are, got one that wrote into {name}; an embedding with "
+                "max_norm does so: renormalize its rows between the steps (torch.embedding_renorm_) and leave max_norm out, "
+                "or divide by the norms in the forward pass"
+            )
 
 
 def _check_surroundings(partition: Partition) -> None:

@@ -441,6 +441,15 @@ def _plain(value: Tensor, partition: Partition) -> Tensor:
     return value.detach().to(accumulator_dtype(partition.device))
 
 
+def check_engine(engine: str) -> None:
+    """Raises ValueError for a name that is no engine.
+
+    >>> check_engine("tape")
+    """
+    if engine not in _ENGINES:
+        raise ValueError(f"expected an engine among {', '.join(_ENGINES)}, got {engine!r}")
+
+
 def _check_request(order: int, full_third: bool, engine: str, max_memory: float) -> None:
     if order not in (1, 2, 3):
         raise ValueError(f"expected order 1, 2 or 3, got {order!r}; derivatives.nested.summary_tensor goes higher")
@@ -450,8 +459,7 @@ def _check_request(order: int, full_third: bool, engine: str, max_memory: float)
         )
     if full_third and order < 3:
         raise ValueError(f"expected order=3 with full_third=True, got order={order}")
-    if engine not in _ENGINES:
-        raise ValueError(f"expected an engine among {', '.join(_ENGINES)}, got {engine!r}")
+    check_engine(engine)
     if not max_memory > 0:
         raise ValueError(f"expected a positive max_memory in bytes, got {max_memory!r}; leave it out for 2 GB")
 

@@ -402,8 +402,10 @@ def _of_sigmoid(o: "Operation", order: int) -> list[Tensor]:
 def _of_elu(o: "Operation", order: int) -> list[Tensor]:
     x, y, alpha = o.inputs[0].value, o.outputs[0].value, o.argument(1, "alpha", 1.0)
     straight = (x > 0).to(y)
-    bent = (y + alpha).mul_(1 - straight)
-    return [bent + straight, bent, bent][:order]
+    slope = (y + alpha).mul_(1 - straight).add_(straight)
+    # At 0 torch takes the slope from the left and the curvature from the right.
+    bent = (y + alpha) * (x < 0).to(y)
+    return [slope, bent, bent][:order]
 
 
 def _of_gelu(o: "Operation", order: int) -> list[Tensor]:
