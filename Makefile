@@ -102,10 +102,10 @@ bench: $(VENV)/.installed-bench  ## what a summary costs, against peers: tables,
 
 test-elsewhere: unit-elsewhere notebooks-elsewhere  ## unit tests and notebooks in the arithmetic of other processors
 
-unit-elsewhere: $(VENV)/.installed-test  ## the unit tests alone (VARIANT=sse, avx2, threads or perturbed; all of them by default)
-	$(BIN)/python tools/elsewhere.py $(VARIANT) -- -n $(WORKERS)
+unit-elsewhere: $(VENV)/.installed-test  ## the unit tests alone (VARIANT=sse, avx2 or threads; all three by default)
+	$(BIN)/python tools/elsewhere.py $(or $(VARIANT),sse avx2 threads) -- -n $(WORKERS)
 
-notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone, compared with their saved outputs
+notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone (VARIANT=perturbed: their data, too)
 	$(BIN)/python tools/elsewhere.py $(VARIANT) -- $(NBVAL)
 
 test-torch: $(if $(TORCH),.cache/torch-$(TORCH).txt)  ## unit tests and notebooks with another torch, in a venv of its own (TORCH=2.9.1)

@@ -10,7 +10,7 @@ from gnewton.experiments.networks import Problem
 TINY = Problem(
     "tiny",
     "perceptron 3-4-1, tanh",
-    lambda generator: models.perceptron([3, 4, 1], "tanh", generator),
+    lambda generator: models.perceptron([3, 4, 1], "tanh", generator=generator),
     lambda: datasets.teacher_student((3, 4, 1), samples=60, test_samples=20, seed=100),
     nn.MSELoss(),
     epochs=2,
@@ -25,7 +25,7 @@ def digits() -> Problem:
     return Problem(
         "digits",
         "perceptron 64-8-10, tanh",
-        lambda generator: models.perceptron([64, 8, 10], "tanh", generator),
+        lambda generator: models.perceptron([64, 8, 10], "tanh", generator=generator),
         datasets.digits,
         nn.CrossEntropyLoss(),
         epochs=1,
