@@ -73,7 +73,7 @@ def prove(
     for shrink in (1, 16, 256):
         found = _compare(gradients, here, nested, direction, h / shrink)
         best = [min(pair, key=lambda c: c.error) for pair in zip(best, found, strict=True)]
-        if all(c.error < 1e-2 for c in best):
+        if all(c.error < 0.1 for c in best):
             break
     for which, comparison in zip(("second", "third"), best, strict=False):
         _check(comparison, which, names, partition)
