@@ -20,7 +20,7 @@ from torch import Tensor
 from gnewton.adaptive import TOO_LOW, Trial, carried, judged, line_rates, tried
 from gnewton.average import Average, Exponential, Windows, lengths, normalized
 from gnewton.cubic import NewtonStepError, Status, Step, newton_step
-from gnewton.derivatives.record import recorded_gradient
+from gnewton.derivatives.record import record_with_gradient
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Proposer, checked, slopes, value_and_gradient
 from gnewton.loss import Buffers, RandomState, batches, prepared
@@ -180,7 +180,7 @@ class GroupedNewton(torch.optim.Optimizer):
             tape = None
             if curvature is None and data is None and self._is_due:
                 with prepared(self.partition, restore_buffers=False):
-                    tape, gradients = recorded_gradient(closure, self.partition)
+                    tape, gradients = record_with_gradient(closure, self.partition)
                 assert tape.value is not None
                 value = tape.value.detach()
             else:
