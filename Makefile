@@ -2,15 +2,18 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CONSTRAINTS := constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 NB ?=
 LAB_ARGS ?=
 BENCH_ARGS ?=
 BROWSER_ARGS ?=
 FOLDER ?= reports
-# What notebooks link to outside their own folder.
-PAGES := $(wildcard book/refresher.md book/glossary.md)
 WORKERS ?= 2
+VARIANT ?=
+TORCH ?=
+ALONE ?=
+NBVAL := -n $(WORKERS) --dist loadscope --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider -o addopts= -o testpaths= -o verbosity_assertions=2 notebooks
 
 # Everything that pip, Jupyter, npm, matplotlib and torch would keep in the home folder stays in this checkout.
 CACHE := $(CURDIR)/.cache
@@ -19,8 +22,6 @@ export XDG_CACHE_HOME := $(CACHE)/xdg
 export MPLCONFIGDIR := $(CACHE)/matplotlib
 export IPYTHONDIR := $(CACHE)/ipython
 export JUPYTER_CONFIG_DIR := $(CACHE)/jupyter/config
-# A link to a page of the book opens it rendered, not as text to edit.
-export JUPYTER_CONFIG_PATH := $(CURDIR)/tools/jupyter
 export JUPYTER_DATA_DIR := $(CACHE)/jupyter/data
 export JUPYTER_RUNTIME_DIR := $(CACHE)/jupyter/runtime
 export JUPYTERLAB_SETTINGS_DIR := $(CACHE)/jupyter/settings
@@ -31,24 +32,27 @@ export npm_config_cache := $(CACHE)/npm
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports format book bench clean
+.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports format book bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-alone clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-19s %s\n' "$$name" "$$text"; done
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "gnewton needs Python 3.11 or newer, found " + sys.version.split()[0] + "; name another with: make PYTHON=/path/to/python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
+# IPython refuses a folder whose parent is missing; relative, since make takes no target with a space in its name.
+.cache:
+	@mkdir -p $@
+
 # One stamp per set of extras: a second run installs nothing and starts at once.
-$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | .cache $(BIN)/python
 	@echo "Installing gnewton[$*] into $(VENV) (a few minutes the first time)"
 	$(PIP_INSTALL) --editable '.[$*]'
 	@touch $@
 
 lab: $(VENV)/.installed-lab  ## open the course in JupyterLab, on your own copy in learn/ (LAB_ARGS="--no-browser --port=8899")
-	@$(BIN)/python tools/copy_notebooks.py notebooks learn $(PAGES)
-	$(BIN)/jupyter lab --ServerApp.root_dir=learn --LabApp.default_url=/lab/tree/00-tour.ipynb $(LAB_ARGS)
+	@$(BIN)/python -m gnewton lab learn $(LAB_ARGS)
 
 test: $(VENV)/.installed-test lint types unit notebooks-test  ## run every check: linter, types, unit and law tests, doctests, notebooks
 
@@ -63,10 +67,10 @@ unit: $(VENV)/.installed-test  ## unit and law tests, doctests
 	$(BIN)/pytest -n $(WORKERS)
 
 # One thread each: two runners fill two cores, and more threads than cores made a network this small ten times slower.
-notebooks-test notebooks: export OMP_NUM_THREADS := 1
+notebooks-test notebooks notebooks-elsewhere: export OMP_NUM_THREADS := 1
 
 notebooks-test: $(VENV)/.installed-test  ## run every notebook and compare with its saved outputs
-	$(BIN)/pytest -n $(WORKERS) --dist loadscope --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider -o addopts= -o testpaths= notebooks
+	$(BIN)/pytest $(NBVAL)
 
 browser-test: $(VENV)/.installed-browser chromium book  ## the notebooks in JupyterLab and the book, in Chromium (BROWSER_ARGS="-k 02-summary")
 	$(BIN)/pytest tests/browser -m browser -n $(WORKERS) --dist loadfile $(BROWSER_ARGS)
@@ -80,7 +84,7 @@ notebooks: $(VENV)/.installed-test  ## re-execute the notebooks and save clean o
 	$(BIN)/python tools/save_notebooks.py notebooks $(NB)
 
 student: $(VENV)/.installed-lab  ## the notebooks without solutions and outputs, into student/
-	@$(BIN)/python tools/student_notebooks.py notebooks student $(PAGES)
+	@$(BIN)/python -m gnewton student student
 
 reports: $(VENV)/.installed-lab  ## a class's reports as one table, reports.csv (FOLDER=where they lie)
 	$(BIN)/python -m gnewton.teaching.collect $(FOLDER) > reports.csv
@@ -96,5 +100,24 @@ book: $(VENV)/.installed-book  ## build the web book into book/_build/html
 bench: $(VENV)/.installed-bench  ## what a summary costs, against peers: tables, figure (BENCH_ARGS="--quick")
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+test-elsewhere: unit-elsewhere notebooks-elsewhere  ## unit tests and notebooks in the arithmetic of other processors
+
+unit-elsewhere: $(VENV)/.installed-test  ## the unit tests alone (VARIANT=sse, avx2, threads or perturbed; all of them by default)
+	$(BIN)/python tools/elsewhere.py $(VARIANT) -- -n $(WORKERS)
+
+notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone, compared with their saved outputs
+	$(BIN)/python tools/elsewhere.py $(VARIANT) -- $(NBVAL)
+
+test-torch: $(if $(TORCH),.cache/torch-$(TORCH).txt)  ## unit tests and notebooks with another torch, in a venv of its own (TORCH=2.9.1)
+	@test -n "$(TORCH)" || { echo "expected a version of torch, got none: make test-torch TORCH=2.9.1"; exit 1; }
+	$(MAKE) VENV=.venv-torch-$(TORCH) CONSTRAINTS=$< unit notebooks-test
+
+# A torch pins its sympy, and each torchvision goes with one torch.
+.cache/torch-%.txt: constraints.txt | .cache
+	@{ grep -vE '^(torch|torchvision|sympy)==' $<; echo 'torch==$*'; } > $@
+
+test-alone:  ## each target as the first command in a fresh clone, an hour (ALONE="lint book" for some)
+	$(PYTHON) tools/alone.py $(ALONE)
+
 clean:  ## remove .venv, caches and the built book; learn/ stays
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache book/_build book/notebooks
+	rm -rf .venv .venv-torch-* .cache .pytest_cache .mypy_cache .ruff_cache book/_build book/notebooks

@@ -7,6 +7,7 @@ differentiates to any order. `tests/test_elementary.py` shows both facts. Attent
 cheap to differentiate and the whole is not; recurrent layers leave the vendor kernels that have no second derivative.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -42,6 +43,8 @@ class Elementary(TorchFunctionMode):
         parts = None if function in self._opened else WRITTEN_OUT.get(function) or _body(function)
         if parts is None:
             return self.run(function, args, kwargs or {})
+        if function in _FORGOTTEN and kwargs is not None:
+            kwargs = _forgotten(function) | dict(kwargs)
         self._opened.append(function)
         try:
             with self:
@@ -54,6 +57,8 @@ class Elementary(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+# torch's l1_loss leaves its weights out when it asks a mode.
+_FORGOTTEN: dict[Any, tuple[str, ...]] = {F.l1_loss: ("weight",)}
 COMPOSITE = {"torch.nn.functional", "torch.functional", "torch._tensor"}
 _ASKED_NO_MORE = dict.fromkeys(
     ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *args: False
@@ -80,7 +85,23 @@ def layer_norm(
     cudnn_enable: bool = True,
 ) -> Tensor:
     """``torch.layer_norm`` over the last ``len(normalized_shape)`` axes."""
-    return _affine(standardized(input, tuple(range(-len(normalized_shape), 0)), eps), weight, bias)
+    shape = _shape(normalized_shape)
+    if not shape or input.shape[-len(shape) :] != shape or not _fit(input, shape, weight, bias):
+        return torch.layer_norm(input, normalized_shape, weight, bias, eps)
+    return _normed(input, tuple(range(-len(shape), 0)), eps, weight, bias, _autocast_widens(input))
+
+
+def rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """``torch.rms_norm``: x / sqrt(mean of x^2 + eps), which some devices compute by a fused kernel."""
+    shape = _shape(normalized_shape)
+    if not shape or input.shape[-len(shape) :] != shape or not _fit(input, shape, weight, None):
+        return torch.rms_norm(input, normalized_shape, weight, eps)
+    x = _wide(input, _autocast_widens(input))
+    squares = x.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
+    scaled = _affine(x * (squares + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt(), weight, None)
+    return scaled if _autocast_widens(input) else scaled.to(input.dtype)
 
 
 def batch_norm(
@@ -94,13 +115,30 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """``F.batch_norm`` of (N, C, ...), its running statistics updated in training as torch does."""
-    if not training:
+    if training:
+        F._verify_batch_size(input.size())  # type: ignore[attr-defined]
+    return _batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
+
+
+def _batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """``torch.batch_norm``, which lists its arguments in this order."""
+    statistics = (running_mean, running_var)
+    if not training or not _normalizable(input, weight, bias, *statistics):
         # With given statistics it is an affine map; the fused kernel differentiates that correctly.
-        given = (input, weight, bias, running_mean, running_var, training, momentum, eps)
-        return torch.batch_norm(*given, torch.backends.cudnn.enabled)
+        return torch.batch_norm(input, weight, bias, *statistics, training, momentum, eps, cudnn_enabled)
     axes = (0, *range(2, input.dim()))
     _update(running_mean, running_var, input, axes, momentum)
-    return _affine(standardized(input, axes, eps), _channels(weight, input), _channels(bias, input))
+    return _normed(input, axes, eps, _channels(weight, input), _channels(bias, input))
 
 
 def instance_norm(
@@ -114,12 +152,29 @@ def instance_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """``F.instance_norm`` of (N, C, ...)."""
-    if not use_input_stats:
-        given = (input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps)
-        return torch.instance_norm(*given, torch.backends.cudnn.enabled)
+    if use_input_stats:
+        F._verify_spatial_size(input.size())  # type: ignore[attr-defined]
+    return _instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps)
+
+
+def _instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """``torch.instance_norm``, which lists its arguments in this order."""
+    statistics = (running_mean, running_var)
+    if not use_input_stats or input.dim() < 3 or not _normalizable(input, weight, bias, *statistics):
+        return torch.instance_norm(input, weight, bias, *statistics, use_input_stats, momentum, eps, cudnn_enabled)
     axes = tuple(range(2, input.dim()))
     _update(running_mean, running_var, input, axes, momentum)
-    return _affine(standardized(input, axes, eps), _channels(weight, input), _channels(bias, input))
+    return _normed(input, axes, eps, _channels(weight, input), _channels(bias, input))
 
 
 def one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,11 +191,36 @@ def one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def group_norm(
-    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
 ) -> Tensor:
-    """``F.group_norm`` of (N, C, ...)."""
-    grouped = standardized(input.reshape(len(input), num_groups, -1), (2,), eps).reshape(input.shape)
-    return _affine(grouped, _channels(weight, input), _channels(bias, input))
+    """``torch.group_norm`` of (N, C, ...)."""
+    dims = input.dim() >= 2 and input.numel() > 0 and num_groups > 0 and input.shape[1] % num_groups == 0
+    if not dims or (weight is None and bias is not None) or not _fit(input, input.shape[1:2], weight, bias):
+        return torch.group_norm(input, num_groups, weight, bias, eps)
+    widened = _autocast_widens(input)
+    grouped = standardized(_wide(input, widened).reshape(len(input), num_groups, -1), (2,), eps).reshape(input.shape)
+    scaled = _affine(grouped, _channels(weight, input), _channels(bias, input))
+    return scaled if widened else scaled.to(input.dtype)
+
+
+def _group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``F.group_norm``, which refuses a single value in a group."""
+    if input.dim() < 2:
+        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {input.dim()}")
+    size = list(input.size())
+    F._verify_batch_size([size[0] * size[1] // num_groups, num_groups, *size[2:]])  # type: ignore[attr-defined]
+    return group_norm(input, num_groups, weight, bias, eps)
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -199,15 +279,27 @@ def cross_entropy(
 
 def _reduced_last(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A loss that acts entry by entry, and the mean or sum as an operation of its own."""
+    # With weights these divide by the sum of the weights or not at all: torch's own lines say it, in elementary steps.
+    weighs = loss in (F.mse_loss, F.l1_loss, F.huber_loss)
 
     @wraps(loss)
     def run(*args: Any, reduction: str = "mean", **kwargs: Any) -> Tensor:
+        if weighs and kwargs.get("weight") is not None:
+            return _body(loss)(*args, reduction=reduction, **kwargs)  # type: ignore[no-any-return, misc]
         if reduction not in ("mean", "sum") or any(kwargs.get(name) is not None for name in ("size_average", "reduce")):
             return loss(*args, reduction=reduction, **kwargs)
         values = loss(*args, reduction="none", **kwargs)
         return values.mean() if reduction == "mean" else values.sum()
 
     return run
+
+
+def _forgotten(function: Any) -> dict[str, Any]:
+    """The arguments that torch does not hand on when a mode asks for them: they stand in the frame of the function."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back  # type: ignore[assignment]
+    return {name: frame.f_locals[name] for name in _FORGOTTEN[function]} if frame else {}
 
 
 def lstm_cell(
@@ -241,6 +333,14 @@ def embedding(
     return torch.where((input == padding_idx % len(weight))[..., None], rows.detach(), rows)
 
 
+def _embedding(
+    weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Tensor:
+    """``torch.embedding``, where a negative ``padding_idx`` is none."""
+    rows = torch.embedding(weight, indices, padding_idx, scale_grad_by_freq, sparse)
+    return rows if padding_idx < 0 else torch.where((indices == padding_idx)[..., None], rows.detach(), rows)
+
+
 def _with_indices(pool: Callable[..., Tensor], both: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
     """Max pooling by the function that also says which entries it chose."""
 
@@ -272,6 +372,49 @@ def _without_onednn() -> Iterator[None]:
         yield
     finally:
         torch._C._set_mkldnn_enabled(enabled)
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _shape(normalized_shape: Sequence[int] | int) -> tuple[int, ...]:
+    return (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+
+
+def _fit(input: Tensor, shape: Sequence[int], *parameters: Tensor | None) -> bool:
+    """Whether torch's kernel takes the parameters; what it refuses goes to it, for its own error."""
+    kinds = (input.dtype, torch.float32) if input.dtype in _HALF else (input.dtype,)
+    return input.is_floating_point() and all(
+        p is None or (tuple(p.shape) == tuple(shape) and p.dtype in kinds) for p in parameters
+    )
+
+
+def _normalizable(input: Tensor, *parameters: Tensor | None) -> bool:
+    both = (parameters[-1] is None) == (parameters[-2] is None)  # statistics come in pairs
+    return both and input.dim() >= 2 and input.numel() > 0 and _fit(input, input.shape[1:2], *parameters)
+
+
+def _autocast_widens(input: Tensor) -> bool:
+    """Whether autocast runs layer and group norm in float32, which it does on every device but the CPU."""
+    kind = input.device.type
+    return kind != "cpu" and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def _wide(input: Tensor, widened: bool = False) -> Tensor:
+    # torch's kernels compute half precision in float32 inside.
+    return input.float() if input.dtype in _HALF or widened else input
+
+
+def _normed(
+    input: Tensor,
+    axes: tuple[int, ...],
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    widened: bool = False,
+) -> Tensor:
+    scaled = _affine(standardized(_wide(input, widened), axes, eps), weight, bias)
+    return scaled if widened else scaled.to(input.dtype)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -311,15 +454,26 @@ _RECURRENT: list[Any] = [torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu]
 WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     F.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
+    F.rms_norm: rms_norm,
+    torch.rms_norm: rms_norm,
     F.batch_norm: batch_norm,
+    torch.batch_norm: _batch_norm,
     F.instance_norm: instance_norm,
-    F.group_norm: group_norm,
+    torch.instance_norm: _instance_norm,
+    F.group_norm: _group_norm,
+    torch.group_norm: group_norm,
     torch._weight_norm: weight_norm,
     F.scaled_dot_product_attention: attention,
     F.cross_entropy: cross_entropy,
     F.embedding: embedding,
+    torch.embedding: _embedding,
     torch.lstm_cell: lstm_cell,
     **{loss: _reduced_last(loss) for loss in _ENTRY_BY_ENTRY},
     **{pool: _with_indices(pool, both) for pool, both in _POOLS},
     **{kernel: _recurrent(kernel) for kernel in _RECURRENT},
 }
+# Exported programs call the same functions by the names of torch's operator library.
+_LIBRARY = ("layer_norm", "rms_norm", "batch_norm", "instance_norm", "group_norm", "_weight_norm", "embedding")
+for _name in _LIBRARY:
+    _packet = getattr(torch.ops.aten, _name)
+    WRITTEN_OUT[_packet] = WRITTEN_OUT[_packet.default] = WRITTEN_OUT[getattr(torch, _name)]

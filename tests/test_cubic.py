@@ -7,7 +7,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 import torch
-from cubic_problems import (
+from support.cubic_problems import (
     FAMILIES,
     Problem,
     definite,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import PARTITIONS, build
+from support.problems import PARTITIONS, build
 from torch import nn
 
 import gnewton as gn

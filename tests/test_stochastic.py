@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from problems import build
+from support.problems import build
 
 import gnewton as gn
 

@@ -9,7 +9,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import PARTITIONS, PROBLEMS, build
+from support.problems import PARTITIONS, PROBLEMS, build
 from torch import nn
 
 import gnewton as gn

@@ -29,31 +29,31 @@
 =======================  =============================================================
 """
 
-from gnewton.teaching.bound import CubicBound
-from gnewton.teaching.bowl import QuadraticBowl
-from gnewton.teaching.cubic_step import cubic_step
-from gnewton.teaching.deep_rates import DeepRates
-from gnewton.teaching.derivation import Derivation, Line, Walker
-from gnewton.teaching.exercise import check, hint
-from gnewton.teaching.explorer import StepExplorer
-from gnewton.teaching.figure_widget import FigureWidget
-from gnewton.teaching.invariance import InvarianceTwins, Rescaled
-from gnewton.teaching.live import LiveTraining
-from gnewton.teaching.newton_cauchy import newton_cauchy
-from gnewton.teaching.noise import NoiseExplorer
-from gnewton.teaching.one_sample_sweep import one_sample_sweep
-from gnewton.teaching.partition_explorer import PartitionExplorer
+from gnewton.teaching.derivations.cubic_step import cubic_step
+from gnewton.teaching.derivations.derivation import Derivation, Line, Walker
+from gnewton.teaching.derivations.newton_cauchy import newton_cauchy
+from gnewton.teaching.derivations.one_sample_sweep import one_sample_sweep
+from gnewton.teaching.derivations.summary_tensors import summary_tensors
+from gnewton.teaching.derivations.tangents_adjoints import tangents_adjoints
+from gnewton.teaching.exercises.exercise import check, hint
 from gnewton.teaching.quiz import quiz
-from gnewton.teaching.race import RaceExplorer
 from gnewton.teaching.report import report
-from gnewton.teaching.saddle import SaddleExplorer
-from gnewton.teaching.sample_spectrum import SampleSpectrum
-from gnewton.teaching.secular_explorer import SecularExplorer
-from gnewton.teaching.summary_tensors import summary_tensors
-from gnewton.teaching.tangents_adjoints import tangents_adjoints
-from gnewton.teaching.tape_viewer import TapeViewer
-from gnewton.teaching.taylor import TaylorSlice
-from gnewton.teaching.timeline import CurvatureTimeline
+from gnewton.teaching.widgets.bound import CubicBound
+from gnewton.teaching.widgets.bowl import QuadraticBowl
+from gnewton.teaching.widgets.deep_rates import DeepRates
+from gnewton.teaching.widgets.explorer import StepExplorer
+from gnewton.teaching.widgets.figure_widget import FigureWidget
+from gnewton.teaching.widgets.invariance import InvarianceTwins, Rescaled
+from gnewton.teaching.widgets.live import LiveTraining
+from gnewton.teaching.widgets.noise import NoiseExplorer
+from gnewton.teaching.widgets.partition_explorer import PartitionExplorer
+from gnewton.teaching.widgets.race import RaceExplorer
+from gnewton.teaching.widgets.saddle import SaddleExplorer
+from gnewton.teaching.widgets.sample_spectrum import SampleSpectrum
+from gnewton.teaching.widgets.secular_explorer import SecularExplorer
+from gnewton.teaching.widgets.tape_viewer import TapeViewer
+from gnewton.teaching.widgets.taylor import TaylorSlice
+from gnewton.teaching.widgets.timeline import CurvatureTimeline
 
 __all__ = [
     "CubicBound",

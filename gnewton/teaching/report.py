@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gnewton
-from gnewton.teaching.exercise import RECORDS, Record, every
+from gnewton.teaching.exercises.exercise import RECORDS, Record, every
 
 NOTE = "Formative: made on the learner's own machine, and easily forged. Not for marks."
 

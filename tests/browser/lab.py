@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
 
-ROOT = Path(__file__).parents[2]
-PAGES = [path for path in (ROOT / "book" / "refresher.md", ROOT / "book" / "glossary.md") if path.exists()]
+from gnewton.course import place
+from gnewton.course.copies import copy_course
+
 PATIENCE = 240_000  # milliseconds for a whole notebook, on two slow cores with other work
 
 PANEL = "window.jupyterapp.shell.currentWidget"
@@ -40,8 +41,7 @@ class Server(NamedTuple):
 def jupyterlab(folder):
     """A server on a copy of the course, made as ``make lab`` makes it; it keeps all its files in the folder."""
     server = Server(f"http://127.0.0.1:{free_port()}", secrets.token_hex(16), folder / "learn")
-    copy = [ROOT / "tools" / "copy_notebooks.py", ROOT / "notebooks", server.root, *PAGES]
-    subprocess.run([sys.executable, *map(str, copy)], check=True)
+    copy_course(place.notebooks(), server.root, place.pages())
     command = [sys.executable, "-m", "jupyterlab", *arguments(server)]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment(folder), cwd=server.root, stdout=log, stderr=log)
@@ -78,7 +78,7 @@ def environment(folder):
     jupyter = [f"JUPYTER_{name}_DIR" for name in ("CONFIG", "DATA", "RUNTIME")]
     own = [*jupyter, "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR", "MPLCONFIGDIR"]
     course = {
-        "JUPYTER_CONFIG_PATH": str(ROOT / "tools" / "jupyter"),
+        "JUPYTER_CONFIG_PATH": str(place.JUPYTER),
         "JUPYTER_PLATFORM_DIRS": "1",
         "OMP_NUM_THREADS": "1",
     }

@@ -13,7 +13,7 @@ import tracemalloc
 
 import pytest
 import torch
-from problems import PARTITIONS, PROBLEMS, build
+from support.problems import PARTITIONS, PROBLEMS, build
 from torch.func import jacfwd, jacrev
 
 from gnewton.derivatives.nested import summary, summary_tensor

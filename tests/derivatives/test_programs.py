@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 import torch
-from problems import DTYPE
+from support.problems import DTYPE
 from torch import Tensor, nn
 
 import gnewton as gn

@@ -9,10 +9,10 @@ import tracemalloc
 
 import pytest
 import torch
-from problems import PARTITIONS, PROBLEMS, build
+from support.problems import PARTITIONS, PROBLEMS, build
+from support.zoo import ZOO
 from torch import nn
 from torch.func import functional_call
-from zoo import ZOO
 
 import gnewton as gn
 from gnewton.derivatives import nested, sweep

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from exact.oracle import CASES, DTYPE, build, gap, row, unrow
+from support.oracle import CASES, DTYPE, build, gap, row, unrow
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from experiments.problem import TINY, method
+from support.race import TINY, method
 
 from gnewton import experiments
 from gnewton.experiments import __main__ as front

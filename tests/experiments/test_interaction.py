@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from experiments.problem import TINY, digits, method
+from support.race import TINY, digits, method
 
 from gnewton.experiments import interaction
 from gnewton.experiments.protocol import Plan

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from experiments.problem import TINY, method, missing
+from support.race import TINY, method, missing
 
 from gnewton.experiments import protocol
 from gnewton.experiments.methods import METHODS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from experiments.problem import TINY, digits, method, missing
+from support.race import TINY, digits, method, missing
 
 from gnewton.experiments import report
 from gnewton.experiments.pictures import figure, mean_curve

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from experiments.problem import TINY, digits, method, seeded
+from support.race import TINY, digits, method, seeded
 from torch import nn
 
 from gnewton.experiments import runs

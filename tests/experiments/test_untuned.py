@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from experiments.problem import digits
+from support.race import digits
 
 from gnewton import experiments
 from gnewton.experiments import twins, untuned

@@ -10,7 +10,7 @@ import pytest
 
 from gnewton.teaching import check, hint, report
 from gnewton.teaching.collect import main
-from gnewton.teaching.exercise import RECORDS, find
+from gnewton.teaching.exercises.exercise import RECORDS, find
 
 
 @pytest.fixture(autouse=True)

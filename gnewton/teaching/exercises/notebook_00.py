@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.teaching.exercise import Exercise
+from gnewton.teaching.exercises.exercise import Exercise
 
 
 def five_parameters(seed: int) -> tuple[Any, ...]:

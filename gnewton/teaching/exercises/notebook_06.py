@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnewton.teaching.exercise import Exercise
+from gnewton.teaching.exercises.exercise import Exercise
 
 LABELS = ((0, 1, 0, 2, 1), (2, 0, 1, 1, 0))
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnewton.teaching.exercise import Exercise
+from gnewton.teaching.exercises.exercise import Exercise
 
 
 def convolved(w: Tensor, x: Tensor) -> Tensor:

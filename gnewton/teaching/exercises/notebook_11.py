@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gnewton.teaching.exercise import Exercise
+from gnewton.teaching.exercises.exercise import Exercise
 
 
 def chain(seed: int) -> tuple[Tensor, float]:

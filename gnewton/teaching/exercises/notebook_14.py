@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.teaching.exercise import Exercise
+from gnewton.teaching.exercises.exercise import Exercise
 
 STEP = 1e-3
 
