@@ -20,6 +20,7 @@ from tqdm import tqdm
 from gnewton import datasets, models, plots
 from gnewton.datasets import Dataset
 from gnewton.exact import ExactNewton
+from gnewton.experiments.experiment import Experiment, Results
 from gnewton.experiments.methods import METHODS, Method, Settings, grid
 from gnewton.experiments.networks import Problem
 from gnewton.experiments.pictures import name_curves
@@ -27,8 +28,6 @@ from gnewton.experiments.protocol import HOLD_OUT, Plan
 from gnewton.experiments.report import facts, markdown, rounded
 from gnewton.experiments.runs import Run, finite, kept, train
 from gnewton.experiments.untuned import mean_loss
-
-Results = dict[str, Any]
 
 TITLE = "one sample a step: ExactNewton untuned, beside tuned SGD and Adam"
 ACTIVATIONS = ("tanh", "sigmoid", "softplus", "relu")
@@ -247,3 +246,15 @@ def _curves(one: Results, unit: str) -> dict[str, tuple[Sequence[float], Sequenc
         x = list(epochs) if unit == "epoch" else [float(s) for s in np.mean([r["cpu_seconds"] for r in runs], axis=0)]
         found[method["title"]] = (x, [mean_loss(runs, epoch) for epoch in epochs])
     return found
+
+
+EXPERIMENT = Experiment(
+    name="one-sample",
+    title=TITLE,
+    minutes=12,
+    measure=measure,
+    report=report,
+    figures=figures,
+    pictures=("one-sample",),
+    unread=("tuning", "test_losses"),
+)

@@ -1,5 +1,7 @@
 """A race that takes a second: a small teacher-student regression, or digits, two methods, few steps."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -7,6 +9,7 @@ from gnewton import datasets, models
 from gnewton.experiments.methods import METHODS, Method
 from gnewton.experiments.networks import Problem
 
+RESULTS = Path(__file__).parents[2] / "results"
 TINY = Problem(
     "tiny",
     "perceptron 3-4-1, tanh",
