@@ -14,7 +14,7 @@ from benchmarks.measure import EXPECTED, Subject, why
 from benchmarks.networks import Network, build, direction, partition
 from benchmarks.peers import PEERS
 from gnewton.derivatives.nested import contract
-from gnewton.loss import prepared
+from gnewton.loss import differentiable_mode
 
 FLOAT64 = 1e-10
 FLOAT32 = 1e-5
@@ -80,7 +80,7 @@ def tape(net: Network, parts: gn.Partition, u: dict[str, Tensor], full: bool) ->
 def oracle(net: Network, parts: gn.Partition, u: dict[str, Tensor], full: bool) -> Tensors:
     """The oracle's contractions, row by row: the graphs of all rows at once do not fit where S and the layers are large."""
     rows, thirds = [], []
-    with prepared(parts):
+    with differentiable_mode(parts):
         gradient = contract(net.loss(), parts, u, create_graph=True)
         for s, entry in enumerate(gradient):
             row = contract(entry, parts, u, create_graph=True)

@@ -24,7 +24,7 @@ from benchmarks.networks import Network, build, direction, partition
 from benchmarks.peers import PEERS
 from gnewton.derivatives.record import record
 from gnewton.derivatives.tape import Tape
-from gnewton.loss import prepared
+from gnewton.loss import differentiable_mode
 
 Row = dict[str, Any]
 Subject = tuple[str, int]  # peer, order
@@ -208,7 +208,7 @@ def _peak() -> int:
 def tape(network: str, groups: str) -> Row:
     """What the tape of one loss holds: operations, bytes of all recorded values, of the most that live at one time."""
     net, parts, _ = _problem(network, groups)
-    with prepared(parts):
+    with differentiable_mode(parts):
         recorded = record(net.loss, parts)
     return {
         "S": len(parts),

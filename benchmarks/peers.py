@@ -15,7 +15,7 @@ from torch.func import grad, jacrev, jvp, vmap
 
 import gnewton as gn
 from benchmarks.networks import Network
-from gnewton.loss import prepared
+from gnewton.loss import differentiable_mode
 
 Direction = dict[str, Tensor]
 Result = tuple[Tensor | None, Tensor, Tensor | None]
@@ -64,7 +64,7 @@ def paper(network: Network, partition: gn.Partition, direction: Direction, order
     def contract(scalar: Tensor, names: Sequence[str] = everything) -> list[Tensor]:
         return _contract(scalar, partition, direction, names, create_graph=True)
 
-    with prepared(partition):
+    with differentiable_mode(partition):
         gradient = contract(network.loss())
         rows = [contract(entry) for entry in gradient]
         # What a pass leaves behind is let go at once: kept to the end, S graphs of order 3 fill any memory.
@@ -81,7 +81,7 @@ def tightened(network: Network, partition: gn.Partition, direction: Direction, o
     """
     members = [partition.members(s) for s in range(len(partition))]
     rows, third = [], []
-    with prepared(partition):
+    with differentiable_mode(partition):
         everything = list(partition.parameters)
         gradient = _contract(network.loss(), partition, direction, everything, create_graph=True)
         for s, entry in enumerate(gradient):
@@ -145,7 +145,7 @@ def func_hessian(network: Network, partition: gn.Partition, direction: Direction
     def third(axis: Tensor) -> Tensor:
         return -along(along(along(phi, axis), axis), axis)(origin)
 
-    with prepared(partition):
+    with differentiable_mode(partition):
         together = _columns_together(partition)
         gradient = -grad(phi)(origin)
         rows = vmap(second, chunk_size=together)(axes)
@@ -166,7 +166,7 @@ def curvlinops_hessian(network: Network, partition: gn.Partition, direction: Dir
     from curvlinops import HessianLinearOperator
 
     parameters = partition.parameters
-    with prepared(partition):
+    with differentiable_mode(partition):
         operator = HessianLinearOperator(
             network.model,
             network.criterion,

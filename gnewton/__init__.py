@@ -10,6 +10,7 @@ Summary                 g-bar (S,), H-bar (S, S) and order 3
 newton_step             one learning rate per group from a summary, cubic-regularized
 Step, Status            its result and what became of it; NewtonStepError when raised
 GroupedNewton           all of it as a torch.optim.Optimizer
+policies                how rates come about: RatioTest, ReuseRates, or one of your own
 average                 means of summaries over steps: Exponential, Windows
 AsRate                  a view through which schedulers drive any setting, lambda_int too
 StochasticNewton        Newton's method by one Hessian-vector product a step
@@ -27,12 +28,12 @@ import importlib
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
-from gnewton import average, derivatives, direction, exact, models
+from gnewton import average, derivatives, direction, exact, models, policies
 from gnewton.cubic import NewtonStepError, Status, Step, newton_step
-from gnewton.damping import AsRate
 from gnewton.exact import ExactNewton
 from gnewton.optimizer import GroupedNewton
 from gnewton.partition import Partition
+from gnewton.schedules import AsRate
 from gnewton.stochastic import StochasticNewton
 from gnewton.summary import Summary, summarize
 from gnewton.tuning import Suggestion, suggest_learning_rates
@@ -58,6 +59,7 @@ __all__ = [
     "exact",
     "models",
     "newton_step",
+    "policies",
     "suggest_learning_rates",
     "summarize",
 ]

@@ -1,56 +1,16 @@
 """Averages of summaries over steps: the curvature of many mini-batches instead of one.
 
 Summaries of different steps belong to different directions, and a gradient that shrinks would shrink its share. So
-whoever averages takes every u with each group's part at norm 1 (``normalized``): then rescaling u changes nothing.
+whoever averages takes every u with each group's part at norm 1 (``direction.normalize``): then rescaling u changes nothing.
 Both averages are plain settings; what they remember is a dictionary of tensors that the caller keeps.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from gnewton.direction import Direction
-from gnewton.partition import Partition, accumulator_dtype
 from gnewton.summary import Summary
 
 Memory = dict[str, Any]
-
-
-def normalized(direction: Mapping[str, Tensor], partition: Partition) -> Direction:
-    """u with the part inside each group divided by its norm, u_s / ||u_s||; a part that is zero stays zero.
-
-    >>> import torch, gnewton as gn
-    >>> partition = gn.Partition.single(gn.models.Rosenbrock(2))
-    >>> normalized({"theta": torch.tensor([3.0, 4.0])}, partition)
-    {'theta': tensor([0.6000, 0.8000])}
-    """
-    # By the largest entry first: squares of numbers below 1e-23 vanish in float32, and of those above 1e19 overflow.
-    largest = torch.stack([u.abs().max() for u in direction.values()]).max()
-    scale = torch.where(largest > 0, largest, 1)
-    u = {name: part / scale for name, part in direction.items()}
-    norms = lengths(u, partition)
-    return partition.scale(u, torch.where(norms > 0, 1 / norms, 0))
-
-
-def lengths(direction: Mapping[str, Tensor], partition: Partition) -> Tensor:
-    """||u_s|| of each group: (S,), float64 (float32 on MPS).
-
-    >>> import torch, gnewton as gn
-    >>> lengths({"theta": torch.tensor([3.0, 4.0])}, gn.Partition.single(gn.models.Rosenbrock(2)))
-    tensor([5.], dtype=torch.float64)
-    """
-    return partition.sums({name: _squares(part, partition, name) for name, part in direction.items()}).sqrt()
-
-
-def _squares(part: Tensor, partition: Partition, name: str) -> Tensor:
-    # In few digits, squares of small entries vanish.
-    dtype = accumulator_dtype(partition.device)
-    whole = isinstance(partition.label(name), int)
-    numbers: Tensor = torch.linalg.vector_norm(part, dtype=dtype) if whole else part.to(dtype)
-    return numbers.square()
 
 
 @dataclass(frozen=True)
@@ -114,9 +74,9 @@ class Windows:
             counts |= {"closed": self.period, "current": 0}
         total = current if closed is None else closed if current is None else closed + current
         assert total is not None  # one of them holds the new summary
-        kept = {"closed": _packed(closed), "current": _packed(current), "counts": counts}
+        memory = {"closed": _packed(closed), "current": _packed(current), "counts": counts}
         mean = total * (1 / (counts["closed"] + counts["current"]))
-        return mean if counts["seen"] > self.warmup else None, kept
+        return mean if counts["seen"] > self.warmup else None, memory
 
 
 Average = Exponential | Windows

@@ -4,22 +4,20 @@ Without a cubic term it is η = H̄⁻¹ ḡ; with one, the global minimizer of
 
     m(η) = -ḡ·η + ηᵀ H̄ η / 2 + λ ‖D η‖³ / 6,        D = Diag(|D3_sss|^(1/3)),  λ = `cubic`.
 
-This module checks, names and reports; the numerics are in `gnewton.secular`.
+`CubicModel` is m; this module checks, names and reports, and the numerics of its minimum are in `gnewton.secular`.
 """
 
 import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from gnewton.secular import Array, NoMinimum, Problem, cubic_minimum, in_units, stationary_point
-
-if TYPE_CHECKING:
-    from gnewton.summary import Summary
+from gnewton.summary import Summary
 
 
 class Status(Enum):
@@ -79,9 +77,73 @@ class NewtonStepError(RuntimeError):
         self.step = step
 
 
+@dataclass(frozen=True, eq=False)
+class CubicModel:
+    """m(η), the local model of the loss that a step minimizes.
+
+    Args:
+        summary: ḡ ``.gradient`` (S,), symmetric H̄ ``.hessian`` (S, S) and, for cubic > 0, ``.third`` (S,), the diagonal of
+            D3; real tensors of any dtype and device.
+        cubic: λ_int >= 0, the strength of the cubic term.
+        ridge: >= 0, added to the diagonal of H̄.
+        diagonal: use the diagonal of H̄ only.
+
+    Raises ValueError for numbers out of range.
+
+    >>> from gnewton.summary import Summary
+    >>> model = CubicModel(Summary.from_tensors(gradient=[2.0], hessian=[[1.0]], third=[-1.0]), cubic=2.0)
+    >>> model.decrease(torch.tensor([1.0])), model.minimize()
+    (tensor(1.1667, dtype=torch.float64), Step(CONVERGED, learning_rates=[1], decrease=1.17))
+    """
+
+    summary: Summary
+    cubic: float
+    ridge: float = 0.0
+    diagonal: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("cubic", "ridge"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float | torch.Tensor) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+
+    @property
+    def metric(self) -> torch.Tensor | None:
+        """The diagonal of D, (S,): cube roots of |D3_sss|; None without order 3."""
+        third = self.summary.third
+        return None if third is None else third.abs().pow(1 / 3)
+
+    def decrease(self, eta: torch.Tensor) -> torch.Tensor:
+        """-m(η), what the loss loses by the model: () for η (S,), or (n,) for η (n, S)."""
+        summary, metric, dot = self.summary, self.metric, torch.linalg.vecdot
+        eta, hessian = eta.to(summary.gradient), summary.hessian
+        if hessian is None:
+            raise ValueError("expected a summary of order 2 or 3, got order 1: summarize with order=2")
+        curvature = hessian.diagonal() * eta if self.diagonal else (hessian @ eta.transpose(0, -1)).transpose(0, -1)
+        decrease: torch.Tensor = dot(summary.gradient.expand_as(eta), eta) - dot(eta, curvature + self.ridge * eta) / 2
+        if metric is not None:
+            decrease = decrease - self.cubic / 6 * torch.linalg.vector_norm(metric * eta, dim=-1) ** 3
+        return decrease
+
+    def minimize(self) -> Step:
+        """The global minimizer of m, solved in float64 on the CPU; where there is none, a step of zeros that says why."""
+        cubic, summary = float(self.cubic), self.summary
+        with np.errstate(all="ignore"):
+            g, H, d, names = _read(summary, cubic > 0)
+            H = (np.diag(np.diagonal(H)) if self.diagonal else (H + H.T) / 2) + float(self.ridge) * np.eye(len(g))
+            solution = _solve(Problem(g, H, d if cubic else 0 * g, cubic))
+            radius = math.nan if summary.third is None else math.hypot(*(d * solution.eta))
+        message = solution.status.value
+        if solution.reason:
+            groups = ", ".join(name for name, blamed in zip(names, solution.blamed, strict=True) if blamed)
+            message = f"{groups}: {solution.reason}. {solution.status.name}: {message}"
+        return Step(torch.from_numpy(solution.eta), solution.status, radius, solution.decrease, message)
+
+
 def newton_step(
-    summary: "Summary",
+    summary: Summary,
     cubic: float = 1.0,
+    *,
     ridge: float = 0.0,
     diagonal: bool = False,
     on_failure: Literal["raise", "report"] = "raise",
@@ -89,9 +151,8 @@ def newton_step(
     """The learning rate of every group that minimizes the local model m of the loss.
 
     Args:
-        summary: ḡ ``.gradient`` (S,), symmetric H̄ ``.hessian`` (S, S) and, for cubic > 0, ``.third`` (S,), the diagonal of
-            D3; real tensors of any dtype and device (the solver works in float64 on the CPU).
-        cubic: λ >= 0. At 0 the step is Newton's, η = H̄⁻¹ ḡ; above 0 it is the global minimizer of
+        summary: ḡ, H̄ and, for cubic > 0, the diagonal of D3, as in ``CubicModel``.
+        cubic: λ_int >= 0. At 0 the step is Newton's, η = H̄⁻¹ ḡ. Above 0 it is the global minimizer of
             m(η) = -ḡ·η + ηᵀH̄η/2 + λ‖Dη‖³/6, D the cube roots of the absolute ``third`` ("Method 1" of arXiv 2312.03885).
         ridge: >= 0, added to the diagonal of H̄.
         diagonal: use the diagonal of H̄ only.
@@ -101,9 +162,9 @@ def newton_step(
         ValueError: an argument or a shape is wrong.
         NewtonStepError: there is no step, and ``on_failure`` is "raise".
 
-    Where H̄ is singular and a minimum exists, the one of least Σ_s H̄_ss η_s² is returned: frozen, unused and
-    zero-direction groups (rows of zeros, or of roundings beside the rest) get 0. No threshold is absolute, so that
-    rescaling a group rescales its rate.
+    Where H̄ is singular and a minimum exists, the one of least Σ_s H̄_ss η_s² is returned. So frozen, unused and
+    zero-direction groups (rows of zeros, or of roundings beside the rest) get 0. No threshold is absolute: rescaling a
+    group rescales its rate.
 
     >>> import gnewton as gn
     >>> summary = gn.Summary.from_tensors(gradient=[1.0, 4.0], hessian=[[1.0, 6.0], [6.0, 16.0]], third=[1.0, 8.0])
@@ -112,27 +173,15 @@ def newton_step(
     >>> gn.newton_step(summary, cubic=1.0)
     Step(CONVERGED, learning_rates=[...], decrease=...)
     """
-    for name, value in (("cubic", cubic), ("ridge", ridge)):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
     if on_failure not in ("raise", "report"):
         raise ValueError(f'on_failure must be "raise" or "report", got {on_failure!r}')
-    with np.errstate(all="ignore"):
-        g, H, d, names = _read(summary, cubic > 0)
-        H = (np.diag(np.diagonal(H)) if diagonal else (H + H.T) / 2) + ridge * np.eye(len(g))
-        outcome = _solve(Problem(g, H, d if cubic else 0 * g, float(cubic)))
-        radius = math.nan if summary.third is None else math.hypot(*(d * outcome.eta))
-    message = outcome.status.value
-    if outcome.reason:
-        groups = ", ".join(name for name, blamed in zip(names, outcome.blamed, strict=True) if blamed)
-        message = f"{groups}: {outcome.reason}. {outcome.status.name}: {message}"
-    step = Step(torch.from_numpy(outcome.eta), outcome.status, radius, outcome.decrease, message)
+    step = CubicModel(summary, cubic, ridge, diagonal).minimize()
     if on_failure == "raise" and not step.status.ok:
         raise NewtonStepError(step)
     return step
 
 
-def _read(summary: "Summary", cubic: bool) -> tuple[Array, Array, Array, tuple[str, ...]]:
+def _read(summary: Summary, cubic: bool) -> tuple[Array, Array, Array, tuple[str, ...]]:
     """The checked g, H, diagonal of D (zero without order 3) and group names."""
     if summary.hessian is None or (cubic and summary.third is None):
         order = 2 if summary.hessian is None else 3
@@ -159,7 +208,7 @@ def _read(summary: "Summary", cubic: bool) -> tuple[Array, Array, Array, tuple[s
     return g, H, np.cbrt(np.abs(third)), names
 
 
-class _Outcome(NamedTuple):
+class _Solution(NamedTuple):
     status: Status
     eta: Array
     decrease: float = 0.0
@@ -167,11 +216,11 @@ class _Outcome(NamedTuple):
     reason: str = ""
 
 
-def _fail(blamed: Any, reason: str, status: Status = Status.UNBOUNDED) -> _Outcome:
-    return _Outcome(status, np.zeros(len(blamed)), 0.0, blamed, reason)
+def _fail(blamed: Any, reason: str, status: Status = Status.UNBOUNDED) -> _Solution:
+    return _Solution(status, np.zeros(len(blamed)), 0.0, blamed, reason)
 
 
-def _solve(p: Problem) -> _Outcome:
+def _solve(p: Problem) -> _Solution:
     """Drop the groups of zeros, bring the units near 1 by exact powers of two, solve, and undo both."""
     broken = ~(np.isfinite(p.g) & np.isfinite(p.H).all(1) & np.isfinite(p.d))
     if broken.any():
@@ -182,7 +231,7 @@ def _solve(p: Problem) -> _Outcome:
     if falling.any():
         return _fail(falling, "a gradient, but neither curvature nor third derivative")
     if not live.any():
-        return _Outcome(Status.STATIONARY, eta)
+        return _Solution(Status.STATIONARY, eta)
     small, unit, curvature, lost = in_units(Problem(p.g[live], p.H[live][:, live], p.d[live], p.cubic))
     try:
         status, eta[live], decrease = _step(small)
@@ -197,7 +246,7 @@ def _solve(p: Problem) -> _Outcome:
     eta = np.ldexp(eta, unit)
     if not np.isfinite(eta).all():
         return _fail(~np.isfinite(eta), "a step beyond float64", Status.NOT_FINITE)
-    return _Outcome(status, eta, float(np.ldexp(decrease, curvature + 2 * unit)))
+    return _Solution(status, eta, float(np.ldexp(decrease, curvature + 2 * unit)))
 
 
 def _is_rounding(p: Problem) -> NDArray[np.bool_]:

@@ -4,7 +4,6 @@ A loss is a callable that returns a scalar tensor with its graph; gnewton evalua
 """
 
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -14,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gnewton.caller import warn
 from gnewton.elementary import Elementary
 from gnewton.partition import Partition
+from gnewton.undo import Buffers, RandomState
 
 Loss = Callable[..., Tensor]
 Weight = Callable[..., float]
@@ -46,7 +47,7 @@ def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Ten
         before, newest = RandomState(partition), _newest_node()
     value = _called(loss, batch)
     with torch._C.DisableTorchFunction():
-        return _accepted(value, loss, partition, batch, before, newest)
+        return _check_result(value, loss, partition, batch, before, newest)
 
 
 def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> list[Tensor | None]:
@@ -75,7 +76,7 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
 
 
 @contextmanager
-def prepared(partition: Partition, restore_buffers: bool = True, higher: bool = True) -> Iterator[None]:
+def differentiable_mode(partition: Partition, restore_buffers: bool = True, higher: bool = True) -> Iterator[None]:
     """Gradients on, every operation in a form whose derivatives are right to every order, buffers restored after.
 
     Attention runs by its math back end, as the fused one has no second derivative; norm layers are written out, as torch's
@@ -101,33 +102,6 @@ def prepared(partition: Partition, restore_buffers: bool = True, higher: bool = 
 def _uncompiled() -> AbstractContextManager[Any]:
     # Whoever compiled a module has loaded the compiler; nobody else should wait for it.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-
-
-class Buffers:
-    """The buffers of a module (batch norm's running statistics) as they are now, to be put back."""
-
-    def __init__(self, module: nn.Module | None) -> None:
-        owners = list(module.modules()) if module else []
-        self._held = [(m, dict(m._buffers)) for m in owners]
-        self._saved = [
-            (b, b.detach().clone(), version(b)) for m in owners for b in m._buffers.values() if b is not None
-        ]
-
-    def restore(self) -> None:
-        """Put back every buffer, also where the module replaced the tensor or made a new one."""
-        for module, buffers in self._held:
-            if not isinstance(module, torch.jit.ScriptModule) and module._buffers != buffers:
-                module._buffers.clear()
-                module._buffers.update(buffers)
-        with torch.no_grad():
-            for buffer, saved, before in self._saved:
-                if buffer.is_inference():
-                    continue
-                # Writing counts as a change, which would break graphs that the caller still holds; the kernel of batch norm
-                # writes without counting, and so does its restoration.
-                uncounted = version(buffer) == before
-                with torch.autograd._unsafe_preserve_version_counter(buffer) if uncounted else nullcontext():
-                    buffer.copy_(saved)
 
 
 def batches(data: Iterable[Any] | None, weight: Weight | None) -> Iterator[tuple[Sequence[Any], float]]:
@@ -167,53 +141,6 @@ def _samples(arguments: Sequence[Any]) -> int:
     return len(first)
 
 
-class RandomState:
-    """The random state of the CPU and of the partition's device, to be compared and replayed."""
-
-    def __init__(self, partition: Partition) -> None:
-        device = partition.device
-        self._generator = torch.get_device_module(device) if device.type in ("cuda", "mps", "xpu") else None
-        self._which = () if device.type == "mps" else (device,)
-        self._states = self._read()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RandomState) and all(map(torch.equal, self._states, other._states))
-
-    __hash__ = None  # type: ignore[assignment]
-
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Inside, random numbers come as they came after this state was read; afterwards nothing was drawn."""
-        now = self._read()
-        self.restore()
-        try:
-            yield
-        finally:
-            self._write(now)
-
-    def restore(self) -> None:
-        """Go back to this state."""
-        self._write(self._states)
-
-    def _read(self) -> list[Tensor]:
-        return [torch.get_rng_state()] + ([self._generator.get_rng_state(*self._which)] if self._generator else [])
-
-    def _write(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        if self._generator:
-            self._generator.set_rng_state(states[1], *self._which)
-
-
-def version(tensor: Tensor) -> int:
-    """How often the tensor was written to.
-
-    >>> version(torch.zeros(2).add_(1))
-    1
-    """
-    # Inference tensors count no changes, and cannot be written to outside inference mode either.
-    return -1 if tensor.is_inference() else tensor._version
-
-
 def _check_surroundings(partition: Partition) -> None:
     kind = partition.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -223,8 +150,8 @@ def _check_surroundings(partition: Partition) -> None:
         )
 
 
-def _accepted(
-    value: Any, loss: Loss, partition: Partition, batch: Sequence[Any], before: "RandomState", newest: int
+def _check_result(
+    value: Any, loss: Loss, partition: Partition, batch: Sequence[Any], before: RandomState, newest: int
 ) -> Tensor:
     if RandomState(partition) != before:
         _warn_of_randomness(partition)
@@ -237,7 +164,7 @@ def _accepted(
         )
     if any(_age(node) <= newest for node in graph) and _is_stored(value, newest, partition):
         # Another evaluation settles it: only a stored graph comes back as the very same nodes.
-        with before.replayed():
+        with before.replay():
             again = _called(loss, batch)
         if isinstance(again, Tensor) and _old_nodes(value.grad_fn, newest) & _old_nodes(again.grad_fn, newest):
             raise ValueError(
@@ -281,11 +208,10 @@ def _warn_of_randomness(partition: Partition) -> None:
     modules = partition.module.named_modules() if partition.module else []
     drops = [f"{name} ({type(m).__name__})" for name, m in modules if _draws(m)]
     found = f"; in training mode: {', '.join(drops)}" if drops else ""
-    warnings.warn(
+    warn(
         f"the loss is not deterministic: it drew random numbers{found}. Its derivatives hold for this one draw. "
         "Call model.eval(), set the dropout probability to 0, or draw outside the closure",
         RandomLossWarning,
-        stacklevel=4,
     )
     _WARNED.add(partition)
 

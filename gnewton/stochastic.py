@@ -7,14 +7,15 @@ With theta at rest, d goes to (H + rho)^-1 g, Newton's direction, without an inv
 Hessian-vector product H d of one mini-batch, and their noise averages out in d (arXiv 2312.03885, its configuration).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gnewton.loss import Buffers, RandomState, differentiate, evaluate, prepared
+from gnewton.loss import differentiable_mode, differentiate, evaluate
 from gnewton.partition import Partition
+from gnewton.undo import Buffers, RandomState, undone_on_error
 
 Closure = Callable[[], Tensor]
 
@@ -56,24 +57,23 @@ class StochasticNewton(torch.optim.Optimizer):
         """
         settings = self.param_groups[0]
         _check_settings(settings)
-        buffers, random = Buffers(self.partition.module), RandomState(self.partition)
-        try:
-            value, directions = self._followed(closure, settings)
-        except BaseException:
-            buffers.restore()
-            random.restore()
-            raise
+        with undone_on_error(Buffers(self.partition.module), RandomState(self.partition)):
+            value, directions = self._follow(closure, settings)
         with torch.no_grad():
             for p, d in directions.items():
                 self.state[p]["direction"] = d
                 p.sub_(settings["lr"] * d)
         return value
 
-    def _followed(self, closure: Closure, settings: dict[str, Any]) -> tuple[Tensor, dict[Tensor, Tensor]]:
+    def training_step(self, loss: Callable[..., Tensor], batch: Sequence[Any]) -> Tensor:
+        """A step as ``training.fit`` asks for it, on ``loss(*batch)``."""
+        return self.step(lambda: loss(*batch))
+
+    def _follow(self, closure: Closure, settings: dict[str, Any]) -> tuple[Tensor, dict[Tensor, Tensor]]:
         """The loss and d after its step, of every parameter that moves."""
         moving = [p for p in self.partition.parameters.values() if p.requires_grad]
         before = [self.state[p].get("direction", torch.zeros_like(p)) for p in moving]
-        with prepared(self.partition, restore_buffers=False):
+        with differentiable_mode(self.partition, restore_buffers=False):
             value = evaluate(closure, self.partition)
             gradient = _filled(differentiate(value, moving, create_graph=True), moving)
             slope = sum(((g * d).sum() for g, d in zip(gradient, before, strict=True)), value.new_zeros(()))

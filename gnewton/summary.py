@@ -17,9 +17,10 @@ from torch import Tensor
 from gnewton.derivatives import nested, sweep
 from gnewton.derivatives.record import recorded, warn_of_missing
 from gnewton.derivatives.tape import Tape
-from gnewton.direction import Direction, checked
-from gnewton.loss import Loss, RandomState, Weight, batches, evaluate, prepared
+from gnewton.direction import Direction, check_direction, gradient
+from gnewton.loss import Loss, Weight, batches, differentiable_mode, evaluate
 from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
+from gnewton.undo import RandomState
 
 _TENSORS = ("value", "gradient", "hessian", "third", "third_full")
 _ENGINES = ("auto", "tape", "nested")
@@ -199,6 +200,23 @@ class Summary:
         hessian = None if self.hessian is None else m @ self.hessian @ m.T
         return Summary(self.value, m @ self.gradient, hessian, third, full, tuple(merged) if self.names else None)
 
+    def rescaled(self, factors: Tensor) -> "Summary":
+        """The summary along u with the part in group s times factors[s], (S,): order d scales with the product of d of them.
+
+        >>> import gnewton as gn
+        >>> s = gn.Summary.from_tensors(gradient=[1.0, 2.0], hessian=[[2.0, 1.0], [1.0, 2.0]], third=[8.0, 1.0])
+        >>> s.rescaled(torch.tensor([10.0, 1.0])).hessian.tolist()
+        [[200.0, 10.0], [10.0, 2.0]]
+        """
+        f = factors.to(self.gradient)
+        return replace(
+            self,
+            gradient=self.gradient * f,
+            hessian=None if self.hessian is None else self.hessian * f * f[:, None],
+            third=None if self.third is None else self.third * f**3,
+            third_full=None if self.third_full is None else self.third_full * f * f[:, None] * f[:, None, None],
+        )
+
     def tensors(self) -> list[Tensor]:
         """What was computed: value, gradient and, where they are there, hessian, third and third_full."""
         return [t for name in _TENSORS if (t := getattr(self, name)) is not None]
@@ -244,7 +262,8 @@ class Summary:
 def summarize(
     loss: Loss,
     partition: Partition,
-    direction: Mapping[str, Tensor],
+    direction: Mapping[str, Tensor] | None = None,
+    *,
     order: int = 3,
     data: Iterable[Any] | None = None,
     weight: Weight | None = None,
@@ -252,18 +271,24 @@ def summarize(
     engine: str = "auto",
     max_memory: float = sweep.MAX_MEMORY,
 ) -> Summary:
-    """The exact summary of the loss along ``direction``: g-bar (S,), H-bar (S, S), the diagonal of D3 (S,), float64.
+    """The exact summary of the loss along a direction: g-bar (S,), H-bar (S, S), the diagonal of D3 (S,), float64.
 
-    ``loss()`` returns the loss with its graph and does not call backward. ``direction`` has one tensor per parameter of
-    the partition. ``order`` is 1, 2 or 3; ``full_third`` adds the (S, S, S) tensor. With ``data``, ``loss(*batch)`` is a
-    batch mean and the result is the mean over all samples: batches weigh ``len(batch[0])``, or ``weight(*batch)``.
-    Exact: no finite difference, no sampling (Wolinski, arXiv 2312.03885, section 3). Parameters, ``.grad`` and buffers
-    (batch norm) are left as they were; attention runs on its math back end meanwhile.
+    No finite difference, no sampling (Wolinski, arXiv 2312.03885, section 3). Parameters, ``.grad`` and buffers (batch
+    norm) are left as they were. Attention runs on its math back end meanwhile.
 
-    ``engine`` "tape" records the loss and sweeps S tangents through the record, for the price of a few gradients;
-    "nested" takes 2S + 1 backward passes; "auto" is the tape, or, where the record is not complete (a custom autograd
-    function, a scripted module), nested, with one IncompleteRecordWarning that names the operation; "tape" refuses such a
-    loss. ``max_memory`` in bytes bounds the tape's tangents; a smaller one takes longer.
+    Args:
+        loss: ``loss()`` returns the loss with its graph, a scalar, and does not call backward. With ``data``,
+            ``loss(*batch)`` is the mean over a batch.
+        partition: the S groups.
+        direction: u, a dictionary with one tensor per parameter of the partition. None is the gradient of the loss.
+        order: 1, 2 or 3, the highest derivative.
+        data: batches; the result is the mean over all samples.
+        weight: ``weight(*batch)`` counts a batch's samples. By default they are ``len(batch[0])``.
+        full_third: add all of D3, (S, S, S).
+        engine: "tape" records the loss and sweeps S tangents through the record, for the price of a few gradients. "nested"
+            takes 2S + 1 backward passes. "auto" is the tape; where the record is not complete (a custom autograd function,
+            a scripted module) it is nested, with one IncompleteRecordWarning that names the operation.
+        max_memory: bounds the tape's tangents, in bytes; a smaller one takes longer.
 
     Raises TypeError or ValueError for an unfit loss, direction, order or engine, FloatingPointError for a loss that is not
     finite; warns with RandomLossWarning when the loss draws random numbers.
@@ -276,10 +301,10 @@ def summarize(
             [ 480.,  200.]], dtype=torch.float64)
     """
     _check_request(order, full_third, engine, max_memory)
-    u = checked(direction, partition)
+    u = gradient(loss, partition, data, weight) if direction is None else check_direction(direction, partition)
     total: Summary | None = None
     samples = 0.0
-    with prepared(partition):
+    with differentiable_mode(partition):
         for batch, n in batches(data, weight):
             tensors = _derivatives(loss, partition, batch, u, order, full_third, engine, max_memory)
             one = Summary(*tensors, partition.names)
@@ -327,7 +352,7 @@ def _derivatives(
             tape.missing = str(error)
     if engine == "tape":
         raise ValueError(f'expected a loss that can be recorded whole, got one where {tape.missing}; use engine="auto"')
-    with before.replayed():
+    with before.replay():
         again = evaluate(loss, partition, batch)
     tensors = nested.summary(again, partition, u, order, full_third)
     warn_of_missing(tape.missing, partition)

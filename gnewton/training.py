@@ -13,9 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnewton.datasets import Dataset
-from gnewton.exact import ExactNewton
-from gnewton.optimizer import GroupedNewton, Update
-from gnewton.stochastic import StochasticNewton
 
 try:
     from tqdm import tqdm
@@ -106,11 +103,10 @@ def fit(
     (40, 5, True)
     """
     _check(optimizer, epochs, evaluate, curvature, full_batch)
-    if isinstance(optimizer, ExactNewton):
+    if hasattr(optimizer, "check_loss"):
         optimizer.check_loss(loss_fn)
     history, step = History(), _stepper(model, optimizer, loss_fn, curvature, loader if full_batch else None)
-    if isinstance(optimizer, GroupedNewton):
-        history.group_names = list(optimizer.partition.names)
+    history.group_names = getattr(optimizer, "group_names", [])
     steps = [(None, None)] if full_batch else loader
     with _modes_kept(model), closing(_Progress(epochs, steps, progress)) as bar:
         for epoch in range(epochs):
@@ -136,14 +132,14 @@ def _train(
     start = time.perf_counter() - (history.seconds[-1] if history.seconds else 0.0)
     total, samples = 0.0, 0
     for x, y in loader:
-        before = _last_update(optimizer)
+        before = _last_rates(optimizer)
         try:
             loss = step(x, y)
         except FloatingPointError as error:
             history.diverged, history.reason = True, f"step {len(history.losses)}: {error}"
             return
         # The optimizer counts over its whole life and forgets its oldest updates: the run keeps its own record.
-        if (update := _last_update(optimizer)) is not None and update is not before:
+        if (update := _last_rates(optimizer)) is not None and update is not before:
             history.learning_rate_steps.append(len(history.losses))
             history.learning_rates.append(update.learning_rates.tolist())
         history.losses.append(loss)
@@ -173,29 +169,25 @@ def _stepper(
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return loss_fn(model(x.to(device)), y.to(device))
 
-    def closure(x: Tensor, y: Tensor) -> Callable[[], Tensor]:
-        x, y = x.to(device), y.to(device)
-        return lambda: loss_fn(model(x), y)
+    def on_device(batch: Any) -> tuple[Tensor, Tensor]:
+        x, y = batch
+        return x.to(device), y.to(device)
 
-    if isinstance(optimizer, ExactNewton):
-        return lambda x, y: float(optimizer.step(x.to(device), y.to(device)))
-    if isinstance(optimizer, StochasticNewton):
-        return lambda x, y: float(optimizer.step(closure(x, y)))
-    if not isinstance(optimizer, GroupedNewton):
-        return lambda x, y: _torch_step(optimizer, closure(x, y))
+    if not hasattr(optimizer, "training_step"):
+        return lambda x, y: _torch_step(optimizer, loss, on_device((x, y)))
     if data is not None:
-        return lambda x, y: float(optimizer.step(loss, data=data))
+        return lambda x, y: float(optimizer.training_step(loss, (), data=data))
     if curvature is None:
-        return lambda x, y: float(optimizer.step(closure(x, y)))
+        return lambda x, y: float(optimizer.training_step(loss, on_device((x, y))))
     batches = _endless(curvature)
-    # Drawn here and not inside the closure, which must be the same function at each of its calls.
-    return lambda x, y: float(optimizer.step(closure(x, y), curvature=closure(*next(batches))))
+    # Drawn here and not inside the loss, which must be the same function at each of its calls.
+    return lambda x, y: float(optimizer.training_step(loss, on_device((x, y)), curvature=on_device(next(batches))))
 
 
-def _torch_step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> float:
+def _torch_step(optimizer: torch.optim.Optimizer, loss: LossFunction, batch: tuple[Tensor, Tensor]) -> float:
     def closure() -> float:
         optimizer.zero_grad()
-        value = loss()
+        value = loss(*batch)
         value.backward()  # type: ignore[no-untyped-call]
         return value.item()
 
@@ -217,8 +209,10 @@ def _endless(loader: Iterable[Any]) -> Iterator[Any]:
     )
 
 
-def _last_update(optimizer: torch.optim.Optimizer) -> Update | None:
-    return optimizer.history[-1] if isinstance(optimizer, GroupedNewton) and optimizer.history else None
+def _last_rates(optimizer: torch.optim.Optimizer) -> Any:
+    """The newest record of learning rates per group, of an optimizer that has groups."""
+    history = getattr(optimizer, "history", None) if hasattr(optimizer, "group_names") else None
+    return history[-1] if history else None
 
 
 def _measure(model: nn.Module, loss_fn: LossFunction, evaluate: Evaluation | None, history: History) -> None:
@@ -272,12 +266,13 @@ def _check(
         raise TypeError(f"expected a torch.optim optimizer or GroupedNewton, got {kind}; build one from the model")
     if epochs < 1:
         raise ValueError(f"expected at least one epoch, got {epochs}; ask for more")
-    if curvature is not None and not isinstance(optimizer, GroupedNewton):
+    grouped = hasattr(optimizer, "group_names")
+    if curvature is not None and not grouped:
         kind = type(optimizer).__name__
         raise TypeError(
             f"expected no curvature loader with {kind}, got one; only GroupedNewton takes summaries: drop it"
         )
-    if full_batch and (curvature is not None or not isinstance(optimizer, GroupedNewton)):
+    if full_batch and (curvature is not None or not grouped):
         kind = type(optimizer).__name__ if curvature is None else "a curvature loader"
         raise TypeError(f"expected a GroupedNewton alone for full_batch=True, got {kind}; leave one of them out")
     if not (evaluate is None or isinstance(evaluate, Dataset) or len(evaluate) == 2):

@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 
 from gnewton.cubic import Step, newton_step
-from gnewton.direction import Direction, Proposer, gradient, slopes
-from gnewton.loss import Loss, RandomState, Weight
+from gnewton.direction import Direction, gradient, slopes
+from gnewton.loss import Loss, Weight
 from gnewton.loss import batches as weighed
 from gnewton.partition import Partition
+from gnewton.proposer import Proposer
 from gnewton.summary import Summary, summarize
+from gnewton.undo import RandomState
 
 _ROWS = 60
 
@@ -132,7 +134,8 @@ def suggest_learning_rates(
     loss: Loss,
     partition: Partition,
     data: Iterable[Any] | None = None,
-    direction: torch.optim.Optimizer | None = None,
+    *,
+    proposer: torch.optim.Optimizer | None = None,
     cubic: float = 1.0,
     ridge: float = 0.0,
     diagonal: bool = False,
@@ -147,7 +150,7 @@ def suggest_learning_rates(
         partition: the S groups.
         data: mini-batches of the size to be trained with, as the noise of a batch lowers the rates; the whole data set as
             one batch gives the rates of full-batch training. Batches weigh ``len(batch[0])``, or ``weight(*batch)``.
-        direction: None for the gradient: SGD's learning rates. A torch optimizer: rates along the step that it proposes
+        proposer: None for the gradient: SGD's learning rates. A torch optimizer: rates along the step that it proposes
             from its present state, as learning rates of that optimizer, whatever its own lr is now. Let it take some
             steps before: the first step of fresh momentum is the gradient, later ones are up to 1 / (1 - momentum) longer.
         cubic, ridge, diagonal: as in ``newton_step``; the metric and the model come from the averaged summary.
@@ -175,20 +178,20 @@ def suggest_learning_rates(
       theta[1]          0.125      0.125      0.125
     """
     _check(partition, data, batches, lr)
-    proposer = None if direction is None else Proposer(direction, partition)
+    proposes = None if proposer is None else Proposer(proposer, partition)
     order = 3 if cubic > 0 else 2
     random = RandomState(partition)
     try:
         # Kept: a loader that shuffles would come with other batches the second time.
         pairs = list(islice(weighed(data, weight), batches))
         mean = gradient(loss, partition, None if data is None else [batch for batch, _ in pairs], weight)
-        parts = [_part(partial(loss, *batch), partition, proposer, mean, order) for batch, _ in pairs]
+        parts = [_part(partial(loss, *batch), partition, proposes, mean, order) for batch, _ in pairs]
     finally:
         random.restore()
     weighted = [part * n for part, (_, n) in zip(parts, pairs, strict=True)]
     whole = sum(weighted[1:], start=weighted[0]) * (1 / sum(n for _, n in pairs))
-    rates = newton_step(whole, cubic, ridge, diagonal).learning_rates
-    steps = [newton_step(part, cubic, ridge, diagonal, on_failure="report") for part in parts]
+    rates = newton_step(whole, cubic, ridge=ridge, diagonal=diagonal).learning_rates
+    steps = [newton_step(part, cubic, ridge=ridge, diagonal=diagonal, on_failure="report") for part in parts]
     low, high = _quartiles(steps, len(partition))
     failures = tuple(f"batch {i}: {step.message}" for i, step in enumerate(steps) if not step.status.ok)
     return Suggestion(partition, lr * rates, lr * low, lr * high, len(parts), failures)
@@ -199,7 +202,7 @@ def _part(loss: Loss, partition: Partition, proposer: Proposer | None, mean_grad
     u = gradient(loss, partition)
     if proposer is not None:
         u = _proposal(proposer, u)
-    summary = summarize(loss, partition, u, order)
+    summary = summarize(loss, partition, u, order=order)
     return replace(summary, gradient=slopes(mean_gradient, u, partition))
 
 
@@ -211,7 +214,7 @@ def _proposal(proposer: Proposer, gradients: Direction) -> Direction:
         for group in groups:
             group["lr"] = 1.0
         u = proposer.propose(gradients)
-        proposer.take_back()
+        proposer.undo()
     finally:
         for group, value in zip(groups, saved, strict=True):
             group["lr"] = value
@@ -219,12 +222,12 @@ def _proposal(proposer: Proposer, gradients: Direction) -> Direction:
 
 
 def _quartiles(steps: Sequence[Step], groups: int) -> tuple[Tensor, Tensor]:
-    found = [step.learning_rates for step in steps if step.status.ok]
-    if not found:
+    rates = [step.learning_rates for step in steps if step.status.ok]
+    if not rates:
         nothing = torch.full((groups,), math.nan, dtype=torch.float64, device="cpu")
         return nothing, nothing
-    rates = torch.stack(found)
-    return torch.quantile(rates, 0.25, dim=0), torch.quantile(rates, 0.75, dim=0)
+    low, high = (torch.quantile(torch.stack(rates), q, dim=0) for q in (0.25, 0.75))
+    return low, high
 
 
 def _note(rate: float) -> str:

@@ -5,7 +5,8 @@ import torch
 from support.problems import build
 
 import gnewton as gn
-from gnewton.average import Exponential, Windows, normalized
+from gnewton.average import Exponential, Windows
+from gnewton.direction import normalize
 
 S = 3
 
@@ -67,14 +68,14 @@ def test_normalized_has_norm_one_in_each_group_at_any_scale():
     u = case.direction(partition)
     part = partition.restrict(u, 0)
     u = {name: value - part[name] for name, value in u.items()}
-    one = normalized(u, partition)
+    one = normalize(u, partition)
     norms = partition.sums({name: part**2 for name, part in one.items()})
     dead = partition.sums({name: (part != 0).to(part.dtype) for name, part in u.items()}) == 0
     assert dead.any()
     torch.testing.assert_close(norms, (~dead).to(norms.dtype), rtol=0, atol=1e-12)
     for factor in (1e-200, 1e200):
         for a, b in zip(
-            normalized({k: v * factor for k, v in u.items()}, partition).values(), one.values(), strict=True
+            normalize({k: v * factor for k, v in u.items()}, partition).values(), one.values(), strict=True
         ):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 

@@ -7,7 +7,8 @@ import torch
 from support.problems import build
 
 import gnewton as gn
-from gnewton.direction import Proposer, checked, slopes
+from gnewton.direction import check_direction, slopes
+from gnewton.proposer import Proposer
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.3),
@@ -135,7 +136,7 @@ def test_a_proposal_can_be_taken_back(case, partition, name):
     proposer.propose(case.direction(partition, 0))
     before = state_of(optimizer)
     first = proposer.propose(case.direction(partition, 1))
-    proposer.take_back()
+    proposer.undo()
     after = state_of(optimizer)
     torch.testing.assert_close(after["state"], before["state"], rtol=0, atol=0)
     again = proposer.propose(case.direction(partition, 1))
@@ -184,7 +185,7 @@ def test_bad_directions_are_refused_by_name(case, partition):
     }
     for text, direction in bad.items():
         with pytest.raises((TypeError, ValueError), match=text):
-            checked(direction, partition)
+            check_direction(direction, partition)
 
 
 def test_order_of_a_direction_does_not_matter(case, partition):
@@ -201,8 +202,8 @@ def test_a_preconditioned_optimizer_of_another_package_proposes_the_step_it_woul
     case, twin = build("perceptron"), build("perceptron")
     make = lambda model: getattr(pytorch_optimizer, name)(model.parameters(), lr=0.1, weight_decay=0.0)  # noqa: E731
     partition = gn.Partition.by_tensor(case.model)
-    ours, theirs = gn.GroupedNewton(partition, make(case.model), lr=1.0, cubic="adaptive"), make(twin.model)
-    proposer = gn.direction.Proposer(make(twin.model), gn.Partition.by_tensor(twin.model))
+    ours, theirs = gn.GroupedNewton(partition, make(case.model), lr=1.0, cubic="adaptive", period=1), make(twin.model)
+    proposer = Proposer(make(twin.model), gn.Partition.by_tensor(twin.model))
     gradient = gn.direction.gradient(twin.loss, gn.Partition.by_tensor(twin.model))
     for _ in range(3):
         u = proposer.propose(gradient)

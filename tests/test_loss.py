@@ -9,7 +9,7 @@ from support.problems import build
 from torch import nn
 
 import gnewton as gn
-from gnewton.loss import RandomLossWarning, evaluate, prepared
+from gnewton.loss import RandomLossWarning, differentiable_mode, evaluate
 
 CASE = build("perceptron")
 PARTITION = gn.Partition.by_tensor(CASE.model)
@@ -115,7 +115,7 @@ def test_buffers_are_restored():
     before = {n: b.clone() for n, b in model.named_buffers()}
     gn.summarize(lambda: F.cross_entropy(model(CASE.x), CASE.y), partition, CASE.direction(partition))
     assert all(torch.equal(b, before[n]) for n, b in model.named_buffers())
-    with prepared(partition, restore_buffers=False):
+    with differentiable_mode(partition, restore_buffers=False):
         evaluate(lambda: F.cross_entropy(model(CASE.x), CASE.y), partition)
     assert not torch.equal(model[1].running_mean, before["1.running_mean"])
 

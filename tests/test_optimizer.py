@@ -21,10 +21,10 @@ def momentum(model):
     return torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
 
 
-def optimizer_for(case, direction=momentum, **options):
+def optimizer_for(case, proposer=momentum, **options):
     partition = gn.Partition.by_tensor(case.model)
     defaults = {"lr": 0.3, "cubic": 1.0, "period": 2}
-    return gn.GroupedNewton(partition, direction and direction(case.model), **(defaults | options))
+    return gn.GroupedNewton(partition, proposer and proposer(case.model), **(defaults | options))
 
 
 def values(model):
@@ -52,7 +52,7 @@ def same_state(one, other):
 @pytest.mark.parametrize("cubic", [0.0, 1.0])
 def test_a_step_is_summarize_then_newton_step_then_scale(cubic):
     case = build("perceptron")
-    optimizer = optimizer_for(case, direction=None, cubic=cubic, lr=0.5)
+    optimizer = optimizer_for(case, proposer=None, cubic=cubic, lr=0.5)
     partition = optimizer.partition
     u = gn.direction.gradient(case.loss, partition)
     eta = gn.newton_step(gn.summarize(case.loss, partition, u), cubic=cubic).learning_rates
@@ -65,7 +65,7 @@ def test_a_step_is_summarize_then_newton_step_then_scale(cubic):
 
 def test_newtons_method_itself_ends_a_quadratic_in_one_step():
     model = gn.models.Quadratic([1.0, 10.0, 1000.0], dtype=torch.float64)
-    optimizer = gn.GroupedNewton(gn.Partition.by_scalar(model), lr=1.0, cubic=0.0)
+    optimizer = gn.GroupedNewton(gn.Partition.by_scalar(model), lr=1.0, cubic=0.0, period=1)
     optimizer.step(model)
     torch.testing.assert_close(model.theta.detach(), model.minimiser, rtol=1e-10, atol=1e-10)
 
@@ -75,7 +75,7 @@ def test_one_group_is_cauchys_line_minimiser_on_a_quadratic():
     partition = gn.Partition.single(model)
     g = gn.direction.gradient(model, partition)["theta"]
     theta = model.theta.detach().clone()
-    optimizer = gn.GroupedNewton(partition, lr=1.0, cubic=0.0)
+    optimizer = gn.GroupedNewton(partition, lr=1.0, cubic=0.0, period=1)
     optimizer.step(model)
     # At the exact line minimum the new gradient is orthogonal to the old one.
     new = gn.direction.gradient(model, partition)["theta"]
@@ -106,7 +106,7 @@ def test_layerwise_scale_leaves_the_trajectory_alone_but_not_sgds():
         return torch.tensor([float(optimizer.step(loss)) for _ in range(50)])
 
     def ours(w):
-        return gn.GroupedNewton(gn.Partition.by_tensor(w), lr=0.5, cubic=1.0)
+        return gn.GroupedNewton(gn.Partition.by_tensor(w), lr=0.5, cubic=1.0, period=1)
 
     class Closed:
         def __init__(self, kind, w, **options):
@@ -130,7 +130,7 @@ def test_period_reuses_the_rates_and_curvature_takes_another_batch():
     case = build("perceptron")
     half = lambda: case.loss_on(case.x[:6], case.y[:6])  # noqa: E731
     calls = []
-    optimizer = optimizer_for(case, period=3, direction=None)
+    optimizer = optimizer_for(case, period=3, proposer=None)
     for _ in range(7):
         optimizer.step(half, curvature=lambda: calls.append(1) or case.loss())
     assert [update.step for update in optimizer.history] == [0, 3, 6]
@@ -153,7 +153,7 @@ def test_history_tells_the_truth_about_each_update():
 @pytest.mark.parametrize("options", [{"diagonal": True}, {"ridge": 0.1}, {"cubic": 0.0, "diagonal": True}])
 def test_the_prediction_is_that_of_the_model_that_was_minimised(options):
     case = build("perceptron")
-    optimizer = optimizer_for(case, direction=None, lr=1.0, **options)
+    optimizer = optimizer_for(case, proposer=None, lr=1.0, **options)
     u = gn.direction.gradient(case.loss, optimizer.partition)
     settings = {"cubic": 1.0} | options
     expected = gn.newton_step(gn.summarize(case.loss, optimizer.partition, u), **settings).predicted_decrease
@@ -163,15 +163,15 @@ def test_the_prediction_is_that_of_the_model_that_was_minimised(options):
 
 def test_history_is_bounded_in_memory():
     model = gn.models.perceptron([64, 40, 10])
-    optimizer = gn.GroupedNewton(gn.Partition.by_scalar(model))
+    optimizer = gn.GroupedNewton(gn.Partition.by_scalar(model), lr=0.3, period=1)
     assert optimizer.history.maxlen * len(optimizer.partition) ** 2 * 8 <= 64e6 or optimizer.history.maxlen == 10
 
 
 def test_eta_momentum_and_remove_negative():
     case = build("perceptron")
     twin = copy.deepcopy(case)
-    plain = optimizer_for(case, direction=None, period=1, lr=0.0)
-    smooth = optimizer_for(twin, direction=None, period=1, lr=0.0, eta_momentum=0.75)
+    plain = optimizer_for(case, proposer=None, period=1, lr=0.0)
+    smooth = optimizer_for(twin, proposer=None, period=1, lr=0.0, eta_momentum=0.75)
     for c in (case, twin):
         c.criterion = F.cross_entropy
     plain.step(case.loss)
@@ -181,8 +181,8 @@ def test_eta_momentum_and_remove_negative():
     plain.step(lambda: 3 * case.loss())
     smooth.step(lambda: 3 * twin.loss())
     torch.testing.assert_close(smooth.learning_rates, 0.75 * first + 0.25 * plain.learning_rates, rtol=1e-12, atol=0)
-    clipped = optimizer_for(case, direction=None, lr=0.0, cubic=0.0, remove_negative=True)
-    signed = optimizer_for(case, direction=None, lr=0.0, cubic=0.0)
+    clipped = optimizer_for(case, proposer=None, lr=0.0, cubic=0.0, remove_negative=True)
+    signed = optimizer_for(case, proposer=None, lr=0.0, cubic=0.0)
     clipped.step(case.loss)
     signed.step(case.loss)
     assert (signed.learning_rates < 0).any()
@@ -230,7 +230,9 @@ def test_earlier_rates_are_not_reused_after_a_failure():
 def test_on_failure_raise_changes_nothing():
     model, loss = unbounded()
     direction = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), direction, cubic=1.0, on_failure="raise")
+    optimizer = gn.GroupedNewton(
+        gn.Partition.by_tensor(model), direction, cubic=1.0, on_failure="raise", lr=0.3, period=1
+    )
     before, state = values(model), state_of(optimizer)
     with pytest.raises(gn.NewtonStepError, match="no minimum"):
         optimizer.step(loss)
@@ -325,7 +327,7 @@ def test_frozen_and_unused_parameters_do_not_move():
     case.model.register_parameter("extra", nn.Parameter(torch.randn(3, dtype=torch.float64)))
     case.model[2].weight.requires_grad_(False)
     before = {n: p.detach().clone() for n, p in case.model.named_parameters()}
-    optimizer = optimizer_for(case, direction=lambda m: momentum(m))
+    optimizer = optimizer_for(case, proposer=lambda m: momentum(m))
     for _ in range(3):
         optimizer.step(case.loss)
     for name, p in case.model.named_parameters():
@@ -336,7 +338,7 @@ def test_dropout_is_one_function_within_a_step_and_one_draw():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 3)).to(torch.float64)
     x, y = torch.randn(20, 5, dtype=torch.float64), torch.randint(3, (20,))
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=0.5)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=0.5, period=1)
     values_seen = []
 
     def loss():
@@ -362,7 +364,7 @@ def test_a_bias_before_batch_norm_is_frozen_and_does_not_stop_the_others():
     model = nn.Sequential(*layers).to(dtype)
     data = gn.datasets.digits(dtype=dtype)
     x, y = data.train_x[:200].reshape(-1, 1, 8, 8), data.train_y[:200]
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), momentum(model), lr=0.3)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), momentum(model), lr=0.3, period=1)
     losses = [optimizer.step(lambda: F.cross_entropy(model(x), y)).item() for _ in range(12)]
     assert losses[-1] < 0.5 * losses[0]
     assert {update.status for update in optimizer.history} == {"CONVERGED"}
@@ -373,7 +375,7 @@ def test_batch_norm_buffers_advance_once_a_step():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).to(torch.float64)
     x, y = torch.randn(20, 5, dtype=torch.float64), torch.randint(3, (20,))
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model))
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=0.3, period=1)
     optimizer.step(lambda: F.cross_entropy(model(x), y))
     assert model[1].num_batches_tracked == 1
 
@@ -383,7 +385,7 @@ def test_buffers_and_random_state_too_are_as_they_were_after_an_error(at):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.1), nn.Linear(4, 3)).to(torch.float64)
     x, y = torch.randn(20, 5, dtype=torch.float64), torch.randint(3, (20,))
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model))
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=0.3, period=1)
     calls = []
 
     def failing():
@@ -404,7 +406,7 @@ def test_buffers_and_random_state_too_are_as_they_were_after_an_error(at):
 
 def test_a_warning_made_an_error_changes_nothing_and_comes_again():
     model, loss = unbounded()
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), cubic=1.0)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), cubic=1.0, lr=0.3, period=1)
     state = state_of(optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("error", StepWarning)
@@ -417,7 +419,7 @@ def test_a_warning_made_an_error_changes_nothing_and_comes_again():
 def test_a_failed_update_takes_the_proposal_back():
     model, loss = unbounded()
     direction = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), direction, cubic=1.0)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), direction, cubic=1.0, lr=0.3, period=1)
     with pytest.warns(StepWarning):
         optimizer.step(loss)
     assert not direction.state
@@ -433,7 +435,7 @@ def test_a_direction_that_is_not_finite_is_refused_between_updates_too():
     case = build("perceptron")
     direction = Bursting(case.model.parameters(), lr=1.0)
     direction.burst = False
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), direction, period=5)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), direction, period=5, lr=0.3)
     optimizer.step(case.loss)
     before, direction.burst = values(case.model), True
     with pytest.raises(FloatingPointError, match="finite direction"):
@@ -444,7 +446,7 @@ def test_a_direction_that_is_not_finite_is_refused_between_updates_too():
 def test_a_closure_that_draws_another_batch_at_each_call_is_named():
     case = build("perceptron")
     batches = iter([slice(0, 4), slice(4, 8), slice(8, 12)] * 2)
-    optimizer = optimizer_for(case, direction=None, period=1)
+    optimizer = optimizer_for(case, proposer=None, period=1)
 
     def drawing():
         rows = next(batches)
@@ -458,7 +460,7 @@ def test_a_curvature_closure_with_dropout_is_measured_on_one_mask():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 3)).to(torch.float64)
     x, y = torch.randn(20, 5, dtype=torch.float64), torch.randint(3, (20,))
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=0.0)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=0.0, period=1)
 
     def loss():
         return F.cross_entropy(model(x), y)
@@ -474,7 +476,7 @@ def test_parameters_that_the_direction_does_not_hold_must_be_frozen_and_stay():
         p.requires_grad_(False)
     held = [p for p in case.model.parameters() if p.requires_grad]
     before = values(case.model)
-    optimizer = gn.GroupedNewton(gn.Partition.by_layer(case.model), torch.optim.SGD(held, lr=1.0))
+    optimizer = gn.GroupedNewton(gn.Partition.by_layer(case.model), torch.optim.SGD(held, lr=1.0), lr=0.3, period=1)
     optimizer.step(case.loss)
     assert all(torch.equal(p, q) for p, q in zip(list(case.model.parameters())[:2], before, strict=False))
     assert not torch.equal(case.model[2].weight, before[2])
@@ -565,7 +567,7 @@ def batched(case, size, shuffled=False):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"direction": None, "average": Exponential(0.5)}, {"direction": None, "cubic": 0.0, "ridge": 1.0}]
+    "options", [{}, {"proposer": None, "average": Exponential(0.5)}, {"proposer": None, "cubic": 0.0, "ridge": 1.0}]
 )
 def test_full_batches_are_the_same_step_however_they_are_cut(options):
     paths = []
@@ -622,9 +624,9 @@ def test_data_that_is_used_up_and_data_with_curvature_are_refused():
 
 
 VARIANTS = {
-    "gradient": {"direction": None},
+    "gradient": {"proposer": None},
     "momentum": {},
-    "Adam": {"direction": lambda m: torch.optim.Adam(m.parameters(), lr=0.01)},
+    "Adam": {"proposer": lambda m: torch.optim.Adam(m.parameters(), lr=0.01)},
     "exponential average": {"average": Exponential(0.7)},
     "windows": {"average": Windows(2, 1)},
     "diagonal": {"diagonal": True},
@@ -638,7 +640,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ten_steps_saved_and_ten_more_are_twenty(variant):
-    options = {"period": 3, "eta_momentum": 0.5, "direction": momentum} | VARIANTS[variant]
+    options = {"period": 3, "eta_momentum": 0.5, "proposer": momentum} | VARIANTS[variant]
 
     def steps(optimizer, case, n):
         for _ in range(n):
@@ -678,7 +680,7 @@ def test_ten_steps_saved_and_ten_more_are_twenty(variant):
 
 def test_a_saved_state_does_not_follow_the_run():
     case = build("perceptron")
-    optimizer = optimizer_for(case, direction=None)
+    optimizer = optimizer_for(case, proposer=None)
     optimizer.step(case.loss)
     saved = optimizer.state_dict()
     step, history = saved["state"]["grouped_newton"]["step"], len(saved["history"])
@@ -690,11 +692,11 @@ def test_a_saved_state_does_not_follow_the_run():
 def test_a_state_of_another_kind_is_refused():
     case = build("perceptron")
     saved = optimizer_for(case).state_dict()
-    with pytest.raises(ValueError, match="direction is gradient, got SGD"):
-        optimizer_for(case, direction=None).load_state_dict(saved)
-    optimizer = optimizer_for(case, direction=None)
+    with pytest.raises(ValueError, match="proposer is gradient, got SGD"):
+        optimizer_for(case, proposer=None).load_state_dict(saved)
+    optimizer = optimizer_for(case, proposer=None)
     optimizer.step(case.loss)
-    other = gn.GroupedNewton(gn.Partition.single(case.model))
+    other = gn.GroupedNewton(gn.Partition.single(case.model), lr=0.3, period=1)
     with pytest.raises(ValueError, match="the 1 groups of this partition, got 6 groups"):
         other.load_state_dict(optimizer.state_dict())
 
@@ -711,10 +713,10 @@ def test_loading_leaves_the_saved_state_alone_and_a_misfit_changes_nothing():
     before = state_of(optimizer)
     wrong = {
         "another optimizer's": torch.optim.SGD(case.model.parameters(), lr=1.0).state_dict(),
-        "direction is SGD, got Adam": saved | {"direction_kind": "Adam"},
-        "average=None, got Exponential": saved | {"average": "Exponential(beta=0.9)"},
+        "proposer is SGD, got Adam": saved | {"proposer_kind": "Adam"},
+        "average is None, got Exponential": saved | {"average": "Exponential(beta=0.9)"},
         "of other names": saved | {"groups": [f"g{i}" for i in range(6)]},
-        "parameter group": saved | {"direction": saved["direction"] | {"param_groups": []}},
+        "parameter group": saved | {"proposer": saved["proposer"] | {"param_groups": []}},
     }
     for text, state in wrong.items():
         with pytest.raises(ValueError, match=text):
@@ -755,7 +757,7 @@ SCHEDULERS = {
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_drive_the_damping_and_not_eta(name):
     case = build("perceptron")
-    optimizer = optimizer_for(case, direction=None, period=1)
+    optimizer = optimizer_for(case, proposer=None, period=1)
     scheduler = SCHEDULERS[name](optimizer)
     rates = []
     for _ in range(6):

@@ -28,7 +28,9 @@ def sgd(model, lr=0.1):
 
 
 def newton(model, **options):
-    return gn.GroupedNewton(gn.Partition.by_tensor(model), **{"lr": 0.5, "cubic": 1.0, "ridge": 1e-3} | options)
+    return gn.GroupedNewton(
+        gn.Partition.by_tensor(model), **{"lr": 0.5, "cubic": 1.0, "period": 1, "ridge": 1e-3} | options
+    )
 
 
 def batches(size=16, seed=0):

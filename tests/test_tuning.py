@@ -127,11 +127,11 @@ def test_one_batch_is_the_newton_step_of_its_summary(case, data):
         close(suggestion.low, suggestion.learning_rates)
 
 
-@pytest.mark.parametrize("direction", [None, "Adam"])
-def test_the_order_of_the_batches_does_not_matter(case, data, direction):
+@pytest.mark.parametrize("kind", [None, "Adam"])
+def test_the_order_of_the_batches_does_not_matter(case, data, kind):
     partition = gn.Partition.by_tensor(case.model)
-    proposer = warm(torch.optim.Adam(case.model.parameters()), case) if direction else None
-    one, other = (suggest_learning_rates(case.loss_on, partition, d, proposer) for d in (data, data[::-1]))
+    proposer = warm(torch.optim.Adam(case.model.parameters()), case) if kind else None
+    one, other = (suggest_learning_rates(case.loss_on, partition, d, proposer=proposer) for d in (data, data[::-1]))
     for name in ("learning_rates", "low", "high"):
         close(getattr(one, name), getattr(other, name))
 
@@ -209,7 +209,7 @@ PROPOSERS = {
 def test_one_step_with_the_parameter_groups_is_theta_minus_u_eta(case, data, name, factory):
     optimizer = warm(PROPOSERS[name](case.model.parameters()), case)
     partition = factory(case.model)
-    suggestion = suggest_learning_rates(case.loss_on, partition, data, None if name == "SGD" else optimizer)
+    suggestion = suggest_learning_rates(case.loss_on, partition, data, proposer=None if name == "SGD" else optimizer)
     assert (suggestion.learning_rates > 0).any()
     case.loss().backward()
     before = {n: p.detach().clone() for n, p in partition.parameters.items()}
@@ -232,12 +232,12 @@ def test_one_step_with_the_parameter_groups_is_theta_minus_u_eta(case, data, nam
 def test_the_rates_of_an_optimizer_do_not_depend_on_its_own_lr(case, data):
     partition = gn.Partition.by_tensor(case.model)
     one, other = (
-        suggest_learning_rates(case.loss_on, partition, data, torch.optim.Adam(case.model.parameters(), lr=lr))
+        suggest_learning_rates(case.loss_on, partition, data, proposer=torch.optim.Adam(case.model.parameters(), lr=lr))
         for lr in (1e-4, 2.0)
     )
     assert torch.equal(one.learning_rates, other.learning_rates)
     plain = torch.optim.SGD(case.model.parameters(), lr=0.1)
-    along = [suggest_learning_rates(case.loss_on, partition, data, direction) for direction in (plain, None)]
+    along = [suggest_learning_rates(case.loss_on, partition, data, proposer=proposer) for proposer in (plain, None)]
     close(along[0].learning_rates, along[1].learning_rates)
 
 
@@ -350,9 +350,9 @@ def test_model_grad_buffers_proposer_and_random_state_stay_as_they_were(fails):
     calls, before, partition = [], state(), gn.Partition.by_layer(model)
     if fails:
         with pytest.raises(FloatingPointError):
-            suggest_learning_rates(loss, partition, shuffled, optimizer)
+            suggest_learning_rates(loss, partition, shuffled, proposer=optimizer)
     else:
-        one, other = (suggest_learning_rates(loss, partition, shuffled, optimizer) for _ in range(2))
+        one, other = (suggest_learning_rates(loss, partition, shuffled, proposer=optimizer) for _ in range(2))
         assert torch.equal(one.learning_rates, other.learning_rates)
     torch.testing.assert_close(state(), before, rtol=0, atol=0)
     assert all(p.grad is g for p, g in zip(model.parameters(), grads, strict=True))
@@ -406,7 +406,7 @@ def test_a_long_table_says_how_much_it_leaves_out():
         ({"batches": 2.5}, ValueError, "got batches=2.5"),
         ({"lr": 0.0}, ValueError, "a finite lr above 0, got 0.0"),
         ({"loss": 3.0}, TypeError, "a callable that returns the loss"),
-        ({"direction": "Adam"}, TypeError, "expected a torch.optim optimizer"),
+        ({"proposer": "Adam"}, TypeError, "expected a torch.optim optimizer"),
         ({"cubic": -1.0}, ValueError, "cubic must be"),
     ],
 )

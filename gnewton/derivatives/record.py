@@ -9,7 +9,6 @@ otherwise means that something went unseen (a custom autograd function, a script
 names it in ``missing``, and the slow engine, which needs no record, takes over.
 """
 
-import warnings
 from collections.abc import Container, Iterable, Sequence
 from types import FunctionType
 from typing import Any
@@ -19,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from gnewton.caller import warn
 from gnewton.derivatives.pointwise import Elementwise
 from gnewton.derivatives.rules import rule_for
 from gnewton.derivatives.tape import Operation, Ref, Tape, Variable, replaced
 from gnewton.elementary import COMPOSITE, Elementary
-from gnewton.loss import Loss, RandomState, evaluate, prepared, version
+from gnewton.loss import Loss, differentiable_mode, evaluate
 from gnewton.partition import Partition
+from gnewton.undo import RandomState, version
 
 
 class IncompleteRecordWarning(UserWarning):
@@ -38,10 +39,9 @@ def warn_of_missing(what: str | None, partition: Partition) -> None:
     """One IncompleteRecordWarning per partition, for whoever called the library."""
     if partition not in _WARNED:
         _WARNED.add(partition)
-        warnings.warn(
+        warn(
             f"the tape cannot record this loss: {what}; the summary is computed by nested backward passes, exact but slow",
             IncompleteRecordWarning,
-            stacklevel=4,
         )
 
 
@@ -50,12 +50,12 @@ def record(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
 
     Raises what ``summarize`` raises for an unfit loss. Buffers are left as they were.
     """
-    with prepared(partition):
+    with differentiable_mode(partition):
         return recorded(loss, partition, batch)
 
 
 def recorded(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
-    """``record`` for a caller that has entered ``loss.prepared``."""
+    """``record`` for a caller that has entered ``loss.differentiable_mode``."""
     with torch._C.DisableTorchFunction():
         recorder = _Recorder(partition)
     recorder.tape.value = evaluate(recorder.wrapped(loss) if callable(loss) else loss, partition, batch)
@@ -63,7 +63,7 @@ def recorded(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tap
 
 
 def recorded_gradient(loss: Loss, partition: Partition) -> tuple[Tape, dict[str, Tensor]]:
-    """The tape of a loss, and the gradient by parameter name; for a caller that has entered ``loss.prepared``.
+    """The tape of a loss, and the gradient by parameter name; for a caller that has entered ``loss.differentiable_mode``.
 
     One evaluation and one backward pass serve both and the summary: torch keeps what they share.
     """

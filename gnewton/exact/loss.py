@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnewton.exact.activation import Jet
+from gnewton.exact.unaltered import check_unaltered
 
 LossName = str | Callable[..., Tensor]
 
@@ -98,23 +99,50 @@ Loss = CrossEntropy | SquaredError
 
 
 def read(loss: LossName) -> Loss:
-    """The loss of a name, of torch's function, or of torch's module with its defaults."""
+    """The loss of a name, of torch's function, or of torch's module with its defaults.
+
+    Raises ValueError, which names the option, for everything else: a subclass, another reduction, class weights.
+    """
     known: dict[LossName, Loss] = {
         "cross_entropy": CrossEntropy(),
         "squared_error": SquaredError(),
         F.cross_entropy: CrossEntropy(),
         F.mse_loss: SquaredError(mean_of_outputs=True),
     }
-    if isinstance(loss, nn.CrossEntropyLoss) and loss.weight is None and not loss.label_smoothing:
-        loss = F.cross_entropy if loss.reduction == "mean" else loss
-    if isinstance(loss, nn.MSELoss):
-        loss = F.mse_loss if loss.reduction == "mean" else loss
-    if loss not in known:
+    function = _function(loss) if isinstance(loss, nn.Module) else loss
+    if function not in known:
         raise ValueError(
-            'expected loss="cross_entropy", "squared_error" (half the sum of squares), F.cross_entropy or F.mse_loss (or their modules, plain), '
-            f"got {loss!r}; choose one of them"
+            'expected loss="cross_entropy", "squared_error" (half the sum of squares), F.cross_entropy or F.mse_loss '
+            f"(or their modules, plain), got {loss!r}; choose one of them"
         )
-    return known[loss]
+    return known[function]
+
+
+def _function(loss: nn.Module) -> LossName:
+    """The function that torch's module calls, if all its options are torch's defaults; the module itself for another class."""
+    functions: dict[type[nn.Module], LossName] = {nn.CrossEntropyLoss: F.cross_entropy, nn.MSELoss: F.mse_loss}
+    # The class itself: a subclass may compute something else.
+    function = functions.get(type(loss))
+    if function is None:
+        return loss
+    check_unaltered(loss, f"the loss {type(loss).__name__}")
+    changed = [name for name, value in _options(type(loss)()).items() if not _same(getattr(loss, name, None), value)]
+    if changed or _options(loss).keys() != _options(type(loss)()).keys():
+        options = ", ".join(f"{name}={getattr(loss, name, None)!r}" for name in changed) or "other attributes"
+        raise ValueError(
+            f"expected {type(loss).__name__} with its defaults, got one with {options}; leave that out, or use GroupedNewton"
+        )
+    return function
+
+
+def _options(loss: nn.Module) -> dict[str, object]:
+    """What the module keeps besides the machinery of every module: its options."""
+    machinery = vars(nn.Module())
+    return {k: v for k, v in vars(loss).items() if k not in machinery} | dict(loss._buffers)
+
+
+def _same(a: object, b: object) -> bool:
+    return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and type(a) is type(b) and a == b)
 
 
 def _check_shape(y: Tensor, shape: tuple[int, ...], what: str) -> None:

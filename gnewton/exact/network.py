@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.exact.activation import Activation, composed, identity, is_elementwise, read, scaled
+from gnewton.exact.unaltered import check_unaltered, differentiable_twice
 from gnewton.models.networks import ScaledLinear
 
 
@@ -48,6 +49,16 @@ class Network:
         for name, module in _leaves(model):
             self._append(name, module)
         _check_parameters(self.parameters, model)
+        self._model = model
+
+    def check(self) -> None:
+        """Raises ValueError where the model was altered since it was read: a hook, another forward, other layers."""
+        _check_model(self._model)
+        linear = [m for _, m in _leaves(self._model) if type(m) in (nn.Linear, ScaledLinear)]
+        if len(linear) != len(self.layers) or any(
+            m is not layer.linear for m, layer in zip(linear, self.layers, strict=True)
+        ):
+            raise ValueError("expected the layers that were read, got others in the model; build the optimizer anew")
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -75,13 +86,13 @@ class Network:
             assert isinstance(module, nn.Linear)
             self._scale(module.in_features**-0.5 if isinstance(module, ScaledLinear) else 1.0)
             self.layers += (Layer(module, f"{name}."),)
-        elif isinstance(module, nn.Flatten) and not self.layers:
+        elif type(module) is nn.Flatten and not self.layers:
             if (module.start_dim, module.end_dim) != (1, -1):
                 raise ValueError(
                     f"expected Flatten of all but the samples, got {label} with {module}; use nn.Flatten()"
                 )
             self.flattens = True
-        elif not isinstance(module, nn.Identity):
+        elif type(module) is not nn.Identity:
             _check_activation(label, module)
             if not self.layers:
                 raise ValueError(f"expected a linear layer first, got {label}; apply it to the inputs beforehand")
@@ -113,15 +124,15 @@ def _leaves(module: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.M
 
 
 def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:
+    if not isinstance(model, nn.Sequential) or any(
+        getattr(type(model), name) is not getattr(nn.Sequential, name) for name in ("forward", "__call__", "__iter__")
+    ):
         raise TypeError(
             f"expected a torch.nn.Sequential of Linear and element-wise activations, got {type(model).__name__}, whose "
             "forward could do anything; write the network as nn.Sequential, or use GroupedNewton"
         )
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            label = f"{name} ({type(module).__name__})" if name else "the model"
-            raise ValueError(f"expected layers without forward hooks, got one on {label}; remove it")
+        check_unaltered(module, f"{name} ({type(module).__name__})" if name else "the model")
 
 
 def _check_activation(label: str, module: nn.Module) -> None:
@@ -133,6 +144,11 @@ def _check_activation(label: str, module: nn.Module) -> None:
         raise ValueError(
             f"expected linear layers and element-wise activations, got {label}; exact Newton covers feed-forward networks "
             "alone: leave the layer out, or use GroupedNewton, which takes any model"
+        )
+    if not differentiable_twice(module):
+        raise ValueError(
+            f"expected an activation whose derivatives are those of its values, got {label}; its backward is no derivative, "
+            "or cannot be differentiated: write it in torch's operations, or use GroupedNewton"
         )
 
 

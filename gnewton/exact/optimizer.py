@@ -152,6 +152,10 @@ class ExactNewton(torch.optim.Optimizer):
         memory["step"] += 1
         return tape.values.mean()
 
+    def training_step(self, loss: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """A step as ``training.fit`` asks for it; the loss is the optimizer's own, which ``check_loss`` has compared."""
+        return self.step(*batch)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, and the history; loads under weights_only=True."""
         packed = super().state_dict()

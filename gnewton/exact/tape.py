@@ -94,6 +94,7 @@ def record(model: nn.Sequential, x: Tensor, y: Tensor, loss: losses.LossName = F
 @torch.no_grad()
 def passes(network: Network, x: Tensor, y: Tensor, loss: losses.Loss) -> Tape:
     """The tape on the weights themselves, for use before they move."""
+    network.check()
     a = _checked(network, x)
     loss.check(y, len(a), network.layers[-1].shape[0])
     weights = [layer.linear.weight.detach() for layer in network.layers]

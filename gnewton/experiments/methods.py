@@ -48,11 +48,11 @@ def grid(**values: tuple[Any, ...]) -> tuple[Settings, ...]:
     return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
 
 
-Direction = Callable[[nn.Module], torch.optim.Optimizer]
+Proposers = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 def momentum(model: nn.Module) -> torch.optim.Optimizer:
-    """The direction of the paper's experiments."""
+    """The proposer of the paper's experiments."""
     return torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
 
 
@@ -62,11 +62,11 @@ def rmsprop(model: nn.Module, eps: float = 1e-8) -> torch.optim.Optimizer:
 
 
 def _grouped(
-    partition: Callable[[nn.Module], Partition], direction: Direction = momentum, **fixed: Any
+    partition: Callable[[nn.Module], Partition], proposer: Proposers = momentum, **fixed: Any
 ) -> Callable[[nn.Module, Problem, Batches, Settings], torch.optim.Optimizer]:
     def build(model: nn.Module, problem: Problem, batches: Batches, settings: Settings) -> torch.optim.Optimizer:
         usual = {"period": PERIOD, "remove_negative": True}
-        return GroupedNewton(partition(model), direction(model), **(usual | fixed | settings))
+        return GroupedNewton(partition(model), proposer(model), **(usual | fixed | settings))
 
     return build
 

@@ -22,7 +22,7 @@ from torch.func import jacfwd, jacrev
 
 import gnewton as gn
 from gnewton.derivatives.record import IncompleteRecordWarning, record
-from gnewton.loss import evaluate, prepared
+from gnewton.loss import differentiable_mode, evaluate
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::gnewton.loss.RandomLossWarning"),
@@ -98,7 +98,7 @@ def test_the_oracle_is_right(name):
     problem = case.build()
     partition = (case.partition or gn.Partition.by_kind)(problem.model)
     got = summarized(problem, partition, full_third=True, engine="nested")
-    with prepared(partition):
+    with differentiable_mode(partition):
         first, second, third = cubes(problem.phi(partition, problem.direction(partition)), len(partition))
     expected = gn.Summary.from_tensors(gradient=-first, hessian=second, third_full=-third)
     assert_same(got, expected, case.tolerance)
@@ -128,7 +128,7 @@ def test_one_evaluation_as_seen_from_outside(name):
     partition = (case.partition or gn.Partition.by_tensor)(problem.model)
     u = problem.direction(partition)
     trained = [n for n, p in partition.parameters.items() if p.requires_grad]
-    with prepared(partition):
+    with differentiable_mode(partition):
         torch.manual_seed(1)
         value = evaluate(problem.loss, partition)
         slopes = torch.autograd.grad(value, [partition.parameters[n] for n in trained], allow_unused=True)

@@ -99,7 +99,7 @@ REFUSED = {
     "tied": (tied, r"2\.weight tied to 0\.weight"),
     "the same layer twice": (lambda: nn.Sequential(*[nn.Linear(3, 3)] * 2), r"1\.weight tied to 0\.weight"),
     "frozen": (frozen, r"2\.bias frozen"),
-    "hook": (hooked, r"hooks, got one on 1 \(Tanh\)"),
+    "hook": (hooked, r"got 1 \(Tanh\) with a hook"),
     "loose parameter": (with_a_loose_parameter, "temperature"),
     "half precision": (lambda: nn.Sequential(nn.Linear(3, 3)).half(), "float16"),
     "two dtypes": (lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).double()), "one dtype"),

@@ -3,11 +3,13 @@
 import re
 import subprocess
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -95,6 +97,24 @@ def test_missing_and_unfit_pins_are_noticed() -> None:
         "torch>=2.6",
         "tqdm>=4.66",
     ]
+
+
+def too_new(needed: dict[str, str], oldest: str) -> list[str]:
+    """The packages whose Requires-Python leaves out the oldest Python that the project promises."""
+    return [name for name, pythons in needed.items() if not SpecifierSet(pythons).contains(oldest)]
+
+
+def test_what_is_pinned_installs_on_the_oldest_python() -> None:
+    # Debian 12 has 3.11.2: one pin that asked for 3.11.5 made every installation there fail.
+    pinned = pins(read("constraints.txt"))
+    installed = [d for d in distributions() if pinned.get(canonicalize_name(d.name)) == Version(d.version)]
+    assert len(installed) > 50
+    needed = {d.name: d.metadata.get("Requires-Python") or "" for d in installed}
+    assert too_new(needed, PROJECT["requires-python"].removeprefix(">=") + ".0") == []
+
+
+def test_a_pin_for_newer_pythons_is_noticed() -> None:
+    assert too_new({"one": ">=3.11.5", "other": ">=3.10,!=3.14.1", "none": ""}, "3.11.0") == ["one"]
 
 
 # -- version -------------------------------------------------------------------------------------------------------

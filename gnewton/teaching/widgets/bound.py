@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnewton.loss import Loss, prepared
+from gnewton.loss import Loss, differentiable_mode
 from gnewton.partition import Partition
 from gnewton.plots import array, loss_range, new_figure, style
 from gnewton.summary import Summary
@@ -132,7 +132,7 @@ def losses_along(loss: Loss, partition: Partition, change: Mapping[str, Tensor],
     """L(theta - t change) for every t of ``steps``; theta is put back, whatever happens."""
     theta = {name: p.detach().clone() for name, p in partition.parameters.items()}
     values = []
-    with prepared(partition), torch.no_grad():
+    with differentiable_mode(partition), torch.no_grad():
         try:
             for t in steps:
                 for name, p in partition.parameters.items():

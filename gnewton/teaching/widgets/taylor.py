@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gnewton.loss import Loss, prepared
+from gnewton.loss import Loss, differentiable_mode
 from gnewton.partition import Partition
 from gnewton.plots import new_figure, taylor_models
 from gnewton.summary import Summary
@@ -98,7 +98,7 @@ class TaylorSlice(FigureWidget):
         now = _values(self._partition)
         values = []
         try:
-            with prepared(self._partition), torch.no_grad():
+            with differentiable_mode(self._partition), torch.no_grad():
                 for step in t:
                     _put(self._partition, {name: p - float(step) * change[name] for name, p in self._theta.items()})
                     values.append(float(self._loss().detach()))

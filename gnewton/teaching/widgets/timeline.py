@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import SymLogNorm
 
-from gnewton.optimizer import Update
 from gnewton.plots import COLOURS, array, heat_map, mark_signs, new_figure, signed_log
+from gnewton.policies import Outcome
 from gnewton.teaching.widgets.figure_widget import FigureWidget, slider
 
 
@@ -28,7 +28,7 @@ class CurvatureTimeline(FigureWidget):
     CurvatureTimeline: Step 2, loss 4.51, CONVERGED: largest rate x 0.0098, smallest y -0.2.
     """
 
-    def __init__(self, history: Sequence[Update], names: Sequence[str], update: int | None = None) -> None:
+    def __init__(self, history: Sequence[Outcome], names: Sequence[str], update: int | None = None) -> None:
         if not history or any(record.hessian is None for record in history):
             raise ValueError(
                 "expected updates with their Hessians, got an empty history or too many groups; train first"

@@ -57,7 +57,7 @@ def test_it_trains_as_a_plain_loop_does():
     def make(lr):
         draw = torch.Generator().manual_seed(0)
         model = gn.models.perceptron([64, 8, 10], generator=draw)
-        optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=lr)
+        optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=lr, period=1)
         batches = itertools.chain.from_iterable(itertools.repeat(data.batches(100, draw)))
 
         def step():

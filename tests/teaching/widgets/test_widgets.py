@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import gnewton as gn
-from gnewton.optimizer import Update
 from gnewton.plots import new_figure
+from gnewton.policies import Outcome
 from gnewton.teaching import CurvatureTimeline, FigureWidget, QuadraticBowl, StepExplorer, TaylorSlice
 from gnewton.teaching.widgets.bowl import STEPS, bowl, descents
 from gnewton.teaching.widgets.figure_widget import slider
@@ -39,7 +39,7 @@ def taylor(**state):
 
 def timeline(**state):
     model, loss = network()
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model))
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), lr=0.3, period=1)
     for _ in range(4):
         optimizer.step(loss)
     return CurvatureTimeline(optimizer.history, optimizer.partition.names, **state)
@@ -202,7 +202,7 @@ def make_update(step, size):
     )
     hessian = size * torch.tensor([[1.0, -0.5], [-0.5, 1.0]], dtype=torch.float64)
     rates = torch.zeros(2, dtype=torch.float64)
-    return Update(step=step, value=1.0, hessian=hessian, learning_rates=rates, status="CONVERGED", **fields)
+    return Outcome(step=step, value=1.0, hessian=hessian, learning_rates=rates, status="CONVERGED", **fields)
 
 
 def test_a_step_without_an_update_is_refused():

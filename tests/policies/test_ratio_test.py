@@ -9,7 +9,7 @@ from support.problems import DTYPE, build
 from torch import nn
 
 import gnewton as gn
-from gnewton.adaptive import HIGHEST, LOWEST, judged, line_rates, tried
+from gnewton.policies.ratio_test import HIGHEST, LOWEST, backtracking_line_search, uniform_step, update_regularization
 
 
 class Saddle(nn.Module):
@@ -41,7 +41,7 @@ STARTS = {
 @pytest.mark.parametrize("name", STARTS)
 def test_by_scalar_it_ends_within_sixty_steps_and_never_goes_up(name, lr):
     model = STARTS[name]()
-    optimizer = gn.GroupedNewton(gn.Partition.by_scalar(model), lr=lr, cubic="adaptive")
+    optimizer = gn.GroupedNewton(gn.Partition.by_scalar(model), lr=lr, period=1)
     losses = [float(optimizer.step(model)) for _ in range(60)] + [model().item()]
     # Half steps follow the bends of Rosenbrock's valley slowly; the pure step must not.
     assert losses[-1] <= (1e-12 if lr == 1.0 or name != "Rosenbrock" else 1e-2) * losses[0]
@@ -52,7 +52,7 @@ def test_by_scalar_it_ends_within_sixty_steps_and_never_goes_up(name, lr):
 @pytest.mark.parametrize("lr", [1.0, 0.5])
 def test_a_deterministic_loss_never_increases_on_a_network(seed, lr):
     case = build("perceptron", seed=seed)
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), lr=lr, cubic="adaptive")
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), lr=lr, period=1)
     losses = [float(optimizer.step(case.loss)) for _ in range(40)]
     assert all(after <= before for before, after in itertools.pairwise(losses))
     assert losses[-1] < 0.1 * losses[0]
@@ -60,16 +60,16 @@ def test_a_deterministic_loss_never_increases_on_a_network(seed, lr):
 
 def test_the_history_tells_what_was_tried():
     case = build("perceptron")
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), lr=0.5, cubic="adaptive")
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), lr=0.5, period=1)
     strengths = []
     for _ in range(15):
-        strengths.append(optimizer.state_dict()["state"]["grouped_newton"]["cubic"])
+        strengths.append(optimizer.state_dict()["state"]["grouped_newton"]["policy"].get("cubic", 1.0))
         optimizer.step(case.loss)
     for update, cubic, following in zip(optimizer.history, strengths, [*strengths[1:], None], strict=True):
         assert update.cubic == cubic
         assert LOWEST <= cubic <= HIGHEST
         assert update.evaluations >= 2  # at the full step and at lambda_1 of it
-        assert following in (None, judged(cubic, update.rho))
+        assert following in (None, update_regularization(cubic, update.rho))
     # rho by hand, from the record alone: the prediction comes from g-bar, H-bar and D.
     first = optimizer.history[0]
     fresh = build("perceptron")
@@ -91,7 +91,7 @@ def test_where_nothing_bounds_the_model_one_rate_for_all_groups_still_descends()
     b = nn.Parameter(torch.tensor(1.0, dtype=DTYPE))
     loss = lambda: a.abs() * 0.1 + (b - 3) ** 2  # noqa: E731
     partition = gn.Partition.from_groups({"a": {"a": a}, "b": {"b": b}})
-    optimizer = gn.GroupedNewton(partition, lr=1.0, cubic="adaptive")
+    optimizer = gn.GroupedNewton(partition, lr=1.0, period=1)
     losses = [float(optimizer.step(loss)) for _ in range(5)]
     assert optimizer.history[0].status == "UNBOUNDED"
     assert math.isnan(optimizer.history[0].rho)
@@ -104,7 +104,7 @@ def test_a_step_that_never_descends_is_not_taken():
     start = w.detach().clone()
     # Its slope says down, and wherever else it is higher by 100.
     offset = lambda: (w * w).sum() + (0.0 if torch.equal(w.detach(), start) else 100.0)  # noqa: E731
-    optimizer = gn.GroupedNewton(gn.Partition.from_groups([{"w": w}]), lr=1.0, cubic="adaptive")
+    optimizer = gn.GroupedNewton(gn.Partition.from_groups([{"w": w}]), lr=1.0, period=1)
     optimizer.step(offset)
     assert torch.equal(w.detach(), start)
     assert optimizer.history[-1].lr == 0
@@ -210,7 +210,7 @@ def test_a_run_resumed_between_two_summaries_goes_on_bit_for_bit():
             gn.Partition.by_tensor(case.model), momentum(case.model.parameters()), lr=0.5, cubic="adaptive", period=4
         )
         if saved:
-            assert saved["state"]["grouped_newton"]["kept"] is not None
+            assert saved["state"]["grouped_newton"]["policy"]["cached_curvature"] is not None
             optimizer.load_state_dict(saved)
         parts += [float(optimizer.step(case.loss)) for _ in range(steps)]
     assert parts == whole
@@ -230,7 +230,7 @@ def test_a_group_that_was_still_has_no_curvature_to_keep():
 @pytest.mark.parametrize("rho", [-math.inf, -1.0, 0.0, 0.2, 0.25, 0.5, 0.75, 0.8, 3.0, math.nan])
 @pytest.mark.parametrize("cubic", [LOWEST, 1.0, HIGHEST])
 def test_the_rule_is_monotone_and_bounded(cubic, rho):
-    after = judged(cubic, rho)
+    after = update_regularization(cubic, rho)
     assert LOWEST <= after <= HIGHEST
     if rho < 0.25:
         assert after == min(2 * cubic, HIGHEST)
@@ -240,34 +240,38 @@ def test_the_rule_is_monotone_and_bounded(cubic, rho):
         assert after == cubic
 
 
-def test_a_trial_takes_the_largest_halved_rate_that_descends():
+def test_a_result_takes_the_largest_halved_rate_that_descends():
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         steep, lr = (float(x) for x in torch.rand(2, generator=generator) * torch.tensor([400.0, 1.0]) + 0.01)
         loss = lambda t, k=steep: -t + k * t * t  # noqa: E731
         calls = []
-        trial = tried(lambda t, f=loss, c=calls: c.append(t) or f(t), 0.0, predicted=1.0, asked=1.0, lr=lr)
+        result = backtracking_line_search(
+            lambda t, f=loss, c=calls: c.append(t) or f(t), 0.0, predicted=1.0, tested=1.0, lr=lr
+        )
         rates = [lr / 2**k for k in range(9)]
         falling = [t for t in rates if loss(t) < 0]
-        assert trial.rate == (falling[0] if falling else 0.0)
-        assert calls[-1] == trial.rate  # the parameters are where the last evaluation left them
-        assert trial.after == loss(trial.rate)
-        assert trial.rho == pytest.approx(-loss(1.0))
+        assert result.rate == (falling[0] if falling else 0.0)
+        assert calls[-1] == result.rate  # the parameters are where the last evaluation left them
+        assert result.loss == loss(result.rate)
+        assert result.rho == pytest.approx(-loss(1.0))
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_full_step_into_the_void_counts_as_a_bad_prediction(broken):
-    trial = tried(lambda t: broken if t > 0.3 else 1.0 - t, before=1.0, predicted=1.0, asked=1.0, lr=1.0)
-    assert trial.rho == -math.inf
-    assert judged(1.0, trial.rho) == 2.0
-    assert trial.rate == 0.25
+    result = backtracking_line_search(
+        lambda t: broken if t > 0.3 else 1.0 - t, before=1.0, predicted=1.0, tested=1.0, lr=1.0
+    )
+    assert result.rho == -math.inf
+    assert update_regularization(1.0, result.rho) == 2.0
+    assert result.rate == 0.25
 
 
-def test_line_rates_minimise_the_quadratic_model_along_u():
+def test_a_uniform_step_minimises_the_quadratic_model_along_u():
     generator = torch.Generator().manual_seed(1)
     g, m = torch.randn(4, generator=generator, dtype=DTYPE), torch.randn(4, 4, generator=generator, dtype=DTYPE)
     summary = gn.Summary.from_tensors(g, m @ m.T)
-    rates = line_rates(summary)
+    rates = uniform_step(summary)
     best = summary.taylor(rates)
     assert len(set(rates.tolist())) == 1
     for factor in (0.9, 1.1):

@@ -22,7 +22,7 @@ class AsRate(torch.optim.Optimizer):
     >>> for loss in (2.0, 1.0, 1.0, 1.0):
     ...     plateau.step(loss)
     >>> optimizer.param_groups[0]["cubic"], optimizer.param_groups[0]["lr"]
-    (2.0, 0.3)
+    (2.0, 1.0)
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, setting: str) -> None:

@@ -19,7 +19,7 @@ SCHEDULES = {
 @pytest.mark.parametrize("setting", ["cubic", "ridge"])
 def test_a_schedule_is_the_same_for_any_setting(name, setting):
     case = build("perceptron")
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), lr=0.3, cubic=2.0, ridge=2.0)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), lr=0.3, cubic=2.0, ridge=2.0, period=1)
     plain = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
     ours, theirs = SCHEDULES[name](gn.AsRate(optimizer, setting)), SCHEDULES[name](plain)
     for _ in range(6):
@@ -33,7 +33,7 @@ def test_a_schedule_is_the_same_for_any_setting(name, setting):
 
 def test_two_plateaus_side_by_side_and_a_loaded_state():
     case = build("perceptron")
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), lr=0.8, cubic=8.0)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), lr=0.8, cubic=8.0, period=1)
     view = gn.AsRate(optimizer, "cubic")
     schedules = [lr_scheduler.ReduceLROnPlateau(o, patience=0, factor=0.5, threshold=1e-4) for o in (optimizer, view)]
     saved = optimizer.state_dict()
@@ -46,7 +46,7 @@ def test_two_plateaus_side_by_side_and_a_loaded_state():
 
 def test_an_unknown_setting_and_a_step_are_refused():
     case = build("perceptron")
-    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), cubic=1.0)
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), cubic=1.0, lr=0.3, period=1)
     for wrong in ("damping", "diagonal", "on_failure"):
         with pytest.raises(ValueError, match="a setting among cubic"):
             gn.AsRate(optimizer, wrong)

@@ -1,0 +1,121 @@
+"""What autograd's graph says of a loss: which of its backward passes torch did not write, and which it wrote wrong.
+
+Python names do not matter here: a norm layer that was exported, scripted, traced or called by another name leaves the
+same node. See https://github.com/pytorch/pytorch/issues/175754 for the third derivative of torch's norm kernels.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.utils.hooks import RemovableHandle
+
+from gnewton.partition import Partition
+
+# Generated from torch's own table of derivatives, or part of its engine.
+_TORCHS = re.compile(
+    r"(\w+Backward\d+|(torch::autograd::)?(AccumulateGrad|CopySlices|CopyBackwards|GraphRoot)|UndefinedGrad)"
+)
+# Fused norm kernels, and the order from which their derivatives are wrong.
+_WRONG_FROM = {"WeightNormInterface": 2, "LayerNorm": 3, "BatchNorm": 3}
+
+
+def nodes(value: Tensor) -> set[Any]:
+    """All nodes of the graph of a loss."""
+    reached: set[Any] = set()
+    todo = [value.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in reached:
+            reached.add(node)
+            todo += [child for child, _ in node.next_functions]
+    return reached
+
+
+def unproven(value: Tensor) -> list[str]:
+    """The functions of the graph whose backward torch did not write: custom autograd functions in Python or C++.
+
+    >>> import torch
+    >>> unproven(torch.ones(2, requires_grad=True).sin().sum())
+    []
+    """
+    return sorted({_function_name(node) for node in nodes(value) if _is_foreign(node)})
+
+
+def hooked(value: Tensor) -> list[str]:
+    """The nodes of the graph with hooks of their own, which may change gradients."""
+    return sorted({_function_name(node) for node in nodes(value) if _has_hooks(node)})
+
+
+def hooks_so_far() -> int:
+    """A number that grows with every hook that is registered anywhere: where it stands still, there is no new one."""
+    return int(RemovableHandle.next_id)
+
+
+def wrong_kernels(value: Tensor, partition: Partition, order: int) -> list[str]:
+    """The fused kernels between the parameters and the loss whose derivatives of this order torch computes wrong.
+
+    >>> import torch, gnewton as gn
+    >>> layer = torch.nn.LayerNorm(3)
+    >>> value = torch.layer_norm(torch.ones(2, 3), [3], layer.weight, layer.bias).sum()
+    >>> wrong_kernels(value, gn.Partition.single(layer), 3)
+    ['NativeLayerNormBackward0']
+    """
+    suspects = [node for node in nodes(value) if _wrong_from(node) <= order]
+    return sorted({node.name() for node in _leading_to(suspects, partition)}) if suspects else []
+
+
+def _wrong_from(node: Any) -> float:
+    name = node.name()
+    # With given statistics a norm is an affine map, whose derivatives are right.
+    fixed = getattr(node, "_saved_training", True) is False
+    return min((order for part, order in _WRONG_FROM.items() if part in name and not fixed), default=float("inf"))
+
+
+def _leading_to(suspects: Iterable[Any], partition: Partition) -> list[Any]:
+    """Those from which autograd has a path to a parameter of the partition."""
+    ours = {id(p) for p in partition.parameters.values()}
+    parents: dict[Any, list[Any]] = defaultdict(list)
+    suspects = list(suspects)
+    below: set[Any] = set()
+    todo = list(suspects)
+    while todo:
+        node = todo.pop()
+        if node in below:
+            continue
+        below.add(node)
+        for child, _ in node.next_functions:
+            if child is not None:
+                parents[child].append(node)
+                todo.append(child)
+    leading: set[Any] = set()
+    todo = [node for node in below if id(getattr(node, "variable", None)) in ours]
+    while todo:
+        node = todo.pop()
+        if node not in leading:
+            leading.add(node)
+            todo += parents[node]
+    return [node for node in suspects if node in leading]
+
+
+def _is_foreign(node: Any) -> bool:
+    return isinstance(node, BackwardCFunction) or not _TORCHS.fullmatch(node.name())
+
+
+def _function_name(node: Any) -> str:
+    name: str = node.name()
+    return name.removesuffix("Backward") if isinstance(node, BackwardCFunction) else name
+
+
+def _has_hooks(node: Any) -> bool:
+    # torch lists no hooks; but all hooks of a node share one dictionary, which a new handle knows.
+    for register in (node.register_hook, node.register_prehook):
+        handle = register(lambda *gradients: None)
+        known = handle.hooks_dict_ref()
+        handle.remove()
+        if known:
+            return True
+    return False

@@ -1,0 +1,174 @@
+"""Proof at run time that nested backward passes differentiate a loss, where torch alone does not vouch for it.
+
+Where the graph holds a backward that torch did not write (a custom autograd function, a hook), its second derivative may
+be anything: ``once_differentiable``, NumPy, an intermediate kept on ctx and a solver in a hook all lose their share
+without a word. So one product H u, and D3[u, u, .] where order 3 is wanted, is compared with central differences of the
+gradient, parameter by parameter. It costs about as much as a dozen gradients, and is done only for such graphs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gnewton.derivatives import graph
+from gnewton.derivatives.differences import Gradients, step_length
+from gnewton.loss import Loss, differentiate, evaluate
+from gnewton.partition import Partition
+from gnewton.undo import RandomState
+
+Direction = Mapping[str, Tensor]
+Gradient = dict[str, Tensor]
+
+_WHAT_TO_DO = (
+    "write its backward in torch operations on ctx.saved_tensors (no NumPy, no detached intermediate, no "
+    'once_differentiable), or use engine="differences", which takes any gradient and is not exact'
+)
+
+
+def doubts(value: Tensor, hooks: int) -> list[str]:
+    """The custom functions in the graph of a loss, and the nodes with hooks if there are more hooks than before."""
+    names = graph.unproven(value)
+    if graph.hooks_so_far() != hooks:
+        names += [f"a hook on {name}" for name in graph.hooked(value)] or ["a tensor hook"]
+    return names
+
+
+def check_kernels(value: Tensor, partition: Partition, order: int) -> None:
+    """Raises NotImplementedError where torch's own derivatives of this order are known to be wrong."""
+    wrong = graph.wrong_kernels(value, partition, order)
+    if wrong:
+        raise NotImplementedError(
+            f"expected a loss whose derivatives of order {order} torch computes right, got one through the fused kernel "
+            f"{', '.join(wrong)}, whose {'third' if order == 3 else 'second'} derivative is wrong in torch; call F.layer_norm, "
+            "F.batch_norm or their modules outside torch.jit, which gnewton writes out, lower the order, or use "
+            'engine="differences"'
+        )
+
+
+def prove(
+    loss: Loss, partition: Partition, batch: Sequence[Any], direction: Direction, order: int, names: Sequence[str]
+) -> None:
+    """Raises NotImplementedError unless H u, and at order 3 D3[u, u, .], are those that differences of gradients show.
+
+    Args:
+        loss: called again, with the random numbers that come next; none are used up.
+        direction: u, with tensors of the parameters' shapes.
+        order: 2 or 3.
+        names: what is in doubt, for the message.
+    """
+    with RandomState(partition).replay():
+        gradients = Gradients(loss, partition, batch)
+        nested = _nested_products(loss, partition, batch, direction, order, names)
+        here = gradients.here()[1]
+    h = step_length(partition, direction)
+    if h == 0 or partition.device.type == "meta":
+        return
+    best = [_Comparison(float("inf"), 0.0, "")] * len(nested)
+    # Smaller steps where the first ones crossed a kink.
+    for shrink in (1, 16, 256):
+        found = _compare(gradients, here, nested, direction, h / shrink)
+        best = [min(pair, key=lambda c: c.error) for pair in zip(best, found, strict=True)]
+        if all(c.error < 1e-2 for c in best):
+            break
+    for which, comparison in zip(("second", "third"), best, strict=False):
+        _check(comparison, which, names, partition)
+
+
+class _Comparison(NamedTuple):
+    """The largest relative error that the differences estimate for themselves, the largest misfit, and where it is."""
+
+    error: float
+    misfit: float
+    name: str
+
+
+def _nested_products(
+    loss: Loss, partition: Partition, batch: Sequence[Any], direction: Direction, order: int, names: Sequence[str]
+) -> list[Gradient]:
+    """H u and, at order 3, D3[u, u, .] by nested backward passes."""
+    parameters = {name: p for name, p in partition.parameters.items() if p.requires_grad}
+    products: list[Gradient] = []
+    scalar = evaluate(loss, partition, batch)
+    for degree in range(1, order + 1):
+        try:
+            slopes = differentiate(scalar, list(parameters.values()), create_graph=degree < order)
+        except RuntimeError as error:
+            which = ("first", "second", "third")[degree - 1]
+            raise NotImplementedError(
+                f"expected a loss that torch can differentiate to order {order}, got one through {', '.join(names)}, "
+                f"of which there is no {which} derivative ({str(error).splitlines()[0]}); {_WHAT_TO_DO}"
+            ) from error
+        pairs = zip(parameters, slopes, strict=True)
+        product = {name: torch.zeros_like(parameters[name]) if g is None else g.to_dense() for name, g in pairs}
+        if degree > 1:
+            products.append({name: g.detach() for name, g in product.items()})
+        scalar = torch.stack([(g * direction[n].to(g)).sum().double() for n, g in product.items()]).sum()
+    return products
+
+
+def _compare(
+    gradients: Gradients, here: Gradient, nested: Sequence[Gradient], direction: Direction, h: float
+) -> list[_Comparison]:
+    """Nested products beside differences with steps h and 2h: for order 2 and, if there is one, order 3."""
+    near, far = (_differences(gradients, here, direction, length) for length in (h, 2 * h))
+    eps = max(torch.finfo(p.dtype).eps for p in gradients.partition.parameters.values())
+    length = sum(float(g.double().square().sum()) for g in here.values()) ** 0.5
+    found = []
+    for i, product in enumerate(nested):
+        # What rounding alone may do to a difference of gradients.
+        floor = 100 * eps * length / h ** (i + 1)
+        rows = [_row(name, product[name], near[i][name], far[i][name], floor) for name in near[i]]
+        error, misfit = max(row.error for row in rows), max(rows, key=lambda row: row.misfit)
+        found.append(_Comparison(error, misfit.misfit, misfit.name))
+    return found
+
+
+def _row(name: str, product: Tensor, near: Tensor, far: Tensor, floor: float) -> _Comparison:
+    best = (4 * near - far) / 3
+    error, misfit = float((near - far).norm()), float((product.double() - best).norm())
+    scale = max(float(product.double().norm()), float(best.norm()), floor)
+    return _Comparison(max(error - floor, 0.0) / scale, max(misfit - floor - 10 * error, 0.0) / scale, name)
+
+
+def _differences(gradients: Gradients, here: Gradient, direction: Direction, h: float) -> tuple[Gradient, Gradient]:
+    """(g(h) - g(-h)) / 2h and (g(h) - 2 g(0) + g(-h)) / h^2 along u, by parameter."""
+    ahead, behind = (gradients.at({n: sign * h * u for n, u in direction.items()}) for sign in (1, -1))
+    first, second = {}, {}
+    for name, g in here.items():
+        zero, plus, minus = (t.double() for t in (g, ahead.get(name, 0 * g), behind.get(name, 0 * g)))
+        first[name], second[name] = (plus - minus) / (2 * h), (plus - 2 * zero + minus) / h**2
+    return first, second
+
+
+def tolerance(partition: Partition) -> float:
+    """How far two computations of one derivative may differ, relative to it: 1e-6 in float64, 5e-3 in float32."""
+    eps = max(torch.finfo(p.dtype).eps for p in partition.parameters.values())
+    return max(1e-6, 15 * float(eps**0.5))
+
+
+def _check(comparison: _Comparison, which: str, names: Sequence[str], partition: Partition) -> None:
+    if comparison.misfit <= tolerance(partition) and comparison.error < 0.3:
+        return
+    what = (
+        f"whose {which} derivative by nested backward passes is off by {100 * comparison.misfit:.2g} % at {comparison.name}"
+        if comparison.misfit > tolerance(partition)
+        else f"whose {which} derivative cannot be checked: its gradient jumps too much between nearby parameters"
+    )
+    raise NotImplementedError(
+        f"expected a loss whose backward passes are its derivatives, got one through {', '.join(names)}, {what}; "
+        + _WHAT_TO_DO
+    )
+
+
+def check_symmetry(hessian: Tensor, names: Sequence[str], partition: Partition) -> None:
+    """Raises NotImplementedError where H, before it is made symmetric, is not: then it is the derivative of no gradient."""
+    if hessian.is_meta or not torch.isfinite(hessian).all():
+        return
+    gap, size = float((hessian - hessian.T).abs().max()), float(hessian.abs().max())
+    if gap > 10 * tolerance(partition) * size:
+        raise NotImplementedError(
+            f"expected a symmetric Hessian, got one that is asymmetric by {100 * gap / size:.2g} % through "
+            f"{', '.join(names)}: its backward is the derivative of no function; {_WHAT_TO_DO}"
+        )

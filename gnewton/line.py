@@ -1,0 +1,157 @@
+"""One step's view of the loss: phi(eta) = L(theta - U I eta), along one direction u.
+
+Every number that a policy may ask for is computed here, and nowhere else: several processes have only to take their means here.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnewton.average import Average, Memory
+from gnewton.derivatives.record import recorded_gradient
+from gnewton.derivatives.tape import Tape
+from gnewton.direction import Direction, check_direction, check_finite, lengths, slopes, value_and_gradient
+from gnewton.loss import batches, differentiable_mode
+from gnewton.partition import Partition
+from gnewton.summary import Summary, summarize, summarize_tape
+from gnewton.undo import Parameters, RandomState
+
+Closure = Callable[..., Tensor]
+Data = Iterable[Any] | None
+
+
+class Objective:
+    """A loss where the parameters stand: its value, gradient and summaries, all of the same random numbers.
+
+    Args:
+        partition: the parameters that may move.
+        closure: returns the loss; with data, ``closure(*batch)`` is the mean over a batch.
+        data: the batches of a full-batch step, or None.
+
+    ``value`` is the loss at the start, once something has been asked; ``complaint`` says that it was another one when
+    the closure was called again.
+    """
+
+    def __init__(self, partition: Partition, closure: Closure, data: Data = None) -> None:
+        self.partition, self.closure, self.data = partition, closure, data
+        self.value: Tensor | None = None
+        self.complaint = ""
+        self._gradients: Direction | None = None
+        self._tape: Tape | None = None
+        self._random = RandomState(partition)
+        self._start: Parameters | None = None
+
+    def differentiate(self, record: bool = False, restore_buffers: bool = True) -> tuple[Tensor, Direction]:
+        """The loss () and its gradient, from one evaluation; ``record`` keeps what a summary needs, to spare it another one."""
+        if self.value is None or self._gradients is None:
+            record = record and self.data is None
+            with differentiable_mode(self.partition, restore_buffers=restore_buffers, higher=record):
+                if record:
+                    self._tape, self._gradients = recorded_gradient(self.closure, self.partition)
+                    assert self._tape.value is not None
+                    self.value = self._tape.value.detach()
+                else:
+                    self.value, self._gradients = value_and_gradient(self.closure, self.partition, self.data)
+        return self.value, self._gradients
+
+    def summary(self, direction: Direction, order: int) -> Summary:
+        """The summary along u."""
+        if self._tape is not None:
+            # Checked when it was evaluated; the sweep reads the list alone.
+            summary = summarize_tape(self._tape, self.partition, check_direction(direction, self.partition), order)
+            if summary is not None:
+                return summary
+        # The first evaluation draws its own random numbers; every other one repeats them.
+        with self._random.replay() if self.value is not None else nullcontext():
+            summary = summarize(self.closure, self.partition, direction, order=order, data=self.data)
+        if self.value is None:
+            self.value = summary.value
+        self._compare(float(self.value), float(summary.value))
+        return summary
+
+    def value_here(self) -> float:
+        """The loss where the parameters stand now. It may be infinite: far away that is a fact, not an error."""
+        with self._random.replay(), differentiable_mode(self.partition, higher=False):
+            values = [(float(self.closure(*batch).detach()), n) for batch, n in batches(self.data, None)]
+        return sum(value * n for value, n in values) / sum(n for _, n in values)
+
+    @property
+    def start(self) -> Parameters:
+        """The parameters as they were when this was first asked for, before anything moved."""
+        self._start = self._start or Parameters(self.partition)
+        return self._start
+
+    def restore(self) -> None:
+        """Put the parameters back to the start."""
+        if self._start is not None:
+            self._start.restore()
+
+    def _compare(self, first: float, second: float) -> None:
+        # Roundings in another order differ by far less; another batch by far more.
+        if abs(first - second) > 1e-3 * max(abs(first), abs(second)):
+            self.complaint = (
+                f"expected the same loss when the closure is called again, got {first:.4g} and then {second:.4g}; "
+                "draw the mini-batch outside the closure"
+            )
+
+
+class Line:
+    """The objective along u: what a policy asks, and how it moves.
+
+    Args:
+        objective: the loss, of the batch that judges the step.
+        direction: u, one tensor per parameter.
+        average: of the summaries of several steps, or None.
+        memory: what the average remembers; ``line.memory`` is what it remembers afterwards.
+    """
+
+    def __init__(
+        self, objective: Objective, direction: Direction, average: Average | None = None, memory: Memory | None = None
+    ) -> None:
+        self.objective, self.partition, self.direction = objective, objective.partition, direction
+        self.average, self.memory = average, memory
+
+    @property
+    def value(self) -> float:
+        """The loss at the start; known once a summary or a slope has been asked for."""
+        assert self.objective.value is not None
+        return float(self.objective.value)
+
+    def summary(self, order: int = 3) -> Summary | None:
+        """The summary at the start, averaged if there is an average; None during its warm-up."""
+        summary = self.objective.summary(self.direction, order)
+        # What is not finite has no step, and would stay in an average for good.
+        if self.average is None or not all(torch.isfinite(t).all() for t in summary.tensors()):
+            return summary
+        mean, self.memory = self.average(self.memory, summary)
+        return mean
+
+    def slope(self) -> Summary:
+        """Value and g-bar at the start, for the price of one gradient at most."""
+        value, gradients = self.objective.differentiate()
+        gradient = slopes(gradients, self.direction, self.partition)
+        if not torch.isfinite(gradient).all():
+            check_finite(gradients, "gradient")
+        return Summary.from_tensors(gradient=gradient, value=float(value), names=self.partition.names)
+
+    def lengths(self) -> Tensor:
+        """||u_s|| of each group, (S,)."""
+        return lengths(self.direction, self.partition)
+
+    def loss_at(self, eta: Tensor) -> float:
+        """Move to theta - U I eta, from the start, and return the loss there; an error in the step moves back."""
+        self.objective.start.move(self.partition.scale(self.direction, eta))
+        return self.objective.value_here()
+
+    @torch.no_grad()
+    def move(self, eta: Tensor) -> None:
+        """Move by -U I eta from where the parameters are, without asking for the loss."""
+        for name, change in self.partition.scale(self.direction, eta).items():
+            self.partition.parameters[name].sub_(change)
+
+    def along(self, direction: Direction) -> "Line":
+        """The same objective along another direction, such as that of the last step."""
+        return Line(self.objective, direction)

@@ -1,0 +1,63 @@
+"""What a policy is, and what the policies that step by the cubic model share."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from gnewton.cubic import CubicModel, NewtonStepError, Step
+from gnewton.line import Line
+from gnewton.policies.outcome import Outcome
+
+Settings = Mapping[str, Any]
+State = dict[str, Any]
+
+
+class Policy(Protocol):
+    """How far each group goes along u.
+
+    ``settings`` are the policy's own numbers, by name. They become settings of the optimizer, in ``param_groups``, so that
+    schedulers and ``AsRate`` drive them. ``state`` holds what a resumed run needs: plain tensors and numbers, {} before
+    the first step. Its "eta" (S,), on the CPU, is shown as ``optimizer.learning_rates``; everything else moves to the
+    parameters' device when a state is loaded.
+    """
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def needs_summary(self, settings: Settings, state: State) -> bool:
+        """Whether the next step will ask for a summary: the loss is then recorded while its gradient is taken."""
+
+    def step(self, line: Line, settings: Settings, state: State) -> tuple[Outcome | None, State]:
+        """Move along the line; return what became of it and the new state, and leave the old state as it was.
+
+        The outcome is None for a step without anything new to record. An error undoes the whole step.
+        """
+
+
+def model_of(summary: Any, settings: Settings, cubic: float) -> CubicModel:
+    """The cubic model of a summary, with ridge and diagonal as the optimizer has them."""
+    return CubicModel(summary, cubic, settings["ridge"], settings["diagonal"])
+
+
+def smooth_rates(eta: Tensor, previous: Tensor | None, settings: Settings) -> Tensor:
+    """eta without its negative rates, averaged with the previous eta, as ``remove_negative`` and ``eta_momentum`` say."""
+    if settings["remove_negative"]:
+        eta = eta.clamp(min=0.0)
+    beta = settings["eta_momentum"]
+    return beta * previous + (1 - beta) * eta if beta and previous is not None else eta
+
+
+def predicted_decrease(model: CubicModel, step: Step, rate: float, eta: Tensor) -> float:
+    """-m(rate eta); from the solver, to more digits, where that is the very step it found."""
+    if rate == 1 and eta is step.learning_rates and step.status.ok:
+        return step.predicted_decrease
+    return float(model.decrease(rate * eta))
+
+
+def no_step(model: CubicModel, step: Step, settings: Settings, age: int = 0) -> Outcome:
+    """The outcome where the model has no minimum: nothing moves. Raises NewtonStepError with on_failure="raise"."""
+    if settings["on_failure"] == "raise":
+        raise NewtonStepError(step)
+    lr, predicted = float(settings["lr"]), float(model.decrease(step.learning_rates))
+    return Outcome.of(model, step, lr=lr, predicted_decrease=predicted, age=age, message=step.message)

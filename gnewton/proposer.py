@@ -1,0 +1,158 @@
+"""The step that another optimizer proposes, as a direction."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnewton.caller import warn
+from gnewton.direction import Direction
+from gnewton.partition import Partition
+
+
+class Proposer:
+    """u = theta_before - theta_after: the step that a ``torch.optim`` optimizer proposes, without taking it.
+
+    ``propose`` leaves parameters and ``.grad`` as they were and lets the optimizer's own state (momentum, Adam's
+    averages) advance; ``undo`` undoes that. In a dtype with few digits the difference loses those by which theta
+    exceeds u. Where the optimizer's step does not depend on theta (the torch.optim ones below, without weight decay) it is
+    taken from theta = 0, where the difference is exact; elsewhere a warning says so once.
+
+    Raises TypeError for what is no torch optimizer or needs a closure of its own (LBFGS), ValueError for one that lacks a
+    parameter of the partition.
+
+    >>> import torch, gnewton as gn
+    >>> model = gn.models.Rosenbrock(2)
+    >>> partition = gn.Partition.single(model)
+    >>> proposer = Proposer(torch.optim.SGD(model.parameters(), lr=0.5), partition)
+    >>> proposer.propose(gn.direction.gradient(model, partition))
+    {'theta': tensor([-107.8000,  -44.0000])}
+    """
+
+    # Their steps read the gradient and their state alone, once weight decay is off.
+    _TRANSLATION_INVARIANT = (
+        torch.optim.SGD,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.Adamax,
+        torch.optim.NAdam,
+        torch.optim.RAdam,
+        torch.optim.Adadelta,
+        torch.optim.Adagrad,
+        torch.optim.RMSprop,
+        torch.optim.Rprop,
+    )
+
+    def __init__(self, optimizer: torch.optim.Optimizer, partition: Partition) -> None:
+        _check_optimizer(optimizer, partition)
+        self.optimizer = optimizer
+        self._partition = partition
+        self._before: dict[str, Any] | None = None
+        short = [n for n, p in partition.parameters.items() if p.dtype != torch.float64]
+        if short and not self._from_zero:
+            warn(
+                f"the direction is theta_before - theta_after of {type(optimizer).__name__}, whose step depends on theta "
+                f"(weight decay or an unknown rule): in {partition.parameters[short[0]].dtype} it loses the digits by which "
+                "theta exceeds the step. Use weight_decay=0, a larger lr, or float64",
+                UserWarning,
+            )
+
+    @property
+    def _from_zero(self) -> bool:
+        # Asked each time: weight decay may be scheduled, or come with a loaded state.
+        decays = any(group.get("weight_decay", 0) for group in self.optimizer.param_groups)
+        return type(self.optimizer) in self._TRANSLATION_INVARIANT and not decays
+
+    def propose(self, gradients: Mapping[str, Tensor]) -> Direction:
+        """The proposed direction for these gradients (by parameter name); shapes and dtypes are the parameters'."""
+        _check_held(self.optimizer, self._partition)
+        self._before = _state_copy(self.optimizer)
+        held = [p for group in self.optimizer.param_groups for p in group["params"]]
+        values = [p.data for p in held]
+        before = dict(zip(map(id, held), values, strict=True))
+        from_zero = self._from_zero
+        try:
+            with _gradients_set(held, self._partition, gradients), torch.no_grad():
+                for p in held:
+                    # The parameter lends its name to another storage, so that its own values are never written.
+                    p.data = torch.zeros_like(p) if from_zero else p.detach().clone()
+                self.optimizer.step()
+            # A frozen parameter need not be held, and does not move.
+            return {
+                name: (p.detach().neg_() if from_zero else before[id(p)] - p.detach())
+                if id(p) in before
+                else torch.zeros_like(p)
+                for name, p in self._partition.parameters.items()
+            }
+        except BaseException:
+            self.undo()
+            raise
+        finally:
+            for p, value in zip(held, values, strict=True):
+                p.data = value
+
+    def undo(self) -> None:
+        """Put the optimizer's state back to what it was before the last ``propose``."""
+        if self._before is None:
+            return
+        self.optimizer.state.clear()
+        self.optimizer.state.update(self._before["state"])
+        for group, saved in zip(self.optimizer.param_groups, self._before["groups"], strict=True):
+            group.update(saved)
+        self._before = None
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, partition: Partition) -> None:
+    kind = type(optimizer).__name__
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"expected a torch.optim optimizer as the direction, got {kind}; use SGD or Adam")
+    refused = {
+        "LBFGS": "drives the closure itself",
+        "SparseAdam": "takes sparse gradients alone",
+        "GroupedNewton": "is what u is for",
+    }
+    if kind in refused:
+        raise TypeError(
+            f"expected an optimizer that steps on given gradients, got {kind}, which {refused[kind]}; use SGD or Adam"
+        )
+    _check_held(optimizer, partition)
+
+
+def _check_held(optimizer: torch.optim.Optimizer, partition: Partition) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in partition.parameters.items() if id(p) not in held and p.requires_grad]
+    if missing:
+        raise ValueError(
+            f"expected {type(optimizer).__name__} to hold the partition's parameters, got none of {', '.join(missing)}; "
+            "build it on model.parameters()"
+        )
+
+
+@contextmanager
+def _gradients_set(held: list[Tensor], partition: Partition, gradients: Mapping[str, Tensor]) -> Iterator[None]:
+    """``.grad`` of the partition's trainable parameters is theirs, of every other one None; restored after."""
+    saved = [p.grad for p in held]
+    given = {id(p): gradients[name] for name, p in partition.parameters.items() if p.requires_grad}
+    try:
+        for p in held:
+            p.grad = None
+            if id(p) in given:
+                p.grad = given[id(p)].clone()  # maximize= and in-place decay write into it
+        yield
+    finally:
+        for p, g in zip(held, saved, strict=True):
+            p.grad = g
+
+
+def _state_copy(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {
+        "state": {p: {key: _copied(x) for key, x in state.items()} for p, state in optimizer.state.items()},
+        "groups": [{k: _copied(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
+    }
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)

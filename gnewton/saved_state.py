@@ -1,0 +1,65 @@
+"""What a GroupedNewton saves, and reading it back; states of 0.1.0.dev0 are read too."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnewton.policies import Outcome
+
+_WORDS = {"proposer_kind": "proposer", "average": "average", "policy": "policy"}
+
+
+def pack_history(history: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """Plain dictionaries, for ``torch.load(..., weights_only=True)``."""
+    return [{f.name: getattr(outcome, f.name) for f in fields(Outcome)} for outcome in history]
+
+
+def read(state_dict: Mapping[str, Any], kind: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A copy of the saved state, its tensors where they belong; ValueError where it is not of this ``kind`` of optimizer."""
+    if "grouped_newton" not in state_dict.get("state", {}):
+        raise ValueError(
+            "expected the state of a GroupedNewton, got another optimizer's; load what its state_dict() returned"
+        )
+    state = _translate(copy.deepcopy(dict(state_dict)))
+    _check_kind(state, kind)
+    memory = _moved(state["state"]["grouped_newton"], device)
+    eta = memory["policy"].get("eta")
+    memory["policy"]["eta"] = None if eta is None else eta.cpu()
+    state["state"]["grouped_newton"] = memory
+    state["history"] = [Outcome(**_moved(record, torch.device("cpu"))) for record in state["history"]]
+    return state
+
+
+def _check_kind(state: Mapping[str, Any], kind: Mapping[str, Any]) -> None:
+    for key, word in _WORDS.items():
+        if state[key] != kind[key]:
+            raise ValueError(
+                f"expected a state whose {word} is {kind[key]}, got {state[key]}; build the optimizer as it was then"
+            )
+    if state["groups"] != kind["groups"]:
+        raise ValueError(
+            f"expected a state of the {len(kind['groups'])} groups of this partition, got {len(state['groups'])} groups"
+            + (" of other names" if len(state["groups"]) == len(kind["groups"]) else "")
+            + "; build the partition as it was then"
+        )
+
+
+def _translate(state: dict[str, Any]) -> dict[str, Any]:
+    """The words of now for those of 0.1.0.dev0, whose memory was one dictionary for optimizer and policy."""
+    memory = state["state"]["grouped_newton"]
+    if "policy" in memory:
+        return state
+    policy = {"eta": memory["eta"], "age": memory["age"], "cubic": memory["cubic"], "cached_curvature": memory["kept"]}
+    now = {"step": memory["step"], "average": memory["average"], "policy": policy}
+    state["state"] = state["state"] | {"grouped_newton": now}
+    return state | {"proposer": state["direction"], "proposer_kind": state["direction_kind"], "policy": "None"}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: _moved(one, device) for name, one in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value

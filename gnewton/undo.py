@@ -1,0 +1,140 @@
+"""What a step may change, kept so that it can be put back: parameters, buffers, random numbers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gnewton.partition import Partition
+
+
+class Restorable(Protocol):
+    """Anything that can go back to what it was."""
+
+    def restore(self) -> None:
+        """Put everything back."""
+
+
+@contextmanager
+def undone_on_error(*held: Restorable) -> Iterator[None]:
+    """Where an error leaves the block, put back what is held, and let the error pass."""
+    try:
+        yield
+    except BaseException:
+        for one in held:
+            one.restore()
+        raise
+
+
+@contextmanager
+def restored(partition: Partition) -> Iterator["Parameters"]:
+    """Inside, the partition's parameters may be written to; afterwards they are what they were.
+
+    >>> import gnewton as gn
+    >>> model = gn.models.Rosenbrock(2)
+    >>> with torch.no_grad(), restored(gn.Partition.single(model)):
+    ...     _ = model.theta.zero_()
+    >>> model.theta.any()
+    tensor(True)
+    """
+    start = Parameters(partition)
+    try:
+        yield start
+    finally:
+        start.restore()
+
+
+class Parameters:
+    """The values of a partition's parameters as they are now, to be put back or to start from."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._held = partition.parameters
+        self.values = {name: p.detach().clone() for name, p in self._held.items()}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the values back."""
+        for name, p in self._held.items():
+            p.copy_(self.values[name])
+
+    @torch.no_grad()
+    def move(self, change: dict[str, Tensor]) -> None:
+        """Go to the values minus ``change``, wherever the parameters are now."""
+        for name, step in change.items():
+            self._held[name].copy_(self.values[name] - step)
+
+
+class Buffers:
+    """The buffers of a module (batch norm's running statistics) as they are now, to be put back."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        owners = list(module.modules()) if module else []
+        self._held = [(m, dict(m._buffers)) for m in owners]
+        self._saved = [
+            (b, b.detach().clone(), version(b)) for m in owners for b in m._buffers.values() if b is not None
+        ]
+
+    def restore(self) -> None:
+        """Put back every buffer, also where the module replaced the tensor or made a new one."""
+        for module, buffers in self._held:
+            if not isinstance(module, torch.jit.ScriptModule) and module._buffers != buffers:
+                module._buffers.clear()
+                module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, saved, before in self._saved:
+                if buffer.is_inference():
+                    continue
+                # Writing counts as a change, which would break graphs that the caller still holds; the kernel of batch norm
+                # writes without counting, and so does its restoration.
+                uncounted = version(buffer) == before
+                with torch.autograd._unsafe_preserve_version_counter(buffer) if uncounted else nullcontext():
+                    buffer.copy_(saved)
+
+
+class RandomState:
+    """The random state of the CPU and of the partition's device, to be compared and replay."""
+
+    def __init__(self, partition: Partition) -> None:
+        device = partition.device
+        self._generator = torch.get_device_module(device) if device.type in ("cuda", "mps", "xpu") else None
+        self._which = () if device.type == "mps" else (device,)
+        self._states = self._read()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RandomState) and all(map(torch.equal, self._states, other._states))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Inside, random numbers come as they came after this state was read; afterwards nothing was drawn."""
+        now = self._read()
+        self.restore()
+        try:
+            yield
+        finally:
+            self._write(now)
+
+    def restore(self) -> None:
+        """Go back to this state."""
+        self._write(self._states)
+
+    def _read(self) -> list[Tensor]:
+        return [torch.get_rng_state()] + ([self._generator.get_rng_state(*self._which)] if self._generator else [])
+
+    def _write(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if self._generator:
+            self._generator.set_rng_state(states[1], *self._which)
+
+
+def version(tensor: Tensor) -> int:
+    """How often the tensor was written to.
+
+    >>> version(torch.zeros(2).add_(1))
+    1
+    """
+    # Inference tensors count no changes, and cannot be written to outside inference mode either.
+    return -1 if tensor.is_inference() else tensor._version

@@ -1,0 +1,73 @@
+"""A policy from outside plugs in: the optimizer knows no policy's insides."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+from support.problems import build
+from torch.optim import lr_scheduler
+
+import gnewton as gn
+
+
+class ConstantRates:
+    """The same rate for every group, at every step."""
+
+    settings: ClassVar = {"rate": 0.1}
+
+    def needs_summary(self, settings, state):
+        return False
+
+    def step(self, line, settings, state):
+        eta = torch.full((len(line.partition),), settings["rate"], dtype=torch.float64)
+        line.move(settings["lr"] * eta)
+        return None, {"eta": eta, "steps": state.get("steps", 0) + 1}
+
+
+def optimizer_for(case, **settings):
+    proposer = torch.optim.SGD(case.model.parameters(), lr=1.0, momentum=0.9)
+    return gn.GroupedNewton(gn.Partition.by_tensor(case.model), proposer, policy=ConstantRates(), **settings)
+
+
+def test_constant_rates_are_gradient_descent_with_momentum():
+    case, twin = build("perceptron"), build("perceptron")
+    ours, theirs = optimizer_for(case, lr=0.5), torch.optim.SGD(twin.model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(5):
+        value = twin.loss()
+        theirs.zero_grad()
+        value.backward()
+        theirs.step()
+        assert float(ours.step(case.loss)) == pytest.approx(value.item(), rel=1e-10)
+    for p, q in zip(case.model.parameters(), twin.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-14)
+    assert not ours.history
+
+
+def test_its_settings_are_scheduled_and_its_state_is_saved():
+    case, twin = build("perceptron"), build("perceptron")
+    optimizer = optimizer_for(case)
+    halving = lr_scheduler.StepLR(gn.AsRate(optimizer, "rate"), step_size=2)
+    for _ in range(4):
+        optimizer.step(case.loss)
+        halving.step()
+    saved = optimizer.state_dict()
+    resumed = optimizer_for(twin)
+    resumed.load_state_dict(saved)
+    assert resumed.learning_rates.tolist() == optimizer.learning_rates.tolist() == pytest.approx([0.01] * 6)
+    assert resumed.state_dict()["state"]["grouped_newton"]["policy"]["steps"] == 4
+    with pytest.raises(ValueError, match="policy is None, got ConstantRates"):
+        gn.GroupedNewton(gn.Partition.by_tensor(case.model), optimizer.proposer.optimizer).load_state_dict(saved)
+
+
+def test_an_error_in_a_policy_undoes_what_it_moved():
+    class Failing(ConstantRates):
+        def step(self, line, settings, state):
+            line.loss_at(torch.ones(len(line.partition), dtype=torch.float64))
+            raise RuntimeError("no rates")
+
+    case = build("perceptron")
+    before = [p.detach().clone() for p in case.model.parameters()]
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), policy=Failing())
+    with pytest.raises(RuntimeError, match="no rates"):
+        optimizer.step(case.loss)
+    assert all(torch.equal(p, q) for p, q in zip(case.model.parameters(), before, strict=True))
