@@ -34,7 +34,7 @@ export npm_config_cache := $(CACHE)/npm
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports graders-test dist dist-test format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-alone clean
+.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests graders-test dist dist-test format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-alone clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-19s %s\n' "$$name" "$$text"; done
@@ -102,6 +102,9 @@ dist-test: $(VENV)/.installed-test $(VENV)/.installed-book $(VENV)/.installed-di
 reports: $(VENV)/.installed-lab  ## a class's reports as one table, reports.csv (FOLDER=where they lie)
 	$(BIN)/python -m gnewton.teaching.collect $(FOLDER) > reports.csv
 
+digests: $(VENV)/.installed-lab  ## after an experiment: what the package ships of results/
+	$(BIN)/python tools/digest_results.py results gnewton/experiments/digests
+
 format: $(VENV)/.installed-test  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -118,10 +121,10 @@ bench: $(VENV)/.installed-bench  ## what a summary costs, against peers: tables,
 
 test-elsewhere: unit-elsewhere notebooks-elsewhere  ## unit tests and notebooks in the arithmetic of other processors
 
-unit-elsewhere: $(VENV)/.installed-test  ## the unit tests alone (VARIANT=sse, avx2, threads or perturbed; all of them by default)
-	$(BIN)/python tools/elsewhere.py $(VARIANT) -- -n $(WORKERS)
+unit-elsewhere: $(VENV)/.installed-test  ## the unit tests alone (VARIANT=sse, avx2 or threads; all three by default)
+	$(BIN)/python tools/elsewhere.py $(or $(VARIANT),sse avx2 threads) -- -n $(WORKERS)
 
-notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone, compared with their saved outputs
+notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone (VARIANT=perturbed: their data, too)
 	$(BIN)/python tools/elsewhere.py $(VARIANT) -- $(NBVAL)
 
 test-torch: $(if $(TORCH),.cache/torch-$(TORCH).txt)  ## unit tests and notebooks with another torch, in a venv of its own (TORCH=2.9.1)

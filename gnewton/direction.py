@@ -18,13 +18,18 @@ Direction = dict[str, Tensor]
 
 
 def gradient(
-    loss: Loss, partition: Partition, data: Iterable[Any] | None = None, weight: Weight | None = None
+    loss: Loss, partition: Partition, data: Iterable[Any] | None = None, *, weight: Weight | None = None
 ) -> Direction:
     """The gradient of the loss, or of its mean over the batches of ``data``, by parameter name.
 
-    Shapes and dtypes are the parameters'; frozen and unused parameters get zeros; ``.grad`` is neither read nor written.
-    With ``data`` the loss is called as ``loss(*batch)`` and must be a batch mean: batches are weighted by their number
-    of samples, or by ``weight(*batch)``. Raises what an unfit loss raises: TypeError, ValueError, FloatingPointError.
+    Args:
+        loss: ``loss()`` returns the loss with its graph. With data, ``loss(*batch)`` is the mean over a batch.
+        partition: whose parameters.
+        data: batches, or None.
+        weight: ``weight(*batch)`` counts a batch's samples. By default they are ``len(batch[0])``.
+
+    Shapes and dtypes are the parameters'. Frozen and unused parameters get zeros. ``.grad`` is neither read nor written.
+    Raises what an unfit loss raises: TypeError, ValueError, FloatingPointError.
 
     >>> import gnewton as gn
     >>> model = gn.models.Rosenbrock(2)
@@ -32,14 +37,17 @@ def gradient(
     {'theta': tensor([-215.6000,  -88.0000])}
     """
     with differentiable_mode(partition, higher=False):
-        found = value_and_gradient(loss, partition, data, weight)[1]
+        found = value_and_gradient(loss, partition, data, weight=weight)[1]
     return {name: g.clone() for name, g in found.items()}
 
 
 def value_and_gradient(
-    loss: Loss, partition: Partition, data: Iterable[Any] | None = None, weight: Weight | None = None
+    loss: Loss, partition: Partition, data: Iterable[Any] | None = None, *, weight: Weight | None = None
 ) -> tuple[Tensor, Direction]:
     """The loss () and its gradient from one evaluation per batch; buffers are left as the evaluations leave them.
+
+    Args:
+        loss, partition, data, weight: as in ``gradient``.
 
     The gradient is to be read alone: autograd may hand the same memory out for two parameters.
     """

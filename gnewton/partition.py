@@ -26,10 +26,15 @@ def accumulator_dtype(device: torch.device) -> torch.dtype:
 class Partition:
     """The partition of a model's P scalars into S groups T_1 .. T_S; made by one of the factories below.
 
-    ``names`` are the S group names, ``sizes`` the number of scalars in each, ``parameters`` the tensors by name (a tied
-    parameter goes by its first name), ``module`` the module that a factory was given. ``len(partition)`` is S.
-    Directions are dictionaries with the keys of ``parameters``. A scalar may be in no group (``rest="ignore"``): it
-    never moves. Frozen and unused parameters may be in a group: their derivatives are zero.
+    Args:
+        names: the S group names.
+        parameters: the tensors by name; a tied parameter goes by its first name.
+        labels: by parameter name, the group's index or an int64 tensor of the parameter's shape; S means "in no group".
+        module: the module whose buffers (batch norm) are restored after its loss was differentiated.
+
+    ``len(partition)`` is S, ``sizes`` the number of scalars in each group. Directions are dictionaries with the keys of
+    ``parameters``. A scalar may be in no group (``rest="ignore"``): it never moves. Frozen and unused parameters may be in
+    a group: their derivatives are zero.
 
     >>> import gnewton as gn
     >>> model = gn.models.perceptron([64, 32, 10])
@@ -45,6 +50,7 @@ class Partition:
         names: Sequence[str],
         parameters: Mapping[str, Tensor],
         labels: Mapping[str, Label],
+        *,
         module: nn.Module | None = None,
     ) -> None:
         # labels: name -> group index, or an int64 tensor of the parameter's shape; S stands for "in no group".
@@ -305,7 +311,7 @@ class Partition:
             new[members] = i
         new[-1] = len(merged)
         labels = {n: int(new[lab]) if isinstance(lab, int) else new[lab] for n, lab in self._labels.items()}
-        return Partition(tuple(merged), self.parameters, labels, self.module)
+        return Partition(tuple(merged), self.parameters, labels, module=self.module)
 
     # -- text ------------------------------------------------------------------------------------------------------
 
@@ -354,7 +360,7 @@ class Partition:
         keys = list(dict.fromkeys(key(name) for name in parameters))
         # Parameters of the root module have no layer name: "model", told apart from a layer of that name.
         names = _distinct([k or "model" for k in keys])
-        return cls(names, parameters, {name: keys.index(key(name)) for name in parameters}, module)
+        return cls(names, parameters, {name: keys.index(key(name)) for name in parameters}, module=module)
 
     @classmethod
     def _by_keys(cls, module: nn.Module, key: Callable[[str], str], rows: bool) -> Self:
@@ -372,7 +378,7 @@ class Partition:
             # A row's label holds for all of its scalars: append the missing axes and broadcast.
             index = index.reshape(shape + (1,) * (p.dim() - len(shape))).expand(p.shape)
             labels[name] = start[key(name), shape] + index
-        return cls(_distinct(names), parameters, labels, module)
+        return cls(_distinct(names), parameters, labels, module=module)
 
     @classmethod
     def _claimed(
@@ -402,7 +408,7 @@ class Partition:
                 + ", ".join(f"{n} scalars of {name}" for name, n in left.items())
                 + '; add a group or pass rest="ignore" to leave them where they are'
             )
-        return cls(tuple(groups), parameters, labels, module)
+        return cls(tuple(groups), parameters, labels, module=module)
 
 
 def merged_groups(groups: Groups, names: Sequence[str]) -> dict[str, list[int]]:

@@ -58,13 +58,22 @@ class Summary:
         gradient: Any,
         hessian: Any = None,
         third: Any = None,
+        *,
         value: Any = 0.0,
         third_full: Any = None,
         names: Sequence[str] | None = None,
     ) -> Self:
-        """A summary from numbers: gradient (S,), hessian (S, S), third (S,), third_full (S, S, S); lists will do.
+        """A summary from numbers; lists will do.
 
-        ``third`` may be left out where ``third_full`` is given. Raises ValueError for shapes that do not fit.
+        Args:
+            gradient: g-bar, (S,).
+            hessian: H-bar, (S, S).
+            third: the diagonal of D3, (S,); taken from ``third_full`` where that is given.
+            value: the loss, ().
+            third_full: all of D3, (S, S, S).
+            names: the S group names.
+
+        Raises ValueError for shapes that do not fit.
 
         >>> import gnewton as gn
         >>> gn.Summary.from_tensors(gradient=[1.0], hessian=[[2.0]], third=[3.0]).taylor([0.5], order=2)
@@ -301,7 +310,7 @@ def summarize(
             [ 480.,  200.]], dtype=torch.float64)
     """
     _check_request(order, full_third, engine, max_memory)
-    u = gradient(loss, partition, data, weight) if direction is None else check_direction(direction, partition)
+    u = gradient(loss, partition, data, weight=weight) if direction is None else check_direction(direction, partition)
     total: Summary | None = None
     samples = 0.0
     with differentiable_mode(partition):

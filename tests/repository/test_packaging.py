@@ -163,6 +163,10 @@ def test_ci_runs_the_documented_test_command() -> None:
     assert "make test" in read(".ci/run").splitlines()
 
 
+def test_ci_runs_the_notebooks_in_another_arithmetic_too() -> None:
+    assert re.search(r"(?m)^make notebooks-elsewhere VARIANT=\w+$", read(".ci/run"))
+
+
 # -- licences ------------------------------------------------------------------------------------------------------
 
 
