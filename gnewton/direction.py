@@ -37,8 +37,8 @@ def gradient(
     {'theta': tensor([-215.6000,  -88.0000])}
     """
     with differentiable_mode(partition, higher=False):
-        found = value_and_gradient(loss, partition, data, weight=weight)[1]
-    return {name: g.clone() for name, g in found.items()}
+        gradients = value_and_gradient(loss, partition, data, weight=weight)[1]
+    return {name: g.clone() for name, g in gradients.items()}
 
 
 def value_and_gradient(
