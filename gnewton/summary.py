@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gnewton.derivatives import differences, graph, nested, proof, sweep
-from gnewton.derivatives.record import recorded, warn_of_missing
+from gnewton.derivatives.record import record_in_mode, warn_of_missing
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Direction, check_direction, gradient
 from gnewton.loss import Loss, Weight, batches, differentiable_mode, evaluate
@@ -359,13 +359,10 @@ def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order
     """The summary of a loss that was recorded before, along its own direction; None where the tape cannot give it."""
     if tape.missing is not None or tape.value is None or graph.unproven(tape.value):
         return None
-    value = _plain(tape.value, partition)
-    try:
-        with differentiable_mode(partition, restore_buffers=False):
-            found = Summary(value, *sweep.summary(tape, partition, direction, order), partition.names, "tape")
-    except sweep.NoRule:
-        return None
-    return found if _is_finite(found) else None
+    # In the mode of the recording: single operations must find the kernels that ran then.
+    with differentiable_mode(partition, restore_buffers=False):
+        summary = _sweep(tape, partition, direction, order, full_third=False, max_memory=sweep.MAX_MEMORY)
+    return summary if summary is not None and _is_finite(summary) else None
 
 
 def _summarize_batch(
@@ -384,30 +381,52 @@ def _summarize_batch(
     if engine == "nested" or order == 1:
         return _nested(loss, partition, batch, u, order, full_third)
     before = RandomState(partition)
-    tape = recorded(loss, partition, batch)
-    assert tape.value is not None
-    found = None
+    tape = record_in_mode(loss, partition, batch)
+    on_tape = None
     if tape.missing is None:
-        names = graph.unproven(tape.value)
-        if names:
-            with before.replay():
-                proof.prove(loss, partition, batch, u, order, names)
-        proof.check_kernels(tape.value, partition, order)
-        try:
-            value = _plain(tape.value, partition)
-            tensors = sweep.summary(tape, partition, u, order, full_third, max_memory)
-            found = Summary(value, *tensors, partition.names, "tape")
-        except sweep.NoRule as error:
-            tape.missing = str(error)
-    if found is not None and _is_finite(found):
-        return found
-    if engine == "tape" and found is None:
+        _prove(tape, loss, partition, batch, u, order, before)
+        on_tape = _sweep(tape, partition, u, order, full_third, max_memory)
+    if on_tape is not None and _is_finite(on_tape):
+        return on_tape
+    if on_tape is None and engine == "tape":
         raise ValueError(f'expected a loss that can be recorded whole, got one where {tape.missing}; use engine="auto"')
     with before.replay():
         summary = _nested(loss, partition, batch, u, order, full_third)
-    if found is None:
+    if on_tape is None:
         warn_of_missing(tape.missing, partition)
     return summary
+
+
+def _prove(
+    tape: Tape,
+    loss: Loss,
+    partition: Partition,
+    batch: Sequence[Any],
+    u: dict[str, Tensor],
+    order: int,
+    before: RandomState,
+) -> None:
+    """Raises NotImplementedError where a recorded operation has a backward pass that is no derivative."""
+    assert tape.value is not None
+    names = graph.unproven(tape.value)
+    if names:
+        with before.replay():
+            proof.prove(loss, partition, batch, u, order, names)
+    proof.check_kernels(tape.value, partition, order)
+
+
+def _sweep(
+    tape: Tape, partition: Partition, u: dict[str, Tensor], order: int, full_third: bool, max_memory: float
+) -> Summary | None:
+    """The summary from a tape; None, and a reason in ``tape.missing``, where torch cannot repeat an operation alone."""
+    assert tape.value is not None
+    value = _plain(tape.value, partition)
+    try:
+        tensors = sweep.summary(tape, partition, u, order, full_third, max_memory)
+    except sweep.NoRule as error:
+        tape.missing = str(error)
+        return None
+    return Summary(value, *tensors, partition.names, "tape")
 
 
 def _nested(
@@ -430,9 +449,9 @@ def _nested(
 def _by_differences(
     loss: Loss, partition: Partition, batch: Sequence[Any], u: dict[str, Tensor], order: int
 ) -> Summary:
-    found = differences.summary(loss, partition, u, order, batch)
-    tensors = (_plain(found.value, partition), found.gradient, found.hessian, found.third, None)
-    return Summary(*tensors, partition.names, "differences" if order > 1 else "nested", found.errors)
+    d = differences.summary(loss, partition, u, order, batch)
+    engine = "differences" if order > 1 else "nested"
+    return Summary(_plain(d.value, partition), d.gradient, d.hessian, d.third, None, partition.names, engine, d.errors)
 
 
 def _is_finite(summary: Summary) -> bool:

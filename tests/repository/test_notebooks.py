@@ -16,7 +16,7 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from support.training_flow import RUN, TRUTH, Flow, is_band
+from support.training_flow import RUN, TRAINS, TRUTH, Flow, is_band
 
 from gnewton.teaching.exercises.exercise import YOUR_TURN, every
 
@@ -738,3 +738,17 @@ def test_every_law_has_a_notebook_that_it_refuses() -> None:
 )
 def test_gaps_in_numbers_are_refused(names: list[str]) -> None:
     assert misnumbered(names)
+
+
+def trainers(source: str) -> set[str]:
+    """The widgets of a module that trains, examples in docstrings aside."""
+    code = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith((">>>", "...")))
+    found = re.findall(r"(?m)^class (\w+)\(FigureWidget\)", code)
+    return set(found) if re.search(r"\boptimizer\.step\(|\bfit\(", code) else set()
+
+
+def test_every_widget_that_trains_is_known_to_the_flow() -> None:
+    modules = (ROOT / "gnewton" / "teaching" / "widgets").glob("*.py")
+    found = set().union(*(trainers(path.read_text(encoding="utf-8")) for path in modules))
+    assert found >= {"DeepRates", "InvarianceTwins", "SampleSpectrum"}  # the search finds what it should
+    assert found <= TRAINS
