@@ -63,7 +63,7 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
         return [None] * len(inputs)
     try:
         # Opened: as one function to a mode, it would run what it recomputes (checkpoints) outside the mode.
-        return list(opened(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
+        slopes = list(opened(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
     except RuntimeError as error:
         if "backward through the graph a second time" in str(error):
             raise ValueError(
@@ -71,12 +71,7 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
                 "return the loss from the closure without calling backward(): gnewton differentiates it itself"
             ) from error
         if "torch.utils.checkpoint is incompatible" in str(error):
-            if not options and all(isinstance(x, Tensor) for x in inputs):
-                return gradient_by_backward(value, inputs)
-            raise NotImplementedError(
-                "expected a loss that torch can differentiate twice, got a reentrant checkpoint, which it cannot; "
-                'write checkpoint(..., use_reentrant=False), or use engine="differences"'
-            ) from error
+            return _through_reentrant_checkpoint(value, inputs, options)
         if any(text in str(error) for text in ("not implemented", "donated buffer", "support double backward")):
             raise NotImplementedError(
                 "expected a loss that torch can differentiate to the order asked for, got an operation that it cannot: "
@@ -84,6 +79,25 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
                 'engine="differences"'
             ) from error
         raise
+    # A parameter inside a reentrant checkpoint looks unused from outside.
+    if any(slope is None for slope in slopes) and _has_reentrant_checkpoint(_reachable([value.grad_fn])):
+        return _through_reentrant_checkpoint(value, inputs, options)
+    return slopes
+
+
+def _has_reentrant_checkpoint(graph: Iterable[Any]) -> bool:
+    return any(node.name() == "CheckpointFunctionBackward" for node in graph)
+
+
+def _through_reentrant_checkpoint(
+    value: Tensor, inputs: Sequence[Tensor], options: Mapping[str, Any]
+) -> list[Tensor | None]:
+    if options or not all(isinstance(x, Tensor) for x in inputs):
+        raise NotImplementedError(
+            "expected a loss that torch can differentiate twice, got a reentrant checkpoint, which it cannot; "
+            'write checkpoint(..., use_reentrant=False), or use engine="differences"'
+        )
+    return gradient_by_backward(value, inputs)
 
 
 def gradient_by_backward(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
@@ -307,8 +321,10 @@ def _newest_node() -> int:
 def _reaches_ours(value: Tensor, graph: Iterable[Any], partition: Partition) -> bool:
     ours = {id(p) for p in partition.parameters.values()}
     # A reentrant checkpoint hides the parameters inside it.
-    return id(value) in ours or any(
-        id(getattr(node, "variable", None)) in ours or node.name() == "CheckpointFunctionBackward" for node in graph
+    return (
+        id(value) in ours
+        or any(id(getattr(node, "variable", None)) in ours for node in graph)
+        or _has_reentrant_checkpoint(graph)
     )
 
 
