@@ -228,8 +228,8 @@ class Partition:
         """
         label = self._labels[name]
         if name not in self._groups_in:
-            found = [label] if isinstance(label, int) else torch.unique(label).tolist()
-            self._groups_in[name] = tuple(g for g in found if g < len(self))
+            groups = [label] if isinstance(label, int) else torch.unique(label).tolist()
+            self._groups_in[name] = tuple(g for g in groups if g < len(self))
         return self._groups_in[name]
 
     def members(self, group: int) -> list[str]:
@@ -455,7 +455,7 @@ def _named_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _parameters_of(groups: Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for group, claims in groups.items():
         if not isinstance(claims, Mapping):
             raise TypeError(
@@ -465,19 +465,19 @@ def _parameters_of(groups: Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tens
             tensor = claim[0] if isinstance(claim, tuple) else claim
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"expected a parameter for {name} in group {group!r}, got {type(tensor).__name__}")
-            other = found.setdefault(name, tensor)
+            other = tensors.setdefault(name, tensor)
             if other is not tensor:
                 raise ValueError(
                     f"expected one tensor for the name {name}, got two (the second in group {group!r}); rename one"
                 )
     by_id: dict[int, str] = {}
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         first = by_id.setdefault(id(tensor), name)
         if first != name:
             raise ValueError(
                 f"expected one name for a tensor, got {first} and {name}; a tied parameter goes by one name"
             )
-    return found
+    return tensors
 
 
 def _check_parameters(parameters: Mapping[str, Tensor]) -> None:
@@ -515,12 +515,12 @@ def _check_rest(rest: str) -> None:
 
 def _matches(glob: str, parameters: Iterable[str], group: str) -> list[str]:
     names = list(parameters)
-    found = [name for name in names if fnmatchcase(name, glob)]
-    if not found:
+    matching = [name for name in names if fnmatchcase(name, glob)]
+    if not matching:
         raise ValueError(
             f"expected the pattern {glob!r} of group {group!r} to match a parameter, got none; the names are {_shortened(names)}"
         )
-    return found
+    return matching
 
 
 def _mask(claim: Tensor | tuple[Tensor, Tensor], name: str, group: str) -> Tensor:

@@ -224,6 +224,7 @@ def test_runs_on_the_meta_device(name):
     assert {t.device.type for r in (got, cheap) for t in (r.value, r.gradient, r.hessian, r.third)} == {"meta"}
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 @pytest.mark.parametrize("name", ["perceptron", "convolution", "MultiheadAttention", "BatchNorm2d", "GRU"])
 def test_follows_the_parameters_device(device, name):

@@ -329,6 +329,7 @@ def test_models_that_it_does_not_cover_and_other_groups_are_refused():
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
 
 
+@pytest.mark.accelerator
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("method", METHODS)
 def test_everything_follows_the_device(method):
