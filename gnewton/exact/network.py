@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gnewton.exact.activation import Activation, composed, identity, is_elementwise, read, scaled
 from gnewton.exact.unaltered import check_unaltered, differentiable_twice
 from gnewton.models.networks import ScaledLinear
+from gnewton.ranks import check_apart
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def _check_parameters(parameters: dict[str, Tensor], model: nn.Module) -> None:
     if not parameters:
         raise ValueError("expected at least one linear layer, got none; add nn.Linear")
     seen: dict[int, str] = {}
+    check_apart(parameters if len({id(p) for p in parameters.values()}) == len(parameters) else {})
     first_name, first = next(iter(parameters.items()))
     if first.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"expected parameters in float32 or float64, got {first.dtype}; convert the model")
