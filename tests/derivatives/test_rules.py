@@ -44,7 +44,11 @@ def problem():
     torch.manual_seed(0)
     model, x = nn.Linear(3, 4, dtype=DTYPE), torch.randn(5, 3, dtype=DTYPE)
     partition = gn.Partition.by_tensor(model)
-    return lambda: model(x).logcumsumexp(1).sum(), partition, {n: torch.randn_like(p) for n, p in model.named_parameters()}
+    return (
+        lambda: model(x).logcumsumexp(1).sum(),
+        partition,
+        {n: torch.randn_like(p) for n, p in model.named_parameters()},
+    )
 
 
 class LogCumSumExp(Rule):
