@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from gnewton.exact.activation import Activation, composed, identity, is_elementwise, read, scaled
+from gnewton.exact.activation import Activation, compose, identity, is_elementwise, read, scale
 from gnewton.exact.unaltered import check_unaltered, differentiable_twice
 from gnewton.models.networks import ScaledLinear
 from gnewton.ranks import check_apart
@@ -64,12 +64,12 @@ class Network:
     @property
     def parameters(self) -> dict[str, Tensor]:
         """The model's parameters by name, in the model's order."""
-        found: dict[str, Tensor] = {}
+        parameters: dict[str, Tensor] = {}
         for layer in self.layers:
-            found[layer.weight_name] = layer.linear.weight
+            parameters[layer.weight_name] = layer.linear.weight
             if layer.bias_name is not None:
-                found[layer.bias_name] = layer.linear.bias
-        return found
+                parameters[layer.bias_name] = layer.linear.bias
+        return parameters
 
     @property
     def has_output_activation(self) -> bool:
@@ -101,7 +101,7 @@ class Network:
 
     def _activate(self, activation: Activation) -> None:
         last = self.layers[-1]
-        self.layers = (*self.layers[:-1], replace(last, activation=composed(last.activation, activation)))
+        self.layers = (*self.layers[:-1], replace(last, activation=compose(last.activation, activation)))
 
     def _scale(self, factor: float) -> None:
         """A factor on the inputs of the next layer is one on the outputs of the last."""
@@ -111,7 +111,7 @@ class Network:
             self.input_scale = factor
             return
         last = self.layers[-1]
-        self.layers = (*self.layers[:-1], replace(last, activation=scaled(last.activation, factor)))
+        self.layers = (*self.layers[:-1], replace(last, activation=scale(last.activation, factor)))
 
 
 def _leaves(module: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
