@@ -34,7 +34,7 @@ export npm_config_cache := $(CACHE)/npm
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests graders-test dist dist-test format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-alone clean
+.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests graders-test dist dist-test release-check lint-deploy image format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-alone clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-19s %s\n' "$$name" "$$text"; done
@@ -95,6 +95,19 @@ dist: $(VENV)/.installed-book $(VENV)/.installed-dist  ## the sdist and the whee
 	rm -rf dist
 	GNEWTON_BOOK=required $(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*
+
+release-check:  ## version, changelog, citation and tag agree
+	$(PYTHON) tools/check_release.py
+
+lint-deploy: $(VENV)/.installed-test $(VENV)/.installed-deploy  ## linters for workflows, image and citation
+	$(BIN)/actionlint .github/workflows/*.yml
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/pytest tests/repository/test_deploy.py
+
+image:  ## the course in a Docker image; needs a docker engine (not verified)
+	docker build --file deploy/Dockerfile --tag gnewton .
 
 dist-test: $(VENV)/.installed-test $(VENV)/.installed-book $(VENV)/.installed-dist  ## build twice: same bytes, the content, the wheel in an empty environment
 	$(BIN)/pytest tests/repository/test_wheel.py -m wheel
