@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gnewton.derivatives import nested, sweep
-from gnewton.derivatives.record import recorded, warn_of_missing
+from gnewton.derivatives.record import record_in_mode, warn_of_missing
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Direction, check_direction, gradient
 from gnewton.loss import Loss, Weight, batches, differentiable_mode, evaluate
@@ -351,7 +351,7 @@ def _derivatives(
         value = evaluate(loss, partition, batch)
         return _plain(value, partition), *nested.summary(value, partition, u, order, full_third)
     before = RandomState(partition)
-    tape = recorded(loss, partition, batch)
+    tape = record_in_mode(loss, partition, batch)
     assert tape.value is not None
     value = _plain(tape.value, partition)
     if tape.missing is None:

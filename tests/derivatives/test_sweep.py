@@ -163,7 +163,7 @@ def test_a_small_memory_gives_the_same_numbers(case, groups, options):
     u = case.direction(partition)
     options = {"full_third": False} | options
     # Room for about so many groups at a time.
-    room = groups * record(case.loss, partition).bytes_per_group(kept=options["full_third"])
+    room = groups * record(case.loss, partition).bytes_per_group(keep_all=options["full_third"])
     got = swept(case, partition, u, max_memory=room, **options)
     same(got, swept(case, partition, u, **options), 1e-12)
 
