@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def unknown(lines: list[str]) -> list[str]:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(BIN)/pytest", "$(BIN)/python -m pytest")
     found = []
     for line in lines:
-        words = line.split()
+        words = shlex.split(line)
         if words[0] == "make":
             named = [word for word in words[1:] if re.fullmatch(r"[a-z-]+", word)]
             known = bool(named) and set(named) <= targets()
@@ -140,7 +141,13 @@ def test_what_the_image_needs_is_sent_to_it() -> None:
     sent = (DOCKERFILE.with_name("Dockerfile.dockerignore")).read_text(encoding="utf-8").splitlines()
     assert sent[0] == "*"
     hook = (ROOT / "hatch_build.py").read_text(encoding="utf-8")
-    for name in [*re.findall(r'"((?:book|notebooks)/[\w.]+)"', hook), "gnewton", "pyproject.toml", "README.md", "LICENSE"]:
+    for name in [
+        *re.findall(r'"((?:book|notebooks)/[\w.]+)"', hook),
+        "gnewton",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    ]:
         assert any(f"!{name}" == line or f"!{name.partition('/')[0]}" == line for line in sent), name
 
 
@@ -171,7 +178,11 @@ def test_the_release_is_told_the_same_everywhere() -> None:
 
 @pytest.mark.parametrize(
     ("file", "old", "new"),
-    [("CITATION.cff", "version: ", "version: 9"), ("CHANGELOG.md", "## [0", "## [9"), ("pyproject.toml", 'version = "', 'version = "9')],
+    [
+        ("CITATION.cff", "\nversion: ", "\nversion: 9"),
+        ("CHANGELOG.md", "## [0", "## [9"),
+        ("pyproject.toml", 'version = "', 'version = "9'),
+    ],
 )
 def test_another_story_is_noticed(tmp_path: Path, file: str, old: str, new: str) -> None:
     for name in ("CITATION.cff", "CHANGELOG.md", "pyproject.toml"):
