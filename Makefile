@@ -7,6 +7,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 NB ?=
 LAB_ARGS ?=
 BENCH_ARGS ?=
+GPU_ARGS ?=
+STUDENT_ARGS ?=
 BROWSER_ARGS ?=
 FOLDER ?= reports
 WORKERS ?= 2
@@ -32,7 +34,7 @@ export npm_config_cache := $(CACHE)/npm
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests format book bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-alone clean
+.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests graders-test dist dist-test format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-alone clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-19s %s\n' "$$name" "$$text"; done
@@ -83,8 +85,19 @@ chromium:  ## find a Chromium for browser-test, or install Debian's (as root)
 notebooks: $(VENV)/.installed-test  ## re-execute the notebooks and save clean outputs (NB=03 for one)
 	$(BIN)/python tools/save_notebooks.py notebooks $(NB)
 
-student: $(VENV)/.installed-lab  ## the notebooks without solutions and outputs, into student/
-	@$(BIN)/python -m gnewton student student
+student: $(VENV)/.installed-lab  ## the notebooks without solutions and outputs, into student/ (STUDENT_ARGS="--format otter")
+	@$(BIN)/python -m gnewton student student $(STUDENT_ARGS)
+
+graders-test: $(VENV)/.installed-test $(VENV)/.installed-graders  ## release, submissions and marks, through otter-grader and nbgrader
+	$(BIN)/pytest tests/course/test_graders.py -m graders
+
+dist: $(VENV)/.installed-book $(VENV)/.installed-dist  ## the sdist and the wheel, with notebooks and book, into dist/
+	rm -rf dist
+	GNEWTON_BOOK=required $(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+
+dist-test: $(VENV)/.installed-test $(VENV)/.installed-book $(VENV)/.installed-dist  ## build twice: same bytes, the content, the wheel in an empty environment
+	$(BIN)/pytest tests/repository/test_wheel.py -m wheel
 
 reports: $(VENV)/.installed-lab  ## a class's reports as one table, reports.csv (FOLDER=where they lie)
 	$(BIN)/python -m gnewton.teaching.collect $(FOLDER) > reports.csv
@@ -100,15 +113,18 @@ book: $(VENV)/.installed-book  ## build the web book into book/_build/html
 	$(BIN)/sphinx-build -W -n --keep-going -q book book/_build/html
 	@echo "The book: book/_build/html/index.html"
 
+gpu: $(VENV)/.installed-test  ## everything that needs an accelerator: tests, agreement, notebooks, times; without one, the list of it
+	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
+
 bench: $(VENV)/.installed-bench  ## what a summary costs, against peers: tables, figure (BENCH_ARGS="--quick")
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 test-elsewhere: unit-elsewhere notebooks-elsewhere  ## unit tests and notebooks in the arithmetic of other processors
 
-unit-elsewhere: $(VENV)/.installed-test  ## the unit tests alone (VARIANT=sse, avx2, threads or perturbed; all of them by default)
-	$(BIN)/python tools/elsewhere.py $(VARIANT) -- -n $(WORKERS)
+unit-elsewhere: $(VENV)/.installed-test  ## the unit tests alone (VARIANT=sse, avx2 or threads; all three by default)
+	$(BIN)/python tools/elsewhere.py $(or $(VARIANT),sse avx2 threads) -- -n $(WORKERS)
 
-notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone, compared with their saved outputs
+notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone (VARIANT=perturbed: their data, too)
 	$(BIN)/python tools/elsewhere.py $(VARIANT) -- $(NBVAL)
 
 test-torch: $(if $(TORCH),.cache/torch-$(TORCH).txt)  ## unit tests and notebooks with another torch, in a venv of its own (TORCH=2.9.1)

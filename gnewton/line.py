@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gnewton.average import Average, Memory
-from gnewton.derivatives.record import recorded_gradient
+from gnewton.derivatives.record import record_with_gradient
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Direction, check_direction, check_finite, lengths, slopes, value_and_gradient
 from gnewton.loss import batches, differentiable_mode
@@ -50,7 +50,7 @@ class Objective:
             record = record and self.data is None
             with differentiable_mode(self.partition, restore_buffers=restore_buffers, higher=record):
                 if record:
-                    self._tape, self._gradients = recorded_gradient(self.closure, self.partition)
+                    self._tape, self._gradients = record_with_gradient(self.closure, self.partition)
                     assert self._tape.value is not None
                     self.value = self._tape.value.detach()
                 else:

@@ -207,9 +207,9 @@ def _warn_of_randomness(partition: Partition) -> None:
         return
     modules = partition.module.named_modules() if partition.module else []
     drops = [f"{name} ({type(m).__name__})" for name, m in modules if _draws(m)]
-    found = f"; in training mode: {', '.join(drops)}" if drops else ""
+    where = f"; in training mode: {', '.join(drops)}" if drops else ""
     warn(
-        f"the loss is not deterministic: it drew random numbers{found}. Its derivatives hold for this one draw. "
+        f"the loss is not deterministic: it drew random numbers{where}. Its derivatives hold for this one draw. "
         "Call model.eval(), set the dropout probability to 0, or draw outside the closure",
         RandomLossWarning,
     )
@@ -253,12 +253,12 @@ def _age(node: Any) -> int:
 
 
 def _reachable(roots: Iterable[Any], descend: Callable[[Any], bool] = lambda node: True) -> set[Any]:
-    found: set[Any] = set()
+    reached: set[Any] = set()
     todo = [node for node in roots if node is not None]
     while todo:
         node = todo.pop()
-        if node not in found:
-            found.add(node)
+        if node not in reached:
+            reached.add(node)
             if descend(node):
                 todo += [child for child, _ in node.next_functions if child is not None]
-    return found
+    return reached

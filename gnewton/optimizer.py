@@ -154,9 +154,13 @@ class GroupedNewton(torch.optim.Optimizer):
         return value
 
     def training_step(self, loss: Closure, batch: Any, *, curvature: Any = None, data: Data = None) -> Tensor:
-        """A step as ``training.fit`` asks for it: on ``loss(*batch)``, or on the mean over ``data``.
+        """A step as ``training.fit`` asks for it.
 
-        ``curvature`` is another batch, for the summaries.
+        Args:
+            loss: ``loss(*batch)`` is the mean loss of a batch.
+            batch: the arguments of the loss.
+            curvature: another batch, for the summaries, or None.
+            data: batches of a full-batch step, in place of ``batch``, or None.
         """
         if data is not None:
             return self.step(loss, data=data)

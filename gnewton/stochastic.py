@@ -23,10 +23,13 @@ Closure = Callable[[], Tensor]
 class StochasticNewton(torch.optim.Optimizer):
     """Newton's method for a noisy loss: one Hessian-vector product a step, no inverse, two learning rates.
 
-    partition: which parameters move (its groups do not matter). lr: lambda_1, the part of d that a step takes, driven by
-    any scheduler. lr_direction: mu, the rate at which d follows (H + rho)^-1 g; d converges where
-    0 < mu < 2 / (largest eigenvalue of H + rho) and every eigenvalue is above -rho: along a direction of negative
-    curvature d grows without bound, and so does theta along it. ridge: rho.
+    Args:
+        partition: which parameters move; its groups do not matter.
+        lr: lambda_1, the part of d that a step takes, driven by any scheduler.
+        lr_direction: mu, the rate at which d follows (H + rho)^-1 g. d converges where
+            0 < mu < 2 / (largest eigenvalue of H + rho) and every eigenvalue is above -rho. Along a direction of negative
+            curvature d grows without bound, and theta with it.
+        ridge: rho.
 
     Raises ValueError for settings out of range.
 
@@ -38,7 +41,9 @@ class StochasticNewton(torch.optim.Optimizer):
     True
     """
 
-    def __init__(self, partition: Partition, lr: float = 0.01, lr_direction: float = 0.01, ridge: float = 1e-5) -> None:
+    def __init__(
+        self, partition: Partition, *, lr: float = 0.01, lr_direction: float = 0.01, ridge: float = 1e-5
+    ) -> None:
         if not isinstance(partition, Partition):
             raise TypeError(
                 f"expected a Partition, got {type(partition).__name__}; write StochasticNewton(Partition.single(model))"

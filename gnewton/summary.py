@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gnewton.derivatives import nested, sweep
-from gnewton.derivatives.record import recorded, warn_of_missing
+from gnewton.derivatives.record import record_in_mode, warn_of_missing
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Direction, check_direction, gradient
 from gnewton.loss import Loss, Weight, batches, differentiable_mode, evaluate
@@ -58,13 +58,22 @@ class Summary:
         gradient: Any,
         hessian: Any = None,
         third: Any = None,
+        *,
         value: Any = 0.0,
         third_full: Any = None,
         names: Sequence[str] | None = None,
     ) -> Self:
-        """A summary from numbers: gradient (S,), hessian (S, S), third (S,), third_full (S, S, S); lists will do.
+        """A summary from numbers; lists will do.
 
-        ``third`` may be left out where ``third_full`` is given. Raises ValueError for shapes that do not fit.
+        Args:
+            gradient: g-bar, (S,).
+            hessian: H-bar, (S, S).
+            third: the diagonal of D3, (S,); taken from ``third_full`` where that is given.
+            value: the loss, ().
+            third_full: all of D3, (S, S, S).
+            names: the S group names.
+
+        Raises ValueError for shapes that do not fit.
 
         >>> import gnewton as gn
         >>> gn.Summary.from_tensors(gradient=[1.0], hessian=[[2.0]], third=[3.0]).taylor([0.5], order=2)
@@ -301,7 +310,7 @@ def summarize(
             [ 480.,  200.]], dtype=torch.float64)
     """
     _check_request(order, full_third, engine, max_memory)
-    u = gradient(loss, partition, data, weight) if direction is None else check_direction(direction, partition)
+    u = gradient(loss, partition, data, weight=weight) if direction is None else check_direction(direction, partition)
     total: Summary | None = None
     samples = 0.0
     with differentiable_mode(partition):
@@ -342,7 +351,7 @@ def _derivatives(
         value = evaluate(loss, partition, batch)
         return _plain(value, partition), *nested.summary(value, partition, u, order, full_third)
     before = RandomState(partition)
-    tape = recorded(loss, partition, batch)
+    tape = record_in_mode(loss, partition, batch)
     assert tape.value is not None
     value = _plain(tape.value, partition)
     if tape.missing is None:

@@ -149,13 +149,14 @@ def suggest_learning_rates(
         loss: ``loss(*batch)``, a batch mean with its graph, or ``loss()`` without data; not ``.backward()``-ed.
         partition: the S groups.
         data: mini-batches of the size to be trained with, as the noise of a batch lowers the rates; the whole data set as
-            one batch gives the rates of full-batch training. Batches weigh ``len(batch[0])``, or ``weight(*batch)``.
+            one batch gives the rates of full-batch training.
         proposer: None for the gradient: SGD's learning rates. A torch optimizer: rates along the step that it proposes
             from its present state, as learning rates of that optimizer, whatever its own lr is now. Let it take some
             steps before: the first step of fresh momentum is the gradient, later ones are up to 1 / (1 - momentum) longer.
         cubic, ridge, diagonal: as in ``newton_step``; the metric and the model come from the averaged summary.
         batches: how many, from the front; None takes all.
         lr: λ₁ > 0, a factor on every rate and quartile.
+        weight: ``weight(*batch)`` counts a batch's samples; by default they are ``len(batch[0])``.
 
     The rates minimize the mean of L(θ - U_b I η) over the batches b, L being the mean loss of them all (equation at the
     top of this module; S = 1 without noise is Cauchy's exact line search). Order 1 is exact. Orders 2 and 3 of L along
@@ -184,7 +185,7 @@ def suggest_learning_rates(
     try:
         # Kept: a loader that shuffles would come with other batches the second time.
         pairs = list(islice(weighed(data, weight), batches))
-        mean = gradient(loss, partition, None if data is None else [batch for batch, _ in pairs], weight)
+        mean = gradient(loss, partition, None if data is None else [batch for batch, _ in pairs], weight=weight)
         parts = [_part(partial(loss, *batch), partition, proposes, mean, order) for batch, _ in pairs]
     finally:
         random.restore()

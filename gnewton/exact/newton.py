@@ -18,6 +18,7 @@ Way = Literal["auto", "sweep", "shortcut"]
 def newton_direction(
     tape: Tape,
     damping: float | Tensor,
+    *,
     weight_decay: float = 0.0,
     extra: Mapping[str, Tensor] | None = None,
     absolute: bool = False,

@@ -57,21 +57,26 @@ class _Step(NamedTuple):
 class ExactNewton(torch.optim.Optimizer):
     r"""Newton's method on the loss of one sample at a time, exact: V <- V + lr mean_b t_b d_b, d_b = -(H_b + rho_b)^{-1} g_b.
 
-    model: a Sequential of Linear and element-wise activations. loss: "cross_entropy" or F.cross_entropy, "squared_error"
-    (half the sum of squares) or F.mse_loss; a step takes the batch, as the method differentiates the network itself.
-    lr: 1 is the pure step, for one sample; the mean over a batch of 16 wanted 8. It is ``param_groups[0]["lr"]``, which
-    every scheduler drives. method:
+    Args:
+        model: a Sequential of Linear and element-wise activations. A step takes the batch, as the method differentiates the
+            network itself.
+        loss: "cross_entropy" or F.cross_entropy, "squared_error" (half the sum of squares) or F.mse_loss.
+        lr: 1 is the pure step, for one sample; the mean over a batch of 16 wanted 8. It is ``param_groups[0]["lr"]``, which
+            every scheduler drives.
+        method: how H_b is made positive definite, see below.
+        damping: rho_0 > 0, None for 3 ("safe") or 10 (the others). Its unit is that of the Hessian, which grows with the
+            length of the inputs: centre them, and divide by their standard deviation.
+        safety: >= 1.
+        cap: t_b = min(1, cap / |change of the outputs|), as cross-entropy overshoots where it has no curvature; infinity for
+            none.
+        weight_decay: kappa, of kappa |V|^2 / 2, biases included.
+        ceiling, floor, power, negative: as in ``Adjustment``, for "abs".
 
     * "safe": rho_b = damping + safety b_b, with ``safe_damping`` b_b, so that H_b + rho_b is positive definite;
     * "abs": |H_b| in the place of H_b, by an eigenproblem of 2N + n_L a sample, with ceiling, floor, power and negative as
       in ``Adjustment`` (ceiling=1.0 favours flat minima);
     * "absQ": the sweep with |Q_l|, always a descent too; "plain": H_b as it is, which goes to saddles unless the damping is
       large; "joint": the Newton direction of the batch's mean loss, for small batches; "gauss-newton": the baseline.
-
-    damping: rho_0 > 0, None for 3 ("safe") or 10 (the others); its unit is that of the Hessian, which grows with the length
-    of the inputs: centre them, and divide by their standard deviation. safety: >= 1. cap: t_b = min(1, cap / |change of the
-    outputs|), as cross-entropy overshoots where it has no curvature; infinity for none. weight_decay: kappa, of
-    kappa |V|^2 / 2, biases included.
 
     It minimises each sample's model, and says nothing of the others: watch the held-out loss. Raises TypeError or ValueError
     for other models, naming the layer, and for settings out of range.
@@ -89,6 +94,7 @@ class ExactNewton(torch.optim.Optimizer):
         self,
         model: nn.Sequential,
         loss: losses.LossName = F.cross_entropy,
+        *,
         lr: float = 1.0,
         method: Method = "safe",
         damping: float | None = None,
@@ -222,10 +228,10 @@ def _direction(tape: Tape, settings: Mapping[str, Any]) -> tuple[Direction, Tens
         return gauss_newton_direction(tape, rho, kappa), rho
     if method == "abs":
         adjustment = Adjustment(*(settings[name] for name in ("ceiling", "floor", "power", "negative")))
-        return saddle_free_direction(tape, rho, kappa, adjustment), rho
+        return saddle_free_direction(tape, rho, weight_decay=kappa, adjustment=adjustment), rho
     if method == "safe":
         rho = rho + settings["safety"] * safe_damping(tape)
-    return newton_direction(tape, rho, kappa, absolute=method == "absQ"), rho
+    return newton_direction(tape, rho, weight_decay=kappa, absolute=method == "absQ"), rho
 
 
 def _reason(tape: Tape) -> str:

@@ -47,12 +47,17 @@ class Adjustment:
 
 @torch.no_grad()
 def saddle_free_direction(
-    tape: Tape, damping: float | Tensor, weight_decay: float = 0.0, adjustment: Adjustment | None = None
+    tape: Tape, damping: float | Tensor, *, weight_decay: float = 0.0, adjustment: Adjustment | None = None
 ) -> Direction:
     """d = -(|H| + rho + kappa)^{-1} (g + kappa V) for every sample, O(m^3) each with m = n_L + 2N.
 
-    tape: from ``record``; damping: rho > 0, a number or (B,); weight_decay: kappa; adjustment: replaces |lambda|, in the null
-    space of H too. Raises ValueError for misfits.
+    Args:
+        tape: from ``record``.
+        damping: rho > 0, a number or (B,).
+        weight_decay: kappa.
+        adjustment: replaces |lambda|, in the null space of H too.
+
+    Raises ValueError for misfits.
 
     >>> import gnewton as gn
     >>> model = gn.models.perceptron([3, 4, 2], dtype=torch.float64)

@@ -70,13 +70,16 @@ class Tape:
         return found
 
 
-def record(model: nn.Sequential, x: Tensor, y: Tensor, loss: losses.LossName = F.cross_entropy) -> Tape:
+def record(model: nn.Sequential, x: Tensor, y: Tensor, *, loss: losses.LossName = F.cross_entropy) -> Tape:
     """Run a batch through a network, forward and backward.
 
-    model: a Sequential of Linear and element-wise activations, in float32 or float64. x: (B, n_0), or (B, ...) where the
-    model begins with Flatten, in the model's dtype. loss: "cross_entropy" or F.cross_entropy, with y classes (B,) int64
-    or probabilities (B, n_L); "squared_error", half the sum of squares, or F.mse_loss, with targets y (B, n_L). An
-    activation behind the last linear layer is part of the loss. Everything is per sample; nothing is averaged. The tape
+    Args:
+        model: a Sequential of Linear and element-wise activations, in float32 or float64.
+        x: (B, n_0), or (B, ...) where the model begins with Flatten, in the model's dtype.
+        y: classes (B,) int64 or probabilities (B, n_L) for cross-entropy; targets (B, n_L) for the squared error.
+        loss: "cross_entropy" or F.cross_entropy, "squared_error" (half the sum of squares) or F.mse_loss.
+
+    An activation behind the last linear layer is part of the loss. Everything is per sample; nothing is averaged. The tape
     keeps the weights as they are now, and the graph of x and y is not looked at.
 
     Raises TypeError or ValueError, naming the layer, for other networks, losses and shapes.

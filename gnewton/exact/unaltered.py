@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-# Where torch keeps the hooks of one module; each may change values or gradients.
+# Where torch keeps the hooks of one module, and with "_global" before the name those of all modules; each may change
+# values or gradients.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -30,7 +31,7 @@ def alteration(module: nn.Module) -> str | None:
         return "a parametrization"
     if any(p is not None and p._backward_hooks for p in module._parameters.values()):
         return "a hook on a parameter"
-    return "a hook on all modules" if torch_module._has_any_global_hook() else None  # type: ignore[no-untyped-call]
+    return "a hook on all modules" if any(getattr(torch_module, "_global" + kind) for kind in _HOOKS) else None
 
 
 def check_unaltered(module: nn.Module, label: str) -> None:

@@ -49,7 +49,7 @@ def _problem(activation: str) -> Problem:
     return Problem(
         activation,
         f"64-64-10, {activation}",
-        lambda g: models.perceptron([64, 64, 10], activation, g),
+        lambda g: models.perceptron([64, 64, 10], activation, generator=g),
         digits,
         nn.CrossEntropyLoss(),
         epochs=EPOCHS,
@@ -230,7 +230,7 @@ def figures(numbers: Results) -> dict[str, plots.Figure]:
     for column, one in enumerate(numbers["networks"].values()):
         for row, unit in enumerate(("epoch", "seconds")):
             ax = drawn.axes[4 * row + column]
-            plots.training_curves(_curves(one, unit), ax, unit, scale="log")
+            plots.training_curves(_curves(one, unit), ax, xlabel=unit, scale="log")
             ax.set_title(one["title"] if row == 0 else "", fontsize=9)
             if legend := ax.get_legend():
                 legend.remove()

@@ -251,7 +251,7 @@ def _draw(ax: Axes, one: Results) -> None:
     runs |= {METHODS[n].title + ", tuned": one[n]["for 10 epochs"]["runs"] for n in RATES}
     epochs = range(1, 1 + len(one["adaptive"][0]["train_losses"]))
     curves = {name: (epochs, [mean_loss(some, epoch) for epoch in epochs]) for name, some in runs.items()}
-    plots.training_curves(curves, ax, "epoch", scale="log")
+    plots.training_curves(curves, ax, xlabel="epoch", scale="log")
     ax.set_title(one["title"], fontsize=9)
     if legend := ax.get_legend():
         legend.remove()

@@ -131,6 +131,6 @@ def test_inputs_and_targets_are_checked():
             gn.exact.record(model, x, bad_y)
     for bad_y in (torch.zeros(5, 3), torch.zeros(5), torch.zeros(5, 2, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"expected (floating )?targets"):
-            gn.exact.record(model, x, bad_y, "squared_error")
+            gn.exact.record(model, x, bad_y, loss="squared_error")
     with pytest.raises(ValueError, match="expected loss="):
-        gn.exact.record(model, x, y, torch.nn.functional.l1_loss)
+        gn.exact.record(model, x, y, loss=torch.nn.functional.l1_loss)

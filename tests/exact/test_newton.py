@@ -40,7 +40,7 @@ def test_the_direction_solves_the_damped_newton_equation(name, way):
     case = build(name)
     for rho in RHOS:
         for kappa in (0.0, 0.2):
-            d = newton_direction(case.tape, rho, kappa, way=way)
+            d = newton_direction(case.tape, rho, weight_decay=kappa, way=way)
             assert gap(found(d), case.newton(rho, kappa)) < 1e-10, (rho, kappa)
 
 
@@ -52,7 +52,7 @@ def test_dampings_of_samples_and_layers_and_another_right_hand_side(name, way):
     shared, own = random(len(case.theta), seed=1), random(3, len(case.theta), seed=2)
     for extra in (shared, own):
         for damping, dense in ((rho[:, 0], rho[:, :1]), (rho, rho[:, layers(case)]), (rho[:1], rho[:1, layers(case)])):
-            d = newton_direction(case.tape, damping, 0.1, unrow(case.model, extra), way=way)
+            d = newton_direction(case.tape, damping, weight_decay=0.1, extra=unrow(case.model, extra), way=way)
             assert gap(found(d), case.newton(dense, 0.1, extra)) < 1e-10
     with pytest.raises(ValueError, match="expected a damping"):
         newton_direction(case.tape, torch.ones(3, L + 1))
@@ -69,7 +69,10 @@ def test_woodburys_shortcut_is_the_sweep(name):
         return
     for rho in RHOS:
         extra = unrow(case.model, random(len(case.theta)))
-        ways = [found(newton_direction(case.tape, rho, 0.1, extra, way=way)) for way in ("shortcut", "sweep")]
+        ways = [
+            found(newton_direction(case.tape, rho, weight_decay=0.1, extra=extra, way=way))
+            for way in ("shortcut", "sweep")
+        ]
         assert gap(*ways) < 1e-9
 
 
@@ -115,10 +118,10 @@ def test_mean_slope_and_output_are_those_of_the_samples(name):
     extra, weights = unrow(case.model, random(3, len(case.theta))), random(3)
     bare = case.model
     for d in (
-        newton_direction(case.tape, 3.0, 0.1, extra),
-        newton_direction(case.tape, 3.0, 0.1, extra, way="sweep"),
-        newton_direction(case.tape, 3.0, 0.1, extra, absolute=True),
-        gn.exact.saddle_free_direction(case.tape, 3.0, 0.1),
+        newton_direction(case.tape, 3.0, weight_decay=0.1, extra=extra),
+        newton_direction(case.tape, 3.0, weight_decay=0.1, extra=extra, way="sweep"),
+        newton_direction(case.tape, 3.0, weight_decay=0.1, extra=extra, absolute=True),
+        gn.exact.saddle_free_direction(case.tape, 3.0, weight_decay=0.1),
         gn.exact.gauss_newton_direction(case.tape, 3.0, 0.1),
     ):
         each = found(d)
@@ -132,10 +135,10 @@ def test_mean_slope_and_output_are_those_of_the_samples(name):
 
 def test_a_batch_is_its_samples_one_by_one():
     case = build("two hidden", samples=7)
-    together = found(newton_direction(case.tape, 0.5, 0.1))
+    together = found(newton_direction(case.tape, 0.5, weight_decay=0.1))
     for i in range(7):
         alone = gn.exact.record(case.model, case.x[i : i + 1], case.y[i : i + 1])
-        assert gap(together[i : i + 1], found(newton_direction(alone, 0.5, 0.1))) < 1e-12
+        assert gap(together[i : i + 1], found(newton_direction(alone, 0.5, weight_decay=0.1))) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["tanh", "three hidden", "one layer, cross-entropy", "two hidden, tanh output"])
@@ -291,9 +294,9 @@ def test_nothing_is_made_on_another_device(widths):
     tape = gn.exact.record(model, x, y)
     rho = 1 + gn.exact.safe_damping(tape)
     for d in (
-        newton_direction(tape, rho, 0.1),
-        newton_direction(tape, rho, 0.1, absolute=True),
-        gn.exact.saddle_free_direction(tape, rho, 0.1),
+        newton_direction(tape, rho, weight_decay=0.1),
+        newton_direction(tape, rho, weight_decay=0.1, absolute=True),
+        gn.exact.saddle_free_direction(tape, rho, weight_decay=0.1),
         gn.exact.gauss_newton_direction(tape, rho, 0.1),
         gn.exact.joint_direction(tape, rho[0], 0.1),
     ):

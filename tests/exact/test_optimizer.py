@@ -36,13 +36,15 @@ def moved(model, before):
 def test_a_step_is_the_mean_of_capped_directions(method, cap):
     case = build("two hidden", samples=5)
     before = values(case.model)
-    optimizer = ExactNewton(case.model, case.loss, 0.5, method, damping=2.0, safety=1.2, cap=cap, weight_decay=0.1)
+    optimizer = ExactNewton(
+        case.model, case.loss, lr=0.5, method=method, damping=2.0, safety=1.2, cap=cap, weight_decay=0.1
+    )
     tape = case.tape
     d = {
-        "safe": lambda: gn.exact.newton_direction(tape, 2 + 1.2 * gn.exact.safe_damping(tape), 0.1),
-        "abs": lambda: gn.exact.saddle_free_direction(tape, 2.0, 0.1),
-        "absQ": lambda: gn.exact.newton_direction(tape, 2.0, 0.1, absolute=True),
-        "plain": lambda: gn.exact.newton_direction(tape, 2.0, 0.1),
+        "safe": lambda: gn.exact.newton_direction(tape, 2 + 1.2 * gn.exact.safe_damping(tape), weight_decay=0.1),
+        "abs": lambda: gn.exact.saddle_free_direction(tape, 2.0, weight_decay=0.1),
+        "absQ": lambda: gn.exact.newton_direction(tape, 2.0, weight_decay=0.1, absolute=True),
+        "plain": lambda: gn.exact.newton_direction(tape, 2.0, weight_decay=0.1),
         "joint": lambda: gn.exact.joint_direction(tape, 2.0, 0.1),
         "gauss-newton": lambda: gn.exact.gauss_newton_direction(tape, 2.0, 0.1),
     }[method]()
@@ -327,6 +329,7 @@ def test_models_that_it_does_not_cover_and_other_groups_are_refused():
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
 
 
+@pytest.mark.accelerator
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("method", METHODS)
 def test_everything_follows_the_device(method):

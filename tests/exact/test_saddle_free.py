@@ -31,7 +31,7 @@ def adjusted(case, rho, kappa, curvature):
 def test_it_is_the_dense_solution(name, kappa):
     case = build(name)
     for rho in (0.01, 1.0, 100.0):
-        d = row(saddle_free_direction(case.tape, rho, kappa).per_sample())
+        d = row(saddle_free_direction(case.tape, rho, weight_decay=kappa).per_sample())
         assert gap(d, adjusted(case, rho, kappa, torch.abs)) < 1e-10
 
 
@@ -40,7 +40,7 @@ def test_it_is_the_dense_solution(name, kappa):
 def test_adjustments_act_on_the_eigenvalues(name, adjustment):
     case = build(name)
     rho = torch.tensor([0.1, 1.0, 10.0], dtype=DTYPE)
-    d = row(saddle_free_direction(case.tape, rho, 0.1, adjustment).per_sample())
+    d = row(saddle_free_direction(case.tape, rho, weight_decay=0.1, adjustment=adjustment).per_sample())
     # The square root makes 1e-8 of an eigenvalue that is zero but for rounding.
     tolerance = 1e-7 if adjustment.power < 1 else 1e-10
     assert gap(d, adjusted(case, rho[:, None], 0.1, lambda values: by_hand(values, adjustment))) < tolerance
@@ -113,7 +113,7 @@ def test_plain_newton_goes_to_a_strict_saddle_and_the_others_leave_it(method):
     optimizer = gn.exact.ExactNewton(model, "squared_error", method=method, damping=0.05, cap=float("inf"))
     losses = [float(optimizer.step(x, y)) for _ in range(30)]
     size = torch.cat([p.flatten() for p in model.parameters()]).norm()
-    values = torch.linalg.eigvalsh(gn.exact.hessian.dense(gn.exact.record(model, x, y, "squared_error"))[0])
+    values = torch.linalg.eigvalsh(gn.exact.hessian.dense(gn.exact.record(model, x, y, loss="squared_error"))[0])
     if method == "plain":
         assert size < 1e-6
         assert losses[-1] == pytest.approx(1.5**2 / 2, rel=1e-9)

@@ -125,7 +125,7 @@ def test_an_option_set_later_is_refused():
     loss = nn.CrossEntropyLoss()
     loss.ignore_index = 2
     with pytest.raises(ValueError, match="ignore_index=2"):
-        gn.exact.record(network(), X, CLASSES, loss)
+        gn.exact.record(network(), X, CLASSES, loss=loss)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, None])

@@ -36,7 +36,7 @@ class Case:
 
     @property
     def tape(self) -> gn.exact.Tape:
-        return gn.exact.record(self.model, self.x, self.y, self.named)
+        return gn.exact.record(self.model, self.x, self.y, loss=self.named)
 
     @cached_property
     def theta(self) -> Tensor:

@@ -13,7 +13,7 @@ RESULTS = Path(__file__).parents[2] / "results"
 TINY = Problem(
     "tiny",
     "perceptron 3-4-1, tanh",
-    lambda generator: models.perceptron([3, 4, 1], "tanh", generator),
+    lambda generator: models.perceptron([3, 4, 1], "tanh", generator=generator),
     lambda: datasets.teacher_student((3, 4, 1), samples=60, test_samples=20, seed=100),
     nn.MSELoss(),
     epochs=2,
@@ -28,7 +28,7 @@ def digits() -> Problem:
     return Problem(
         "digits",
         "perceptron 64-8-10, tanh",
-        lambda generator: models.perceptron([64, 8, 10], "tanh", generator),
+        lambda generator: models.perceptron([64, 8, 10], "tanh", generator=generator),
         datasets.digits,
         nn.CrossEntropyLoss(),
         epochs=1,

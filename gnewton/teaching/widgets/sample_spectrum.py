@@ -121,7 +121,8 @@ def small_digits(data: Dataset) -> tuple[Tensor, Tensor]:
 def trained(x: Tensor, y: Tensor) -> tuple[nn.Sequential, nn.Sequential]:
     """The network at its start, and after one epoch of ``ExactNewton``, one sample a step."""
     start, later = (
-        perceptron([16, *HIDDEN, 10], "tanh", torch.Generator().manual_seed(0), torch.float64) for _ in range(2)
+        perceptron([16, *HIDDEN, 10], "tanh", generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        for _ in range(2)
     )
     optimizer = exact.ExactNewton(later)
     for batch in torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:, None]:

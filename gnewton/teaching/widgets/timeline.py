@@ -42,7 +42,7 @@ class CurvatureTimeline(FigureWidget):
         self._heat, self._bars = figure.axes
         self._norm = _common_scale(np.stack([array(record.hessian) for record in history]))
         self._picture = heat_map(
-            array(self._updates[first].hessian), self._names, self._heat, norm=self._norm
+            array(self._updates[first].hessian), self._names, ax=self._heat, norm=self._norm
         ).get_images()[0]
         self._marks = list(self._heat.get_lines())
         self._lengths = self._prepare_bars(np.stack([array(record.learning_rates) for record in history]))

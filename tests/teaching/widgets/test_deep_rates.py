@@ -65,7 +65,9 @@ def test_what_it_draws_at_the_start_is_the_summary_and_the_step_of_the_initial_n
 
 
 def test_at_gain_1_the_network_is_the_librarys_own():
-    library = gn.models.perceptron([64, 6, 6, 10], "tanh", torch.Generator().manual_seed(0), torch.float64)
+    library = gn.models.perceptron(
+        [64, 6, 6, 10], "tanh", generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     ours = [network(2, gain, 6, 64).state_dict() for gain in (1.0, 0.7)]
     for name, p in library.state_dict().items():
         torch.testing.assert_close(ours[0][name], p)
