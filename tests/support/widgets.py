@@ -111,7 +111,7 @@ MAKERS: dict[type[FigureWidget], Make] = {
     teaching.CubicBound: lambda **state: teaching.CubicBound(*summarized(samples=50)[1:], **state),
     teaching.PartitionExplorer: lambda **state: teaching.PartitionExplorer(*network(6, 5), **state),
     teaching.InvarianceTwins: lambda **state: teaching.InvarianceTwins(*drawn_data(), **state),
-    teaching.TapeViewer: lambda **state: teaching.TapeViewer(*random_direction(), **({"stage": 5} | state)),
+    teaching.TapeViewer: lambda **state: teaching.TapeViewer(*random_direction(), **({"stage": 10} | state)),
     teaching.NoiseExplorer: lambda **state: teaching.NoiseExplorer(
         noisy()[0], noisy()[1].names, part=6, **({"batch": 60} | state)
     ),

@@ -88,11 +88,11 @@ def slider(text: str, values: Iterable[Any], value: Any, format: Callable[[Any],
 
 def choice(text: str, values: Iterable[Any], value: Any) -> Any:
     """A drop-down list of values, or of (name, value); ValueError where ``value`` is none of them."""
-    return _control(ipywidgets.Dropdown, text, [v if isinstance(v, tuple) else (v, v) for v in values], value)
+    return _control(ipywidgets.Dropdown, text, list(values), value)
 
 
-def _control(kind: Any, text: str, options: list[tuple[str, Any]], value: Any) -> Any:
-    known = [one for _, one in options]
+def _control(kind: Any, text: str, options: list[Any], value: Any) -> Any:
+    known = [one[1] if isinstance(one, tuple) else one for one in options]
     if value not in known:
         listed = ", ".join(repr(one) if isinstance(one, str) else str(one) for one in known)
         raise ValueError(f"expected {text} to be one of {listed}, got {value!r}")
