@@ -13,6 +13,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from gnewton.ranks import check_apart, check_whole
+
 Rest = Literal["error", "ignore"]
 Label = int | Tensor
 Groups = Sequence[Sequence[int | str]] | Mapping[str, Sequence[int | str]]
@@ -57,6 +59,7 @@ class Partition:
         self.names = tuple(names)
         self.parameters = dict(parameters)
         self.module = module
+        self.alone = False
         _check_parameters(self.parameters)
         self._labels = {name: _simplified(labels[name]) for name in self.parameters}
         self._groups_in: dict[str, tuple[int, ...]] = {}
@@ -297,6 +300,22 @@ class Partition:
             name: torch.where(self._inside(name, group, u), u, torch.zeros_like(u)) for name, u in direction.items()
         }
 
+    def over(self, group: None) -> "Partition":
+        """The same partition, for one process among several: ``over(None)`` says that this rank works alone, on purpose.
+
+        Without it gnewton refuses to run where torch.distributed has more than one rank. Raises ValueError for a process
+        group: means over ranks are not taken yet.
+
+        >>> import gnewton as gn
+        >>> gn.Partition.single(gn.models.perceptron([2, 2])).over(None).alone
+        True
+        """
+        if group is not None:
+            raise ValueError(f"expected None, got {group!r}; gnewton does not take means over ranks yet")
+        same = Partition(self.names, self.parameters, self._labels, module=self.module)
+        same.alone = True
+        return same
+
     def coarsen(self, groups: Groups) -> "Partition":
         """The partition with groups merged; ``groups`` lists group names or indices, each exactly once.
 
@@ -311,7 +330,9 @@ class Partition:
             new[members] = i
         new[-1] = len(merged)
         labels = {n: int(new[lab]) if isinstance(lab, int) else new[lab] for n, lab in self._labels.items()}
-        return Partition(tuple(merged), self.parameters, labels, module=self.module)
+        coarser = Partition(tuple(merged), self.parameters, labels, module=self.module)
+        coarser.alone = self.alone
+        return coarser
 
     # -- text ------------------------------------------------------------------------------------------------------
 
@@ -496,6 +517,8 @@ def _check_parameters(parameters: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"expected parameters (leaf tensors), got the result of an operation for {name}; give the parameter"
             )
+        check_whole(name, p)
+    check_apart(dict(parameters))
 
 
 def _check_groups(names: Sequence[str], sizes: Sequence[int]) -> None:

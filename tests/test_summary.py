@@ -344,7 +344,7 @@ def ask(**options):
     [
         (ask(order=4), "order 1, 2 or 3, got 4"),
         (ask(order=2, full_third=True), "order=3 with full_third=True"),
-        (ask(engine="magic"), "engine among auto, tape, nested, got 'magic'"),
+        (ask(engine="magic"), "engine among auto, tape, nested, differences, got 'magic'"),
         (ask(max_memory=0), "positive max_memory in bytes, got 0"),
         (lambda: gn.summarize(CASE.loss_on, LAYERS, CASE.direction(LAYERS), data=[]), "at least one batch"),
         (

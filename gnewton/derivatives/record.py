@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from gnewton.caller import warn
+from gnewton.derivatives.graph import hooked, hooks_so_far
 from gnewton.derivatives.operation import Operation, Ref, Variable, substitute
 from gnewton.derivatives.rules import rule_for
 from gnewton.derivatives.tape import Tape
@@ -85,6 +86,7 @@ class _Recorder(Elementary):
         self._reasons: dict[int, tuple[Tensor, str]] = {}
         self._read: list[tuple[Tensor, int, Operation]] = []
         self._hooked = any(p._backward_hooks for p in partition.parameters.values())
+        self._hooks = hooks_so_far()
         for name, p in partition.parameters.items():
             if p.requires_grad:
                 self._know(p, partition.groups_in(name), name)
@@ -125,8 +127,6 @@ class _Recorder(Elementary):
             self._mark_unseen(result, f"{name} is not an operation on plain tensors")
             return result
         with torch._C.DisableTorchFunction():
-            if name in _DROPOUTS:
-                return self._dropout(function, *args, **kwargs)
             return self._perform(function, args, kwargs, tensors)
 
     def _perform(self, function: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
@@ -222,15 +222,6 @@ class _Recorder(Elementary):
                     todo.append(child)
         return False
 
-    def _dropout(self, function: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # The mask is what dropout makes of ones: with it the operation is a product, which can be run again.
-        ones = torch.ones_like(input, requires_grad=False)
-        mask = function(ones, *args, **kwargs)
-        if mask is ones and not function.__name__.endswith("_"):
-            return function(input, *args, **kwargs)  # type: ignore[no-any-return]
-        product = Tensor.mul_ if function.__name__.endswith("_") else torch.mul
-        return self._perform(product, (input, mask), {}, [input, mask])  # type: ignore[no-any-return]
-
     # -- what is known ---------------------------------------------------------------------------------------------
 
     def _know(self, tensor: Tensor, groups: tuple[int, ...], name: str | None = None) -> Variable:
@@ -267,8 +258,8 @@ class _Recorder(Elementary):
         if self.tape.result is None:
             self.tape.missing = self._reason(value)
             return
-        if self._hooked:
-            self.tape.missing = "a tensor hook may change gradients"
+        if self._hooked or (hooks_so_far() != self._hooks and hooked(value)):
+            self.tape.missing = "a hook may change gradients"
         self.tape.prune()
         needed = set(self.tape.operations)
         changed = [o.name for t, old, o in self._read if o in needed and version(t) != old]
@@ -280,7 +271,6 @@ class _Recorder(Elementary):
 
 # Their second derivative, taken alone, depends on directions that the parameters never move the argument in.
 _OF_CONSTANT_RANK = {"linalg_pinv", "pinverse", "linalg_lstsq"}
-_DROPOUTS = {"dropout", "dropout_", "feature_dropout", "feature_dropout_"}
 
 
 def _is_operation(function: Any) -> bool:

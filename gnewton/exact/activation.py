@@ -143,9 +143,8 @@ def _sin(z: Tensor) -> Jet:
 def _elu(alpha: float) -> Activation:
     def jet(z: Tensor) -> Jet:
         a, negative = F.elu(z, alpha), z <= 0
-        # alpha exp(z), which is both derivatives there.
-        e = torch.where(negative, a + alpha, 0.0)
-        return Jet(a, torch.where(negative, e, 1.0), e)
+        # alpha exp(z) is both derivatives there; at 0 torch takes the slope from the left and the curvature from the right.
+        return Jet(a, torch.where(negative, a + alpha, 1.0), torch.where(z < 0, a + alpha, 0.0))
 
     return jet
 

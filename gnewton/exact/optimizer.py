@@ -22,6 +22,7 @@ from gnewton.exact.network import Network
 from gnewton.exact.newton import newton_direction
 from gnewton.exact.saddle_free import Adjustment, saddle_free_direction
 from gnewton.exact.tape import Tape, passes
+from gnewton.ranks import check_alone
 
 Method = Literal["safe", "abs", "absQ", "plain", "joint", "gauss-newton"]
 
@@ -146,6 +147,7 @@ class ExactNewton(torch.optim.Optimizer):
         An error leaves parameters and state as they were: ValueError or TypeError for an unfit batch or setting,
         FloatingPointError for a loss, gradient or direction that is not finite.
         """
+        check_alone(alone=False)
         settings = self.param_groups[0]
         _check_settings(settings)
         tape = passes(self.network, x, y, self.loss)

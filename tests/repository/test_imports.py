@@ -17,6 +17,7 @@ ORDER = (
     "caller",
     "models",
     "datasets",
+    "ranks",
     "partition",
     "undo",
     "elementary",

@@ -193,9 +193,11 @@ def _sigmoid(o: Operation, order: int) -> list[Tensor]:
 
 def _elu(o: Operation, order: int) -> list[Tensor]:
     x, y, alpha = o.inputs[0].value, o.outputs[0].value, o.argument(1, "alpha", 1.0)
-    linear_part = (x > 0).to(y)
-    exponential_part = (y + alpha).mul_(1 - linear_part)
-    return [exponential_part + linear_part, exponential_part, exponential_part][:order]
+    positive = (x > 0).to(y)
+    slope = (y + alpha).mul_(1 - positive).add_(positive)
+    # At 0 torch takes the slope from the left and the curvature from the right.
+    curvature = (y + alpha).mul_((x < 0).to(y))
+    return [slope, curvature, curvature][:order]
 
 
 def _gelu(o: Operation, order: int) -> list[Tensor]:
