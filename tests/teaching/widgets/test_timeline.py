@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gnewton.policies.outcome import Outcome
+from gnewton.policies import Outcome
 from gnewton.teaching import CurvatureTimeline
 
 
