@@ -65,10 +65,19 @@ def tabulate_costs() -> None:
     (HERE / "results" / "costs.md").write_text(table(header, list(costs.values())) + "\n", encoding="utf-8")
 
 
+def draw_cards() -> None:
+    """What has been measured on accelerators, or that nothing has."""
+    from benchmarks.gpu import FOLDER
+    from benchmarks.gpu_report import page
+
+    (HERE / "results" / "gpu.md").write_text(page(FOLDER) + "\n", encoding="utf-8")
+
+
 copy_notebooks()
 draw_experiments()
 draw_idea(HERE / "results" / "idea.html")
 tabulate_costs()
+draw_cards()
 
 project = PROJECT["name"]
 author = PROJECT["authors"][0]["name"]

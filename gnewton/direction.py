@@ -5,7 +5,6 @@ order would broadcast without a word wherever the shapes happen to fit. The upda
 points uphill, as the gradient does.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -38,8 +37,8 @@ def gradient(
     {'theta': tensor([-215.6000,  -88.0000])}
     """
     with differentiable_mode(partition, higher=False):
-        found = value_and_gradient(loss, partition, data, weight=weight)[1]
-    return {name: g.clone() for name, g in found.items()}
+        gradients = value_and_gradient(loss, partition, data, weight=weight)[1]
+    return {name: g.clone() for name, g in gradients.items()}
 
 
 def value_and_gradient(
@@ -145,7 +144,12 @@ def check_direction(direction: Mapping[str, Tensor], partition: Partition) -> Di
             )
             + "; key it by the names in partition.parameters"
         )
-    return {name: _check_entry(name, direction[name], p) for name, p in partition.parameters.items()}
+    checked = {name: _check_entry(name, direction[name], p) for name, p in partition.parameters.items()}
+    if name := _first_not_finite(checked):
+        raise ValueError(
+            f"expected a finite direction, got NaN or infinity in {name}; check the gradient that it came from"
+        )
+    return checked
 
 
 def _check_entry(name: str, u: Tensor, p: Tensor) -> Tensor:
@@ -159,24 +163,22 @@ def _check_entry(name: str, u: Tensor, p: Tensor) -> Tensor:
         raise ValueError(
             f"expected {name} of the direction on {p.device}, got {u.device}; move it with .to({str(p.device)!r})"
         )
-    u = u.detach().to(p.dtype)
-    # One pass instead of five: a finite sum has finite terms, and only a sum that is not needs a closer look.
-    if u.device.type != "meta" and not math.isfinite(u.sum()) and not torch.isfinite(u).all():
-        raise ValueError(
-            f"expected a finite direction, got NaN or infinity in {name}; check the gradient that it came from"
-        )
-    return u
+    return u.detach().to(p.dtype)
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """Raise FloatingPointError, which names the parameter, where a gradient or direction is not finite."""
-    # A sum is finite only where every term is; finite terms with a sum beyond the dtype are looked at one by one.
-    sums = [g.sum() for g in tensors.values()]
+    if name := _first_not_finite(tensors):
+        raise FloatingPointError(
+            f"expected a finite {what}, got NaN or infinity in {name}; check the inputs or lower the learning rate"
+        )
+
+
+def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    # A sum is finite only where every term is; finite terms with a sum beyond the dtype are looked at one by one. One sum
+    # of all, so that the host waits for a device once, however many parameters there are.
+    sums = [t.sum() for t in tensors.values()]
     total = torch.stack([one.to(sums[0]) for one in sums]).sum()
     if total.is_meta or torch.isfinite(total):
-        return
-    for name, g in tensors.items():
-        if not torch.isfinite(g).all():
-            raise FloatingPointError(
-                f"expected a finite {what}, got NaN or infinity in {name}; check the inputs or lower the learning rate"
-            )
+        return None
+    return next((name for name, t in tensors.items() if not torch.isfinite(t).all()), None)

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from gnewton.caller import warn
-from gnewton.derivatives.pointwise import Elementwise
+from gnewton.derivatives.graph import hooked, hooks_so_far
+from gnewton.derivatives.operation import Operation, Ref, Variable, substitute
 from gnewton.derivatives.rules import rule_for
-from gnewton.derivatives.tape import Operation, Ref, Tape, Variable, replaced
+from gnewton.derivatives.tape import Tape
 from gnewton.elementary import COMPOSITE, Elementary
 from gnewton.loss import Loss, differentiable_mode, evaluate
 from gnewton.partition import Partition
@@ -51,23 +52,23 @@ def record(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
     Raises what ``summarize`` raises for an unfit loss. Buffers are left as they were.
     """
     with differentiable_mode(partition):
-        return recorded(loss, partition, batch)
+        return record_in_mode(loss, partition, batch)
 
 
-def recorded(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
+def record_in_mode(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
     """``record`` for a caller that has entered ``loss.differentiable_mode``."""
     with torch._C.DisableTorchFunction():
         recorder = _Recorder(partition)
-    recorder.tape.value = evaluate(recorder.wrapped(loss) if callable(loss) else loss, partition, batch)
+    recorder.tape.value = evaluate(recorder.wrap(loss) if callable(loss) else loss, partition, batch)
     return recorder.tape
 
 
-def recorded_gradient(loss: Loss, partition: Partition) -> tuple[Tape, dict[str, Tensor]]:
+def record_with_gradient(loss: Loss, partition: Partition) -> tuple[Tape, dict[str, Tensor]]:
     """The tape of a loss, and the gradient by parameter name; for a caller that has entered ``loss.differentiable_mode``.
 
     One evaluation and one backward pass serve both and the summary: torch keeps what they share.
     """
-    tape = recorded(loss, partition)
+    tape = record_in_mode(loss, partition)
     trainable = {name: p for name, p in partition.parameters.items() if p.requires_grad}
     gradient = {name: torch.zeros_like(p, requires_grad=False) for name, p in partition.parameters.items()}
     for name, g in zip(trainable, tape.gradients(list(trainable.values())), strict=True):
@@ -85,14 +86,15 @@ class _Recorder(Elementary):
         self._reasons: dict[int, tuple[Tensor, str]] = {}
         self._read: list[tuple[Tensor, int, Operation]] = []
         self._hooked = any(p._backward_hooks for p in partition.parameters.values())
+        self._hooks = hooks_so_far()
         for name, p in partition.parameters.items():
             if p.requires_grad:
                 self._know(p, partition.groups_in(name), name)
         self._ours = set(self._known)
         self.tape = Tape(tuple(v for _, _, v in self._known.values()))
 
-    def wrapped(self, loss: Loss) -> Loss:
-        def recorded_once(*batch: Any) -> Tensor:
+    def wrap(self, loss: Loss) -> Loss:
+        def record_once(*batch: Any) -> Tensor:
             if self.tape.result or self.tape.missing:
                 return loss(*batch)
             with self:
@@ -101,7 +103,7 @@ class _Recorder(Elementary):
                 self._finish(value)
             return value
 
-        return recorded_once
+        return record_once
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._hooked |= function is Tensor.register_hook
@@ -116,17 +118,15 @@ class _Recorder(Elementary):
         if all(id(t) not in self._known for t in tensors) or not torch.is_grad_enabled():
             result = function(*args, **kwargs)
             if torch.is_grad_enabled():
-                self._pass_on(tensors, result)
+                self._propagate_unseen(tensors, result)
             return result
         with torch._C.DisableTorchFunction():
             plain = all(map(_is_plain, tensors))
         if not _is_operation(function) or not plain:
             result = function(*args, **kwargs)
-            self._leave_out(result, f"{name} is not an operation on plain tensors")
+            self._mark_unseen(result, f"{name} is not an operation on plain tensors")
             return result
         with torch._C.DisableTorchFunction():
-            if name in _DROPOUTS:
-                return self._dropout(function, *args, **kwargs)
             return self._perform(function, args, kwargs, tensors)
 
     def _perform(self, function: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
@@ -143,7 +143,7 @@ class _Recorder(Elementary):
         result = function(*args, **kwargs)
         if state is not None and RandomState(self._partition) != state:
             reason = f"{operation.name} draws random numbers"
-        self._write_down(operation, result, edges, reason, target)
+        self._append(operation, result, edges, reason, target)
         return result
 
     def _operation(self, function: Any, args: Any, kwargs: Any, target: Tensor | None) -> Operation:
@@ -159,7 +159,7 @@ class _Recorder(Elementary):
             inputs.append(variable)
             return Ref(len(inputs) - 1)
 
-        arguments = replaced((args, kwargs), Tensor, slot)
+        arguments = substitute((args, kwargs), Tensor, slot)
         pure = function if target is None else _pure(_name(function), kwargs)
         operation = Operation(_name(function), pure, arguments, tuple(inputs))
         operation.rule = rule_for(operation)
@@ -179,21 +179,20 @@ class _Recorder(Elementary):
             return f"{operation.name} has derivatives only where the rank of its argument stays as it is"
         return None
 
-    def _write_down(
+    def _append(
         self, operation: Operation, result: Any, edges: set[Any], reason: str | None, target: Tensor | None
     ) -> None:
         many = isinstance(result, tuple | list)
         outputs = {i: t for i, t in enumerate(result if many else [result]) if self._is_new(t)}
         reason = reason or self._gap(operation.name, list(outputs.values()), edges)
         if reason is not None:
-            self._leave_out((result, target), reason)
+            self._mark_unseen((result, target), reason)
         elif outputs:
             groups = tuple(dict.fromkeys(g for v in operation.inputs for g in v.groups))
             operation.picks = tuple(outputs) if many else None
             operation.others = tuple(t for t in _tensors(result) if not t.requires_grad)
             operation.outputs = tuple(self._know(t, groups) for t in outputs.values())
-            if isinstance(operation.rule, Elementwise):
-                operation.rule = rule_for(operation)  # of which the shapes of the outputs may make another
+            operation.rule = rule_for(operation)  # of which the shapes of the outputs may make another
             self.tape.operations.append(operation)
 
     def _gap(self, name: str, outputs: list[Tensor], edges: set[Any]) -> str | None:
@@ -223,15 +222,6 @@ class _Recorder(Elementary):
                     todo.append(child)
         return False
 
-    def _dropout(self, function: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # The mask is what dropout makes of ones: with it the operation is a product, which can be run again.
-        ones = torch.ones_like(input, requires_grad=False)
-        mask = function(ones, *args, **kwargs)
-        if mask is ones and not function.__name__.endswith("_"):
-            return function(input, *args, **kwargs)  # type: ignore[no-any-return]
-        product = Tensor.mul_ if function.__name__.endswith("_") else torch.mul
-        return self._perform(product, (input, mask), {}, [input, mask])  # type: ignore[no-any-return]
-
     # -- what is known ---------------------------------------------------------------------------------------------
 
     def _know(self, tensor: Tensor, groups: tuple[int, ...], name: str | None = None) -> Variable:
@@ -248,14 +238,14 @@ class _Recorder(Elementary):
     def _is_new(self, result: Any) -> bool:
         return isinstance(result, Tensor) and result.requires_grad and self._variable(result) is None
 
-    def _leave_out(self, result: Any, reason: str) -> None:
+    def _mark_unseen(self, result: Any, reason: str) -> None:
         for t in _tensors(result):
             self._reasons.setdefault(id(t), (t, reason))
 
-    def _pass_on(self, tensors: list[Tensor], result: Any) -> None:
+    def _propagate_unseen(self, tensors: list[Tensor], result: Any) -> None:
         unseen = [t for t in tensors if id(t) in self._reasons or t.grad_fn is not None]
         if unseen:
-            self._leave_out(result, self._reason(unseen[0]))
+            self._mark_unseen(result, self._reason(unseen[0]))
 
     def _reason(self, tensor: Tensor) -> str:
         known = self._reasons.get(id(tensor))
@@ -268,11 +258,11 @@ class _Recorder(Elementary):
         if self.tape.result is None:
             self.tape.missing = self._reason(value)
             return
-        if self._hooked:
-            self.tape.missing = "a tensor hook may change gradients"
-        self.tape.keep_what_matters()
-        kept = set(self.tape.operations)
-        changed = [operation.name for t, old, operation in self._read if operation in kept and version(t) != old]
+        if self._hooked or (hooks_so_far() != self._hooks and hooked(value)):
+            self.tape.missing = "a hook may change gradients"
+        self.tape.prune()
+        needed = set(self.tape.operations)
+        changed = [o.name for t, old, o in self._read if o in needed and version(t) != old]
         if changed:
             self.tape.missing = f"an argument of {changed[0]} was overwritten later"
         for memory in (self._known, self._reasons, self._read):
@@ -281,7 +271,6 @@ class _Recorder(Elementary):
 
 # Their second derivative, taken alone, depends on directions that the parameters never move the argument in.
 _OF_CONSTANT_RANK = {"linalg_pinv", "pinverse", "linalg_lstsq"}
-_DROPOUTS = {"dropout", "dropout_", "feature_dropout", "feature_dropout_"}
 
 
 def _is_operation(function: Any) -> bool:
@@ -325,13 +314,13 @@ def _is_plain(tensor: Tensor) -> bool:
 def _tensors(structure: Any) -> list[Tensor]:
     if isinstance(structure, Tensor):
         return [structure]
-    found = []
+    tensors = []
     if isinstance(structure, tuple | list):
         for entry in structure:
             if isinstance(entry, Tensor):
-                found.append(entry)
+                tensors.append(entry)
             elif isinstance(entry, tuple | list | dict):
-                found += _tensors(entry)
+                tensors += _tensors(entry)
     elif isinstance(structure, dict):
-        found = _tensors(tuple(structure.values()))
-    return found
+        tensors = _tensors(tuple(structure.values()))
+    return tensors

@@ -171,8 +171,8 @@ def test_ci_runs_the_notebooks_in_another_arithmetic_too() -> None:
 
 
 def test_code_is_mit() -> None:
-    assert PROJECT["license"] == "MIT"
-    assert PROJECT["license-files"] == ["LICENSE"]
+    assert PROJECT["license"] == "MIT AND CC-BY-4.0"
+    assert PROJECT["license-files"] == ["LICENSE", "notebooks/LICENSE", "book/LICENSE"]
     assert read("LICENSE").startswith("MIT License")
     assert "The gnewton authors" in read("LICENSE")
 

@@ -917,16 +917,6 @@ class Cube(torch.autograd.Function):
         return 3 * x.square() * g
 
 
-class StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.sign()
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return g
-
-
 def in_a_thread(module: nn.Module) -> Callable[[Tensor], Tensor]:
     def call(x: Tensor) -> Tensor:
         out: list[Tensor] = []
@@ -949,15 +939,6 @@ def watched(module: nn.Module) -> Callable[[Tensor], Tensor]:
         out = module(x)
         out.register_hook(lambda g: None)
         return out
-
-    return call
-
-
-def gradient_scaled(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    def call(x: Tensor) -> Tensor:
-        out = module(x)
-        out.register_hook(lambda g: 2 * g)
-        return out.sin()
 
     return call
 
@@ -1017,7 +998,6 @@ def mixed_dtypes() -> Problem:
 
 
 add("custom function", lambda: wrapped(lambda m: lambda x: Cube.apply(m(x))), "oracle", "Cube")
-add("straight-through", lambda: wrapped(lambda m: lambda x: StraightThrough.apply(m(x))), "oracle", "StraightThrough")
 add("thread", lambda: wrapped(in_a_thread), "oracle", "linear|Add|vmap")
 add("vmap", lambda: wrapped(lambda m: torch.func.vmap(m)), "oracle", "linear|Add|vmap")
 add("scripted", lambda: wrapped(lambda m: torch.jit.script(m)), "oracle", "linear|Add|vmap")
@@ -1027,7 +1007,6 @@ add("DataParallel", lambda: wrapped(nn.DataParallel), "either")
 add("checkpoint", lambda: wrapped(lambda m: lambda x: checkpoint(m, x, use_reentrant=False)), "either")
 add("module hooks", lambda: wrapped(hooked))
 add("gradient watched", lambda: wrapped(watched), "either")
-add("gradient scaled", lambda: wrapped(gradient_scaled), "either")
 add("module backward hook", lambda: wrapped(backward_hooked), "either")
 add("saved on the CPU", lambda: wrapped(saved_on_the_cpu))
 add("autograd.functional", lambda: wrapped(slope_of), "oracle", "grad")
@@ -1060,9 +1039,8 @@ WITHOUT_PHI = {
         "thread",
         "gradient penalty",
         "custom function",
-        "straight-through",
     ),
-    *("scripted", "traced", "compiled, eager", "checkpoint", "GRU packed", "gradient scaled", "module backward hook"),
+    *("scripted", "traced", "compiled, eager", "checkpoint", "GRU packed", "module backward hook"),
     *("BatchNorm1d", "BatchNorm1d of sequences", "BatchNorm2d", "InstanceNorm with statistics"),
     *("spectral_norm", "Embedding scaled by frequency", "sparse", "autocast inside", "autograd.functional"),
     *("solve", "det", "glu", "huber_loss", "soft_margin_loss", "norm of a list"),

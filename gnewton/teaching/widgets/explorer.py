@@ -34,7 +34,8 @@ class StepExplorer(FigureWidget):
         self._names = summary.names or tuple(str(s) for s in range(len(summary)))
         whole = summary.third_full is not None or len(summary) == 1
         parts = ["full", "diagonal", *(["S = 1"] if whole else [])]
-        nearest = min(STRENGTHS, key=lambda value: abs(value - strength))
+        known = isinstance(strength, float | int)
+        nearest = min(STRENGTHS, key=lambda value: abs(value - strength)) if known else strength
         controls = (
             slider("strength", "cubic strength λ_int", STRENGTHS, nearest, "{:.3g}".format),
             choice("curvature", "part of H̄", parts, curvature),

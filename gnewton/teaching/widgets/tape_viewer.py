@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.func import hessian, jacrev
 
+from gnewton.derivatives.operation import Operation, Variable
 from gnewton.derivatives.record import record
-from gnewton.derivatives.tape import Operation, Tape, Variable
+from gnewton.derivatives.tape import Tape
 from gnewton.loss import Loss
 from gnewton.partition import Partition
 from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, slider

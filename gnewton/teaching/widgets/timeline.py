@@ -41,8 +41,6 @@ class CurvatureTimeline(FigureWidget):
         self._updates = {record.step: record for record in history}
         self._names = tuple(names)
         first = next(iter(self._updates)) if update is None else update
-        if first not in self._updates:
-            raise ValueError(f"expected a step with an update, {list(self._updates)[:5]} ..., got {first}")
         reach = max(float(record.learning_rates.abs().max()) for record in history) or 1.0
         rates = Axis("learning rate η of the group", (-2 * reach, 2 * reach), "symlog", reach / 1000)
         rows = Axis(names=self._names)
