@@ -46,7 +46,7 @@ def with_figures(notebook: dict[str, Any], name: str) -> dict[str, Any]:
                 picture = output["data"].pop("image/png")
                 file = f"{name}-{index}.png"
                 (STATIC / file).write_bytes(base64.b64decode(picture))
-                output["data"]["text/html"] = figure(described, f"../_static/figures/{file}")
+                output["data"]["text/html"] = figure(json.loads(described), f"../_static/figures/{file}")
     return notebook
 
 

@@ -23,7 +23,7 @@ CODE = f"[...{PANEL}.content.model.cells].filter(c => c.type === 'code' && c.sha
 ERRORS = f"{CODE}.flatMap(c => c.outputs.toJSON()).filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)"
 # Counts begin anew because the outputs were cleared; after an error the cells below keep none.
 ENDED = f"() => {CODE}.every(c => c.executionState === 'idle' && (c.executionCount !== null || {ERRORS}.length))"
-BYTES = "async image => Array.from(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))"
+DRAWN = "figure => figure.querySelector('.gn-panels').innerHTML"
 
 
 class Server(NamedTuple):
@@ -115,7 +115,7 @@ class Notebook:
 
     def pictures(self):
         """The widgets that show a picture."""
-        return [Picture(image) for image in self.page.locator("img.widget-image").all()]
+        return [Picture(figure) for figure in self.page.locator(".gn-figure").all()]
 
     def walkers(self):
         """The derivations to walk through."""
@@ -158,27 +158,20 @@ class Widget:
 
 
 class Picture(Widget):
-    """Controls, a picture, the sentence below it, and a line for errors."""
-
-    def __init__(self, image):
-        super().__init__(image.locator("xpath=.."))
-        self.image, self.below = image, self.box.locator(".widget-html")
+    """Controls, a picture, and below it the sentence, or an error in its place."""
 
     def sliders(self):
-        return self.box.locator(".noUi-handle").all()
+        return self.box.get_by_role("slider").all()
 
     def sentence(self):
-        return self.below.first.inner_text().strip()
-
-    def trouble(self):
-        return self.below.last.inner_text().strip()
+        return self.box.locator(".gn-sentence").inner_text().strip()
 
     def state(self):
-        return bytes(self.image.evaluate(BYTES)), self.sentence()
+        return self.box.evaluate(DRAWN), self.sentence()
 
     def move(self, handle):
         """One step of a slider, by the keyboard: the state before, and as soon as the picture is another."""
-        at_the_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
+        at_the_end = handle.input_value() == handle.get_attribute("max")
         before = self.state()
         handle.press("ArrowLeft" if at_the_end else "ArrowRight")
         return before, until(self.state, lambda after: after[0] != before[0])

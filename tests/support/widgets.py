@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 from collections.abc import Callable
 from functools import cache
 from pkgutil import iter_modules
@@ -15,6 +16,8 @@ import gnewton as gn
 from gnewton import teaching
 from gnewton.experiments import load
 from gnewton.teaching import FigureWidget, widgets
+from gnewton.teaching.scene import rounded
+from gnewton.teaching.widgets.figure_widget import Handle
 
 
 def network(*hidden, samples=50):
@@ -99,6 +102,12 @@ def races(**state):
     return teaching.RaceExplorer({name: load(name) for name in ("mlp", "autoencoder")}, **state)
 
 
+def four_rates(**state):
+    model = gn.models.Rosenbrock(2, dtype=torch.float64)
+    parts = tuple(state.get(f"rate_{i}", 0.5) for i in range(2))
+    return teaching.FourRates(model, gn.Partition.by_scalar(model), parts=parts)
+
+
 Make = Callable[..., FigureWidget]
 MAKERS: dict[type[FigureWidget], Make] = {
     teaching.QuadraticBowl: teaching.QuadraticBowl,
@@ -119,6 +128,7 @@ MAKERS: dict[type[FigureWidget], Make] = {
     teaching.SampleSpectrum: lambda **state: teaching.SampleSpectrum(gn.datasets.digits(), **state),
     teaching.RaceExplorer: races,
     teaching.LiveTraining: live,
+    teaching.FourRates: four_rates,
 }
 
 
@@ -129,25 +139,21 @@ def every_widget() -> set[type[FigureWidget]]:
     return {one for one in found if issubclass(one, FigureWidget) and one is not FigureWidget}
 
 
-def controls(widget: FigureWidget) -> dict[str, Any]:
+def controls(widget: FigureWidget) -> dict[str, Handle]:
     """The controls by the names of their attributes, in the order in which they are shown."""
-    by_control = {id(one): name for name, one in vars(widget).items() if hasattr(one, "_options_full")}
-    return {by_control[id(one)]: one for one in widget.children if id(one) in by_control}
+    return {control.name: getattr(widget, control.name) for control in widget.scene.controls}
 
 
-def drawn(widget: FigureWidget) -> list[Any]:
-    """All that the picture is made of: lines, bars, images, filled areas, marks, words and limits."""
-    found: list[Any] = []
-    for ax in widget.figure.axes:
-        found += [line.get_xydata() for line in ax.get_lines()]
-        found += [patch.get_path().vertices @ patch.get_patch_transform().get_matrix()[:2, :2] for patch in ax.patches]
-        found += [image.get_array() for image in ax.get_images()]
-        found += [path.vertices for area in ax.collections for path in area.get_paths()]
-        found += [text.get_text() for text in (*ax.texts, ax.title)]
-        found += [ax.get_xlim(), ax.get_ylim()]
-    return [one if isinstance(one, str) else np.asarray(one, float).tobytes() for one in found]
+def marked(widget: FigureWidget) -> dict[str, Any]:
+    """What is shown now by each mark's label, or its kind where it has none; the first one of several."""
+    pairs = list(zip(widget.scene.marks, widget.now.numbers, strict=True))
+    return {mark.label or mark.kind: numbers for mark, numbers in reversed(pairs)}
 
 
-def options(control: Any) -> list[Any]:
-    """What a control can be set to."""
-    return [value for _, value in control._options_full]
+PLACES = np.array([[-1.3, 0.2, 2.1], [0.4, 1.7, -0.6]])
+
+
+def drawn(widget: FigureWidget) -> str:
+    """All that the picture is made of: the numbers of every mark, level sets at three places, what moved of the panels."""
+    numbers = [{"f": n["f"](*PLACES)} if "f" in n else n for n in widget.now.numbers]
+    return json.dumps(rounded([numbers, widget.now.panels], 15))

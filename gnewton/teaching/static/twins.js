@@ -160,10 +160,11 @@
 
   /** A training run made beforehand, as far as the slider says; the runs of the other settings in grey. */
   compute.replay = (values, { names, runs, steps }) => {
-    const key = names.map(name => general(values[name], 6)).join("|"), run = runs[key], made = run.slice(0, values.done);
+    const told = name => typeof values[name] === "string" ? values[name] : general(values[name], 6);
+    const key = names.map(told).join("|"), run = runs[key], made = run.slice(0, values.done);
     const others = { x: [], y: [] };
     for (const one in runs) if (one !== key) { runs[one].forEach((v, i) => { others.x.push(i); others.y.push(v); }); others.x.push(null); others.y.push(null); }
-    const said = names.map(name => `${name.replace("set_", "")} ${general(values[name], 6)}`).join(", ");
+    const said = names.map(name => `${name.replace("set_", "")} ${told(name)}`).join(", ");
     const fate = made.length === run.length && run.length < steps ? "no finite loss any more" : made.length === steps ? "done" : "so far";
     return {
       numbers: [others, { x: made.map((_, i) => i), y: made }],

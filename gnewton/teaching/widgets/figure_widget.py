@@ -1,5 +1,6 @@
 """The one pattern of every widget: a scene, and the numbers of each of its states."""
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -134,8 +135,13 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         view = super()._repr_mimebundle_(**kwargs) or {}
         data: Mapping[str, Any] = view[0] if isinstance(view, tuple) else view
-        extra = {"gnewton": self.described()} if os.environ.get(SAVE_TABLES) else {}
+        extra = {"gnewton": compact(self.described())} if os.environ.get(SAVE_TABLES) else {}
         return {**data, "text/plain": repr(self), "image/png": self.png}, extra
+
+
+def compact(described: Mapping[str, Any]) -> str:
+    """A description as one string: a notebook file would give every number a line of its own."""
+    return json.dumps(described, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
 def _plain(shown: Shown, digits: int = 6) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class LiveTraining(FigureWidget):
         steps: where a run ends.
         values: those to begin with, the first ones by default.
         reach: the lowest and highest loss shown.
+        replayed: name -> the values that a page without a kernel offers, where all of ``settings`` would be too many runs.
         name: a second widget of the same name stops the first, so that a cell that is run again leaves no old run behind.
 
     >>> import itertools
@@ -51,7 +52,9 @@ class LiveTraining(FigureWidget):
         values: Mapping[str, Any] | None = None,
         reach: tuple[float, float] = (1e-3, 1e4),
         name: str = "live training",
+        replayed: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
+        self._replayed = dict(settings) | dict(replayed or {})
         self._make, self.steps, self._reach = make, steps, reach
         first = {key: options[0] for key, options in settings.items()} | dict(values or {})
         # Under names of their own: a setting may be called as a method is.
@@ -131,14 +134,13 @@ class LiveTraining(FigureWidget):
         """On a page: every run made beforehand, and a slider that replays it."""
         names = [control.name for control in self.scene.controls]
         runs = {}
-        for values in itertools.product(*(control.values for control in self.scene.controls)):
-            key = dict(zip((name.removeprefix("set_") for name in names), values, strict=True))
-            runs["|".join(f"{v:g}" for v in values)] = self._within(self._whole_run(key))
+        for values in itertools.product(*self._replayed.values()):
+            run = self._whole_run(dict(zip(self._replayed, values, strict=True)))
+            runs["|".join(v if isinstance(v, str) else f"{v:g}" for v in values)] = self._within(run)
         done = tuple(round(k * self.steps / REPLAYED) for k in range(REPLAYED + 1))
         replay = slider("done", "steps made", done, done[-1])
-        scene = Scene(
-            (*self.scene.controls, replay), self.scene.panels, self.scene.marks[KEPT - 1 :], "replay", digits=3
-        )
+        offered = (slider(c.name, c.label, self._replayed[c.label], self._values[c.label]) for c in self.scene.controls)
+        scene = Scene((*offered, replay), self.scene.panels, self.scene.marks[KEPT - 1 :], "replay", digits=3)
         spec = to_json(scene, 3) | {"given": {"names": names, "runs": runs, "steps": self.steps}}
         return spec | {"sentence": self.sentence}
 

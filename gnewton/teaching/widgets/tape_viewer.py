@@ -86,7 +86,13 @@ class TapeViewer(FigureWidget):
         pairs = tuple((s, t) for s in groups for t in groups if s <= t)
         controls = (
             slider("stage", "stage", range(self.last + 1), stage, lambda k: self._said(k)[0]),
-            choice("entry", "entry of H̄", pairs, tuple(entry), lambda st: " and ".join(self._pair(st))),
+            choice(
+                "entry",
+                "entry of H̄",
+                pairs,
+                tuple(entry) if isinstance(entry, list) else entry,
+                lambda st: " and ".join(self._pair(st)),
+            ),
         )
         rows = Axis(names=tuple(f"{i} {part.name}" for i, part in enumerate(self.parts)))
         heads = Axis(names=("value", "adjoint λ", *(f"along {name}" for name in self._names)))

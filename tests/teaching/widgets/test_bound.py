@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.widgets import summarized
+from support.widgets import marked, summarized
 
 import gnewton as gn
 from gnewton.teaching import CubicBound
@@ -23,12 +23,8 @@ def widget(parts):
 
 def put(widget, group="0.weight", strength=1.0):
     widget.group.value, widget.strength.value = group, strength
-    assert widget.children[-1].value == ""
+    assert widget._problem == ""
     return widget
-
-
-def curves(widget):
-    return {line.get_label(): line.get_xydata() for line in widget.figure.axes[0].get_lines()}
 
 
 @pytest.mark.parametrize("name", ["0.weight", "0.bias", "2.weight", "2.bias"])
@@ -40,7 +36,7 @@ def test_the_dot_is_the_librarys_step_of_this_group_alone(parts, widget, name, s
         gradient=summary.gradient[[s]], hessian=summary.hessian[s, s].reshape(1, 1), third=summary.third[[s]]
     )
     step = gn.newton_step(alone, cubic=strength)
-    ((x, y),) = put(widget, name, strength)._best.get_xydata()
+    (x,), (y,) = marked(put(widget, name, strength))["its minimum"].values()
     assert x == pytest.approx(float(summary.third[s].abs() ** (1 / 3) * step.learning_rates))
     assert y == pytest.approx(-step.predicted_decrease)
 
@@ -49,19 +45,19 @@ def test_the_dot_is_the_librarys_step_of_this_group_alone(parts, widget, name, s
 def test_the_curves_are_the_loss_and_its_taylor_models(parts, widget, name):
     model, _, partition, u, summary = parts
     s = partition.names.index(name)
-    drawn = curves(put(widget, name))
-    x = drawn["loss"][:, 0]
+    drawn = marked(put(widget, name))
+    x = drawn["loss"]["x"]
     eta = torch.zeros(POINTS, len(partition), dtype=torch.float64)
     eta[:, s] = torch.as_tensor(x) / summary.third[s].abs() ** (1 / 3)
     quadratic = (summary.taylor(eta, 2) - summary.value).numpy()
     third = (summary.third[s] * eta[:, s] ** 3 / 6).numpy()
-    np.testing.assert_allclose(drawn["order 2"][:, 1], quadratic, atol=1e-12)
-    np.testing.assert_allclose(drawn["order 3"][:, 1], quadratic - third, atol=1e-12)
-    np.testing.assert_allclose(drawn["order 2 + cubic term"][:, 1], quadratic + np.abs(third), atol=1e-12)
+    np.testing.assert_allclose(drawn["order 2"]["y"], quadratic, atol=1e-12)
+    np.testing.assert_allclose(drawn["order 3"]["y"], quadratic - third, atol=1e-12)
+    np.testing.assert_allclose(drawn["order 2 + cubic term"]["y"], quadratic + np.abs(third), atol=1e-12)
     moved = {n: p.detach() - partition.scale(u, eta[-1])[n] for n, p in partition.parameters.items()}
     data = gn.datasets.digits(dtype=torch.float64)
     after = F.cross_entropy(torch.func.functional_call(model, moved, (data.train_x[:50],)), data.train_y[:50])
-    assert drawn["loss"][-1, 1] == pytest.approx(float(after) - float(summary.value))
+    assert drawn["loss"]["y"][-1] == pytest.approx(float(after) - float(summary.value))
 
 
 def test_parameters_are_put_back_also_when_the_loss_fails():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.widgets import marked
 
 import gnewton as gn
 from gnewton.teaching import DeepRates
@@ -25,16 +26,16 @@ def widget(data):
 def put(widget, depth=20, gain=1.0, moment=MOMENTS[0], quantity="η*"):
     widget.depth.value, widget.gain.value = depth, gain
     widget.moment.value, widget.quantity.value = moment, quantity
-    assert widget._status.value == ""
+    assert widget._problem == ""
     return widget
 
 
 def shown(widget, kind):
     """layer -> the signed value that its mark stands for."""
     marks = {}
-    for line, of, sign in widget._lines:
-        if of == kind:
-            marks |= {int(x): sign * y for x, y in line.get_xydata()}
+    for label, sign in ((kind, 1), (f"{kind}, negative", -1)):
+        x, y = marked(widget)[label].values()
+        marks |= dict(zip(x.tolist(), sign * y, strict=True))
     return [marks[layer] for layer in sorted(marks)]
 
 
@@ -61,7 +62,7 @@ def test_what_it_draws_at_the_start_is_the_summary_and_the_step_of_the_initial_n
             np.testing.assert_allclose(shown(widget, kind), values[offset::2], rtol=1e-8)
     weights = summary.hessian[::2, ::2]
     root = weights.diagonal().abs().sqrt()
-    np.testing.assert_allclose(widget._picture.get_array(), weights / root / root[:, None], rtol=1e-8)
+    np.testing.assert_allclose(marked(widget)["heat"]["z"], weights / root / root[:, None], rtol=1e-8)
 
 
 def test_at_gain_1_the_network_is_the_librarys_own():
@@ -101,17 +102,13 @@ def test_rates_follow_the_units_of_the_layers(data):
 def test_every_layer_has_its_marks_inside_the_picture(widget, depth):
     for quantity in QUANTITIES:
         put(widget, depth, quantity=quantity)
-        left, right = widget.figure.axes[:2]
+        left, right = widget.scene.panels_of(widget.now)
         for kind in KINDS:
             values = np.abs(shown(widget, kind))
             assert len(values) == depth + 1
-            assert left.get_ylim()[0] < values.min() <= values.max() < left.get_ylim()[1]
-        assert right.get_xlim() == (-0.5, depth + 0.5)
-        assert widget._picture.get_array().shape == (depth + 1, depth + 1)
-        for axes in widget.figure.axes:
-            box = axes.get_tightbbox()
-            assert min(box.x0, box.y0) >= 0
-            assert box.x1 <= widget.figure.bbox.x1
+            assert left.y.limits[0] < values.min() <= values.max() < left.y.limits[1]
+        assert len(right.x.names) == len(right.y.names) == depth + 1
+        assert marked(widget)["heat"]["z"].shape == (depth + 1, depth + 1)
 
 
 def test_the_sentence_counts_what_is_drawn_open(widget):

@@ -1,7 +1,7 @@
 """The step explorer: its bars are the steps of ``newton_step``, or the reason why there is none."""
 
 import numpy as np
-from support.widgets import summarized
+from support.widgets import marked, summarized
 
 import gnewton as gn
 from gnewton.teaching import StepExplorer
@@ -10,11 +10,10 @@ from gnewton.teaching import StepExplorer
 def test_the_explorer_shows_the_steps_of_newton_step():
     summary = summarized()[-1]
     widget = StepExplorer(summary, strength=1.0)
-    bars = [bar.get_width() for bar in widget.figure.axes[0].patches]
-    np.testing.assert_allclose(bars, gn.newton_step(summary, cubic=1.0).learning_rates)
+    np.testing.assert_allclose(marked(widget)["bars"]["values"], gn.newton_step(summary, cubic=1.0).learning_rates)
     widget.curvature.value = "S = 1"
     one = gn.newton_step(summary.coarsen([[0, 1, 2, 3]]), cubic=1.0).learning_rates
-    np.testing.assert_allclose([bar.get_width() for bar in widget.figure.axes[0].patches], one.expand(4))
+    np.testing.assert_allclose(marked(widget)["bars"]["values"], one.expand(4))
 
 
 def test_the_explorer_says_why_there_is_no_step():

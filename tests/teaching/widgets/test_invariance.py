@@ -24,9 +24,8 @@ def put(widget, method="GroupedNewton", factor=3.0, scaled="the first layer"):
 
 
 def apart(widget):
-    left, right = widget.figure.axes
-    one, two = (line.get_ydata() for line in left.get_lines())
-    np.testing.assert_allclose(right.get_lines()[0].get_ydata(), np.maximum(np.abs(two - one) / one, 1e-16))
+    one, two, _, apart = (numbers.get("y") for numbers in widget.now.numbers)
+    np.testing.assert_allclose(apart, np.maximum(np.abs(two - one) / one, 1e-16))
     return np.abs(two - one) / one
 
 

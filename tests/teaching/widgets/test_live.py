@@ -20,7 +20,7 @@ def live(make=geometric, settings=None, **more):
 
 
 def curve(widget, which=-1):
-    return widget.figure.axes[0].get_lines()[which].get_ydata()
+    return widget.now.numbers[which]["y"]
 
 
 def run_for(coroutine):
@@ -76,8 +76,8 @@ def test_a_slider_changes_nothing_until_reset():
     assert len(widget.losses) == 2
     assert widget.sentence.startswith("rate 0.5")
     assert "reset for the new settings" in widget.sentence
-    widget.buttons["Reset"].click()
-    widget.buttons["Step"].click()
+    widget.act("Reset")
+    widget.act("Step")
     np.testing.assert_allclose(widget.losses, [0.1])
     assert widget.png != picture
     np.testing.assert_allclose(curve(widget, 0), [0.5, 0.25])  # the earlier run, in grey
@@ -134,7 +134,7 @@ def test_starting_twice_is_one_run():
         widget = live(steps=30)
         widget.start()
         first = widget._task
-        widget.buttons["Start"].click()
+        widget.act("Start")
         assert widget._task is first
         await until(lambda: not widget.running)
         return widget
@@ -151,7 +151,7 @@ def test_pause_stops_and_start_goes_on():
         widget = live(endless, steps=10**7)
         widget.start()
         await until(lambda: len(widget.losses) > 2)
-        widget.buttons["Pause"].click()
+        widget.act("Pause")
         here = len(widget.losses)
         await asyncio.sleep(0.05)
         assert len(widget.losses) == here
@@ -205,13 +205,13 @@ def test_an_error_in_the_background_shows_in_the_status_line():
         await until(lambda: not widget.running)
         return widget
 
-    assert "no batch left" in run_for(scene()).children[-1].value
+    assert "no batch left" in run_for(scene())._problem
 
 
 def test_an_error_behind_a_button_shows_in_the_status_line():
     widget = live(failing)
-    widget.buttons["Step"].click()
-    assert "ValueError" in widget.children[-1].value
+    widget.act("Step")
+    assert "ValueError" in widget._problem
     with pytest.raises(ValueError, match="no batch left"):
         widget.advance(1)
 
@@ -220,8 +220,8 @@ def test_without_an_event_loop_start_says_what_to_do():
     widget = live()
     with pytest.raises(RuntimeError, match=r"advance\(n\)"):
         widget.start()
-    widget.buttons["Start"].click()
-    assert "advance(n)" in widget.children[-1].value
+    widget.act("Start")
+    assert "advance(n)" in widget._problem
 
 
 @pytest.mark.parametrize("last", [float("nan"), float("inf"), FloatingPointError("not finite")])
@@ -254,5 +254,12 @@ def test_only_a_few_earlier_runs_are_kept():
 
 def test_every_button_and_slider_is_shown():
     widget = live()
-    assert [button.description for button in widget.children[0].children] == ["Start", "Pause", "Step", "Reset"]
-    assert widget.children[1] is widget.settings["rate"]
+    assert widget._spec["actions"] == ["Start", "Pause", "Step", "Reset"]
+    assert [control.label for control in widget.scene.controls] == ["rate"]
+    assert widget.settings["rate"] is widget.set_rate
+
+
+def test_what_is_no_button_shows_in_the_status_line():
+    widget = live()
+    widget.act("Stop")
+    assert "KeyError" in widget._problem

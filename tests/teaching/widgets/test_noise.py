@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support.widgets import noisy
+from support.widgets import marked, noisy
 
 import gnewton as gn
 from gnewton.teaching import NoiseExplorer
@@ -17,7 +17,7 @@ def explorer(**state):
 
 
 def dots(widget):
-    return np.stack([line.get_xdata() for line in widget._dots])
+    return np.stack([numbers["x"] for numbers in widget.now.numbers[: len(PARTITION)]])
 
 
 def test_a_mean_of_parts_is_the_summary_of_their_union():
@@ -61,7 +61,7 @@ def test_the_strength_concerns_the_step_alone():
 
 def test_what_is_far_away_stays_at_the_edge():
     widget = explorer(batch=6, quantity="η*")
-    low, high = widget.figure.axes[0].get_xlim()
+    low, high = widget.scene.panels[0].x.limits
     assert (dots(widget) >= low).all()
     assert (dots(widget) <= high).all()
     assert dots(widget).max() == high
@@ -72,9 +72,9 @@ def test_the_marked_size_has_the_spread_of_the_dots():
     inside = dots(widget)
     assert np.abs(inside - 1).max() < 2.4  # none at the edge
     size = widget._sizes.index(600)
-    drawn = [line.get_ydata()[size] for line in widget._lines]
+    drawn = [marked(widget)[name]["y"][size] for name in PARTITION.names]
     np.testing.assert_allclose(drawn, spread(inside.T[None])[0])
-    assert set(widget._mark.get_xdata()) == {600}
+    assert marked(widget)["this size"] == {"at": 600}
     assert widget.quantity.options == QUANTITIES
 
 

@@ -23,7 +23,7 @@ def widget(parts):
 def put(widget, partition="by tensor", merged=1, view="H-bar", strength=1.0):
     widget.partition.value, widget.merged.value = partition, merged
     widget.view.value, widget.strength.value = view, strength
-    assert widget.children[-1].value == ""
+    assert widget._problem == ""
     return widget
 
 
@@ -37,7 +37,7 @@ def test_what_it_shows_is_the_summary_of_the_partition(parts, widget, name):
     # Sums of the same numbers in another order.
     torch.testing.assert_close(shown.hessian, summary.hessian, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(shown.third, summary.third, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(widget.figure.axes[0].get_images()[0].get_array(), shown.hessian)
+    np.testing.assert_allclose(widget.now.numbers[0]["z"], shown.hessian)
 
 
 @pytest.mark.parametrize("name", PARTITIONS)
@@ -50,7 +50,7 @@ def test_promise_and_fall_are_those_of_the_step(widget, name):
     with torch.no_grad():
         for parameter, change in partition.scale(u, step.learning_rates).items():
             partition.parameters[parameter].sub_(change)
-    told, fall, status = put(widget, name)._decrease(name, 1)
+    told, fall, status = put(widget, name)._decrease(name, 1, 1.0)
     assert (told, fall, status) == pytest.approx((step.predicted_decrease, before - loss().item(), "CONVERGED"))
 
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from support.widgets import marked
 
 from gnewton.experiments import load, report
 from gnewton.teaching import RaceExplorer
@@ -28,12 +29,13 @@ def race(**losses):
 
 
 def marks(widget):
-    return [line.get_xdata() for line in widget._seeds]
+    shown = zip(widget.scene.marks, widget.now.numbers, strict=True)
+    return [np.asarray(numbers["x"]) for mark, numbers in shown if mark.kind == "points"]
 
 
 def test_the_whole_budget_buys_the_last_losses():
     widget = RaceExplorer(RACES, network="mlp")
-    edge = widget._edge.get_xdata()[0]
+    edge = widget.now.numbers[-1]["at"]
     for drawn, one in zip(marks(widget), RACES["mlp"]["methods"].values(), strict=True):
         np.testing.assert_allclose(drawn, np.minimum([r["losses"][-1] for r in one["runs"]], edge))
 
@@ -71,16 +73,16 @@ def test_the_unit_moves_the_curves_along_the_axis():
     widget = RaceExplorer(RACES)
     widget.unit.value = "seconds"
     one = next(iter(RACES["mlp"]["methods"].values()))
-    np.testing.assert_allclose(widget._lines[0].get_xdata(), np.mean([r["seconds"] for r in one["runs"]], axis=0))
+    np.testing.assert_allclose(marked(widget)[one["title"]]["x"], np.mean([r["seconds"] for r in one["runs"]], axis=0))
 
 
 def test_methods_that_are_hidden_or_did_not_run_leave_their_rows_empty():
     widget = RaceExplorer(race(adaptive=[[3.0, 2.0, 1.0]], sgd=[[3.0, 2.5, 2.0]], absent=[]))
-    assert [np.isfinite(m).any() for m in marks(widget)] == [True, True, False]
+    assert [len(m) > 0 for m in marks(widget)] == [True, True, False]
     widget.shown.value = "ours"
-    assert [np.isfinite(m).any() for m in marks(widget)] == [True, False, False]
+    assert [len(m) > 0 for m in marks(widget)] == [True, False, False]
     widget.shown.value = "others"
-    assert [np.isfinite(m).any() for m in marks(widget)] == [False, True, False]
+    assert [len(m) > 0 for m in marks(widget)] == [False, True, False]
 
 
 def test_a_race_in_which_everybody_diverged_is_drawn():

@@ -27,7 +27,7 @@ def widget():
 
 def put(widget, a=0.8, b=-0.3, remedy="Newton, shortened", length=1.0):
     widget.a.value, widget.b.value, widget.remedy.value, widget.length.value = a, b, remedy, length
-    assert widget.children[-1].value == ""
+    assert widget._problem == ""
     return widget
 
 

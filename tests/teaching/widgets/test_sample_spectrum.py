@@ -1,13 +1,16 @@
 """The one-sample explorer draws what the library computes, in every state of its controls."""
 
+import base64
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.widgets import marked
 
 import gnewton as gn
 from gnewton.teaching import SampleSpectrum
-from gnewton.teaching.widgets.sample_spectrum import DAMPINGS, HIDDEN, SAMPLES, STATES, small_digits
+from gnewton.teaching.widgets.sample_spectrum import DAMPINGS, HIDDEN, SAMPLES, STATES, shades, small_digits
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +20,13 @@ def widget():
 
 def put(widget, state=STATES[0], sample=0, damping=0.1):
     widget.state.value, widget.sample.value, widget.damping.value = state, sample, damping
-    assert widget._status.value == ""
+    assert widget._problem == ""
     return widget
 
 
 def shown(widget):
     """How many eigenvalues are drawn below and above zero."""
-    return [len(line.get_xdata()) for line in (widget._below, widget._above)]
+    return [len(marked(widget)[name]["x"]) for name in ("eigenvalue below zero", "above zero")]
 
 
 def test_the_picture_is_the_hessian_by_automatic_differentiation(widget):
@@ -39,7 +42,18 @@ def test_the_picture_is_the_hessian_by_automatic_differentiation(widget):
 
     theta = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
     expected = torch.func.hessian(loss)(theta).numpy()
-    assert np.allclose(widget._blocks.get_array(), expected, atol=1e-12)
+    point = widget._at(STATES[0], 2)
+    assert np.allclose(point.hessian, expected, atol=1e-12)
+    assert marked(widget)["heat"]["shades"] == shades(point.hessian)
+
+
+def test_the_picture_has_of_every_four_entries_the_largest_on_three_decades():
+    found = shades(
+        np.array([[1.0, 0.5, -0.1, 0.0], [0.2, 0.0, 0.01, 0.0], [0.001, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    )
+    assert found["columns"] == 2
+    # 127 at the largest size, a quarter of it lower by each decade.
+    assert np.frombuffer(base64.b64decode(found["data"]), np.int8).tolist() == [127, -95, 32, 0]
 
 
 @pytest.mark.parametrize("state", STATES)

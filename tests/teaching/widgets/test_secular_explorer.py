@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.widgets import marked
 
 from gnewton.teaching import SecularExplorer
 from gnewton.teaching.widgets.secular_explorer import ALONG, HIGHEST, LOWEST, STRENGTHS, lengths, model
@@ -14,8 +15,13 @@ def widget():
 
 def put(widget, lowest=-1.0, along=1.0, strength=2.0):
     widget.lowest.value, widget.along.value, widget.strength.value = lowest, along, strength
-    assert widget.children[-1].value == ""
+    assert widget._problem == ""
     return widget
+
+
+def plane(widget):
+    """The curve y(sigma) and the minima, points (n, 2)."""
+    return [np.stack([numbers["x"], numbers["y"]], axis=1) for numbers in widget.now.numbers[6:8]]
 
 
 @pytest.mark.parametrize("lowest", LOWEST[::2])
@@ -23,7 +29,7 @@ def put(widget, lowest=-1.0, along=1.0, strength=2.0):
 def test_the_root_lies_on_the_line_right_of_the_pole_and_on_the_curve_but_for_the_hard_case(widget, lowest, along):
     for strength in (STRENGTHS[0], STRENGTHS[-1]):
         put(widget, lowest, along, strength)
-        ((sigma, length),) = widget._root.get_xydata()
+        (sigma,), (length,) = marked(widget)["root, minimum"].values()
         assert length == pytest.approx(2 * sigma / strength)
         assert sigma >= -lowest * (1 - 1e-9)
         curve = lengths(np.array([sigma]), np.array([lowest, HIGHEST]), np.array([along, 1.0]))[0]
@@ -36,7 +42,7 @@ def test_the_root_lies_on_the_line_right_of_the_pole_and_on_the_curve_but_for_th
 @pytest.mark.parametrize("state", [{}, {"along": 0.0}, {"lowest": 1.5}, {"strength": 8.0, "along": 2.0}])
 def test_no_point_in_view_is_below_the_minima(widget, state):
     put(widget, **state)
-    minima = widget._minima.get_xydata()
+    minima = plane(widget)[1]
     arguments = np.array([widget.lowest.value, HIGHEST]), np.array([widget.along.value, 1.0]), widget.strength.value
     p, q = np.meshgrid(np.linspace(-5, 5, 201), np.linspace(-3, 3, 121))
     least = [model(*y, *arguments) for y in minima]
@@ -46,7 +52,7 @@ def test_no_point_in_view_is_below_the_minima(widget, state):
 
 def test_the_curve_ends_at_the_pole_and_the_hard_case_leaves_it(widget):
     put(widget, along=0.0)
-    curve, minima = widget._curve.get_xydata(), widget._minima.get_xydata()
+    curve, minima = plane(widget)
     assert np.abs(curve[:, 0]).max() == 0
     np.testing.assert_allclose(minima[0] * [-1, 1], minima[1])
     assert np.abs(minima[:, 0]).min() > 0.5

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.problems import PROBLEMS, build
-from support.widgets import random_direction
+from support.widgets import marked, random_direction
 
 import gnewton as gn
 from gnewton.teaching import TapeViewer
@@ -43,7 +43,7 @@ def test_a_linear_operation_whose_input_does_not_move_adds_nothing():
 
 
 def known(widget, column):
-    return [text.get_text() != "" for _, text in (row[column] for row in widget._cells)]
+    return [row[column] != "" for row in marked(widget)["cells"]["text"]]
 
 
 def test_adjoints_come_up_and_tangents_go_down():
@@ -66,13 +66,13 @@ def test_the_bars_of_the_last_stage_add_up_to_the_entry():
     widget = viewer(stage=10)
     for s, t in [(0, 0), (0, 2), (1, 3)]:
         widget.entry.value = (s, t)
-        assert sum(bar.get_width() for bar in widget._bars) == pytest.approx(hessian[s, t].item())
+        assert sum(marked(widget)["bars"]["values"]) == pytest.approx(hessian[s, t].item())
         assert f"= {hessian[s, t]:.3g}, complete" in widget.sentence
 
 
 def test_a_group_that_does_not_reach_is_a_dash():
     widget = viewer(stage=10)
-    assert [widget._cells[row][4][1].get_text() == "-" for row in range(5)] == [True, True, False, False, False]
+    assert [marked(widget)["cells"]["text"][row][4] == "-" for row in range(5)] == [True, True, False, False, False]
 
 
 def test_a_loss_without_a_complete_record_is_refused():

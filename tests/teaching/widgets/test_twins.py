@@ -86,8 +86,8 @@ def test_another_formula_would_be_noticed():
 
 
 def test_a_replayed_run_is_the_run_that_python_makes():
-    def make(rate):
-        loss = [1.0]
+    def make(rate, kind):
+        loss = [1.0 if kind == "plain" else 2.0]
 
         def step():
             loss[0] *= 1 - rate
@@ -95,10 +95,17 @@ def test_a_replayed_run_is_the_run_that_python_makes():
 
         return step
 
-    live = LiveTraining(make, {"rate": (0.5, 0.9)}, steps=40, reach=(1e-30, 1.0))
+    live = LiveTraining(
+        make,
+        {"rate": (0.5, 0.9), "kind": ("plain", "double")},
+        steps=40,
+        reach=(1e-30, 1.0),
+        replayed={"rate": (0.5,)},
+    )
     spec = live.described()
     done = spec["controls"][-1]["values"]
     live.advance(done[3])
-    (answer,) = computed(spec, [{"set_rate": 0, "done": 3}])
+    (answer,) = computed(spec, [{"set_rate": 0, "set_kind": 0, "done": 3}])
+    assert set(spec["given"]["runs"]) == {"0.5|plain", "0.5|double"}
     assert_allclose(answer["numbers"][1]["y"], live.losses, rtol=1e-2)  # three digits are saved
-    assert answer["sentence"].startswith(f"rate 0.5: {done[3]} of 40 steps, loss {live.losses[-1]:.1g}")
+    assert answer["sentence"].startswith(f"rate 0.5, kind plain: {done[3]} of 40 steps, loss {live.losses[-1]:.1g}")
