@@ -67,11 +67,17 @@ def record_in_mode(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) 
         buffers.restore()
     with random.replay():
         beneath = _record_by(kinds[1], loss, partition, batch)
-    if beneath.missing is None and beneath.value is not None and torch.equal(beneath.value, tape.value):
+    if beneath.missing is None and _is_same(beneath, tape):
         _BENEATH.add(partition)
         return beneath
     after.restore()
     return tape
+
+
+def _is_same(tape: Tape, other: Tape) -> bool:
+    assert tape.value is not None
+    assert other.value is not None
+    return tape.value.is_meta or torch.equal(tape.value, other.value)
 
 
 def _record_by(kind: type[Recorder], loss: Loss, partition: Partition, batch: Sequence[Any]) -> Tape:
