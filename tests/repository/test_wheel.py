@@ -126,9 +126,10 @@ def test_sdist_builds_tests_and_book(dist: Path) -> None:
     wanted = ("pyproject.toml", "hatch_build.py", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "Makefile")
     assert set(wanted) <= names
     assert {"tests/conftest.py", "book/conf.py", "tools/ship_book.py", "book/_build/html/index.html"} <= names
-    assert [name for name in names if re.match(r"\.|learn|student|book/(notebooks|results)|.*\.pyc", name)] == [
-        ".gitignore"
-    ]
+    stray = (
+        r"\.(?!github|devcontainer|gitignore)|learn|student|book/(notebooks|results)|tests/browser/screenshots|.*\.pyc"
+    )
+    assert [name for name in names if re.match(stray, name)] == []
 
 
 @wheel
