@@ -79,7 +79,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in listing.rstrip("\0").split("\0"):
         copy = folder / "elsewhere" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, copy)
+        shutil.copy(ROOT / name, copy)  # with its mode: postBuild can be run
     for checkout, target in ((ROOT, folder), (folder / "elsewhere", folder / "again")):
         command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(checkout)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
