@@ -34,7 +34,7 @@ export npm_config_cache := $(CACHE)/npm
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests graders-test dist dist-test format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-alone clean
+.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests graders-test dist dist-test release-check lint-deploy image format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-alone clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-19s %s\n' "$$name" "$$text"; done
@@ -49,7 +49,9 @@ $(BIN)/python:
 
 # One stamp per set of extras: a second run installs nothing and starts at once.
 $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | .cache $(BIN)/python
-	@echo "Installing gnewton[$*] into $(VENV) (a few minutes the first time)"
+	@echo "Installing gnewton[$*] into $(VENV): 350 MB of downloads, 1.6 GB on disk and about two minutes with torch's CPU build."
+	@echo "On Linux PyPI's torch is made for CUDA, several GB more. For the CPU build, stop here, write first:"
+	@echo "  export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 	$(PIP_INSTALL) --editable '.[$*]'
 	@touch $@
 
@@ -75,7 +77,7 @@ notebooks-test: $(VENV)/.installed-test  ## run every notebook and compare with 
 	$(BIN)/pytest $(NBVAL)
 
 browser-test: $(VENV)/.installed-browser chromium book  ## the notebooks in JupyterLab and the book, in Chromium (BROWSER_ARGS="-k 02-summary")
-	$(BIN)/pytest tests/browser -m browser -n $(WORKERS) --dist loadfile $(BROWSER_ARGS)
+	$(BIN)/pytest tests/browser -m "browser and not wheel" -n $(WORKERS) --dist loadfile $(BROWSER_ARGS)
 
 chromium:  ## find a Chromium for browser-test, or install Debian's (as root)
 	@command -v chromium || command -v chromium-browser || command -v google-chrome \
@@ -96,8 +98,22 @@ dist: $(VENV)/.installed-book $(VENV)/.installed-dist  ## the sdist and the whee
 	GNEWTON_BOOK=required $(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*
 
-dist-test: $(VENV)/.installed-test $(VENV)/.installed-book $(VENV)/.installed-dist  ## build twice: same bytes, the content, the wheel in an empty environment
+release-check:  ## version, changelog, citation and tag agree
+	$(PYTHON) tools/check_release.py
+
+lint-deploy: $(VENV)/.installed-test $(VENV)/.installed-deploy  ## linters for workflows, image and citation
+	$(BIN)/actionlint .github/workflows/*.yml
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/pytest tests/repository/test_deploy.py
+
+image:  ## the course in a Docker image; needs a docker engine (not verified)
+	docker build --file deploy/Dockerfile --tag gnewton .
+
+dist-test: $(VENV)/.installed-test $(VENV)/.installed-browser dist chromium  ## build twice: same bytes, the content; the wheel in an empty environment and in Chromium
 	$(BIN)/pytest tests/repository/test_wheel.py -m wheel
+	$(BIN)/pytest tests/browser/test_installed.py -m "browser and wheel"
 
 reports: $(VENV)/.installed-lab  ## a class's reports as one table, reports.csv (FOLDER=where they lie)
 	$(BIN)/python -m gnewton.teaching.collect $(FOLDER) > reports.csv

@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gnewton.caller import warn
@@ -61,9 +62,12 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
     """
     if not inputs or not value.requires_grad:
         return [None] * len(inputs)
+    graph = _reachable([value.grad_fn])
+    if _may_hide(graph, inputs):
+        return _through_hidden_parameters(value, inputs, graph, options)
     try:
         # Opened: as one function to a mode, it would run what it recomputes (checkpoints) outside the mode.
-        slopes = list(opened(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
+        return list(opened(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
     except RuntimeError as error:
         if "backward through the graph a second time" in str(error):
             raise ValueError(
@@ -71,7 +75,7 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
                 "return the loss from the closure without calling backward(): gnewton differentiates it itself"
             ) from error
         if "torch.utils.checkpoint is incompatible" in str(error):
-            return _through_reentrant_checkpoint(value, inputs, options)
+            return _through_hidden_parameters(value, inputs, graph, options)
         if any(text in str(error) for text in ("not implemented", "donated buffer", "support double backward")):
             raise NotImplementedError(
                 "expected a loss that torch can differentiate to the order asked for, got an operation that it cannot: "
@@ -79,25 +83,33 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
                 'engine="differences"'
             ) from error
         raise
-    # A parameter inside a reentrant checkpoint looks unused from outside.
-    if any(slope is None for slope in slopes) and _has_reentrant_checkpoint(_reachable([value.grad_fn])):
-        return _through_reentrant_checkpoint(value, inputs, options)
-    return slopes
 
 
 def _has_reentrant_checkpoint(graph: Iterable[Any]) -> bool:
     return any(node.name() == "CheckpointFunctionBackward" for node in graph)
 
 
-def _through_reentrant_checkpoint(
-    value: Tensor, inputs: Sequence[Tensor], options: Mapping[str, Any]
+def _may_hide(graph: Iterable[Any], inputs: Sequence[Any]) -> bool:
+    """Whether an input that looks unused may be used inside a custom function: a reentrant checkpoint, a reversible block."""
+    if not any(isinstance(node, BackwardCFunction) for node in graph):
+        return False
+    leaves = {id(getattr(node, "variable", None)) for node in graph}
+    return any(isinstance(x, Tensor) and x.is_leaf and id(x) not in leaves for x in inputs)
+
+
+def _through_hidden_parameters(
+    value: Tensor, inputs: Sequence[Any], graph: Iterable[Any], options: Mapping[str, Any]
 ) -> list[Tensor | None]:
-    if options or not all(isinstance(x, Tensor) for x in inputs):
-        raise NotImplementedError(
-            "expected a loss that torch can differentiate twice, got a reentrant checkpoint, which it cannot; "
-            'write checkpoint(..., use_reentrant=False), or use engine="differences"'
-        )
-    return gradient_by_backward(value, inputs)
+    if not options and all(isinstance(x, Tensor) for x in inputs):
+        return gradient_by_backward(value, inputs)
+    if not _has_reentrant_checkpoint(graph):
+        # The function's own backward may write into their .grad.
+        with _grads_kept([x for x in inputs if isinstance(x, Tensor)]):
+            return list(opened(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
+    raise NotImplementedError(
+        "expected a loss that torch can differentiate twice, got a reentrant checkpoint, which it cannot; "
+        'write checkpoint(..., use_reentrant=False), or use engine="differences"'
+    )
 
 
 def gradient_by_backward(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
@@ -108,13 +120,19 @@ def gradient_by_backward(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor
     ([tensor(6.)], None)
     """
     others = [node.variable for node in _reachable([value.grad_fn]) if hasattr(node, "variable")]
-    leaves = {id(leaf): leaf for leaf in (*inputs, *others)}
-    kept = [(leaf, leaf.grad) for leaf in leaves.values()]
+    with _grads_kept([*inputs, *others]):
+        value.backward()  # type: ignore[no-untyped-call]
+        return [leaf.grad for leaf in inputs]
+
+
+@contextmanager
+def _grads_kept(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, ``.grad`` is None at first; afterwards it is what it was."""
+    kept = [(leaf, leaf.grad) for leaf in {id(leaf): leaf for leaf in leaves if leaf.is_leaf}.values()]
     for leaf, _ in kept:
         leaf.grad = None
     try:
-        value.backward()  # type: ignore[no-untyped-call]
-        return [leaf.grad for leaf in inputs]
+        yield
     finally:
         for leaf, grad in kept:
             leaf.grad = grad

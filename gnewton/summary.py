@@ -437,7 +437,7 @@ def _nested(
     value = evaluate(loss, partition, batch)
     names: list[str] = []
     if order > 1:
-        names = proof.doubts(value, hooks)
+        names = proof.doubts(value, partition, hooks)
         if names:
             with before.replay():
                 proof.prove(loss, partition, batch, u, order, names)

@@ -27,9 +27,10 @@ _WHAT_TO_DO = (
 )
 
 
-def doubts(value: Tensor, hooks: int) -> list[str]:
-    """The custom functions in the graph of a loss, and the nodes with hooks if there are more hooks than before."""
+def doubts(value: Tensor, partition: Partition, hooks: int) -> list[str]:
+    """The custom functions in the graph of a loss, parameters with hooks, and nodes with hooks if there are more than before."""
     names = graph.unproven(value)
+    names += [f"a hook on {name}" for name, p in partition.parameters.items() if p._backward_hooks]
     if graph.hooks_so_far() != hooks:
         names += [f"a hook on {name}" for name in graph.hooked(value)] or ["a tensor hook"]
     return names
