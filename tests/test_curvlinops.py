@@ -66,7 +66,7 @@ LINEAR_OUTPUTS = [name for name in KNOWN if "of tanh" not in name]
 )
 def test_an_exact_direction_solves_its_system(name, kind, direction):
     case = build(name)
-    found = row(direction(case.tape, 0.3).per_sample())
+    found = row(direction(case.passes, 0.3).per_sample())
     for x, y, d, g in zip(case.x, case.y, found, case.gradients, strict=True):
         curved = operator(kind, case.model, LOSSES[case.loss], x[None], y[None])(d)
         # Of a system that is solved stably the residual is a rounding of its own terms.
