@@ -383,6 +383,30 @@ def test_the_optimizer_refuses_too_and_takes_differences():
     assert losses[-1] < losses[0]
 
 
+def test_the_stochastic_newton_refuses_too():
+    loss, partition, _ = problem(OnCtx.apply)
+    before = copy.deepcopy([p.detach() for p in partition.parameters.values()])
+    with pytest.raises(NotImplementedError, match="OnCtx"):
+        gn.StochasticNewton(partition).step(loss)
+    assert all(torch.equal(p, q) for p, q in zip(partition.parameters.values(), before, strict=True))
+    loss, partition, _ = problem(Sine.apply)
+    expected, other, _ = problem(torch.sin)
+    for _ in range(3):
+        gn.StochasticNewton(partition).step(loss)
+        gn.StochasticNewton(other).step(expected)
+    for p, q in zip(partition.parameters.values(), other.parameters.values(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_suggested_rates_refuse_too_and_take_differences():
+    loss, partition, _ = problem(OnCtx.apply)
+    with pytest.raises(NotImplementedError, match="OnCtx"):
+        gn.suggest_learning_rates(loss, partition)
+    found = gn.suggest_learning_rates(loss, partition, engine="differences").learning_rates
+    expected = gn.suggest_learning_rates(*problem(torch.sin)[:2]).learning_rates
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_the_proof_costs_a_fixed_number_of_evaluations():
     evaluations = 0
 
