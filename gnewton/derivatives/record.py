@@ -10,6 +10,7 @@ names it in ``missing``, and the slow engine, which needs no record, takes over.
 """
 
 from collections.abc import Container, Iterable, Sequence
+from functools import partial
 from types import FunctionType
 from typing import Any
 from weakref import WeakSet
@@ -23,6 +24,7 @@ from gnewton.derivatives.graph import hooked, hooks_so_far
 from gnewton.derivatives.operation import Operation, Ref, Variable, substitute
 from gnewton.derivatives.rules import rule_for
 from gnewton.derivatives.tape import Tape
+from gnewton.derivatives.writes import RESHAPING, assign, base_of, positions_in, replacement, replaces, storage
 from gnewton.elementary import COMPOSITE, Elementary
 from gnewton.loss import Loss, differentiable_mode, evaluate
 from gnewton.partition import Partition
@@ -85,6 +87,9 @@ class _Recorder(Elementary):
         self._known: dict[int, tuple[Tensor, Any, Variable]] = {}
         self._reasons: dict[int, tuple[Tensor, str]] = {}
         self._read: list[tuple[Tensor, int, Operation]] = []
+        # Which variables keep their values in which memory, and which of these values some rule will read.
+        self._kept: dict[int, list[Variable]] = {}
+        self._needed: set[Variable] = set()
         self._hooked = any(p._backward_hooks for p in partition.parameters.values())
         self._hooks = hooks_so_far()
         for name, p in partition.parameters.items():
@@ -113,9 +118,11 @@ class _Recorder(Elementary):
 
     def run(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Call the function, and write it down if it is a step from the parameters to the loss."""
+        if kwargs.get("out", ()) is None:
+            kwargs = {name: value for name, value in kwargs.items() if name != "out"}
         tensors = _tensors((*args, *kwargs.values()))
         name = _name(function)
-        if all(id(t) not in self._known for t in tensors) or not torch.is_grad_enabled():
+        if not any(map(self._may_be_known, tensors)) or not torch.is_grad_enabled():
             result = function(*args, **kwargs)
             if torch.is_grad_enabled():
                 self._propagate_unseen(tensors, result)
@@ -130,7 +137,43 @@ class _Recorder(Elementary):
             return self._perform(function, args, kwargs, tensors)
 
     def _perform(self, function: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        for t in tensors:
+            self._look_again(t)
         target = tensors[0] if _writes(function, kwargs) else None
+        if target is not None and (replaces(_name(function)) or target._is_view()):
+            return self._write(function, args, kwargs, target)
+        return self._step(function, args, kwargs, target)
+
+    def _write(self, function: Any, args: Any, kwargs: Any, target: Tensor) -> Any:
+        """Write into a view, or replace entries: new values, if any are to be computed, and their assignment."""
+        name, base = _name(function), base_of(target)
+        pure = _pure(name, kwargs)
+        if name in RESHAPING or base.dtype != target.dtype or (pure is None and not replaces(name)):
+            result = function(*args, **kwargs)
+            self._mark_unseen((result, target, base), f"{name} writes into a tensor")
+            return result
+        positions = positions_in(base, target)
+        if replaces(name):
+            positions, new = replacement(name, args, kwargs, positions)
+            write = partial(function, *args, **kwargs)
+        else:
+            # Autograd may want the old values, which are about to be overwritten.
+            old = self._step(torch.clone, (target,), {}, None) if self._variable(target) else target.clone()
+            args, kwargs = substitute((args, kwargs), Tensor, lambda t: old if t is target else t)
+            new = self._step(pure, args, kwargs, None)
+            write = partial(target.copy_, new)
+        self._step(assign, (base, positions, new), {}, base, lambda *_: (write(), base)[1])
+        return None if name == "__setitem__" else target
+
+    def _look_again(self, view: Tensor) -> None:
+        """Write down that a view of what was overwritten is read anew."""
+        base = base_of(view)
+        if base is not view and self._variable(view) is None and self._variable(base) and base.dtype == view.dtype:
+            self._step(torch.take, (base, positions_in(base, view)), {}, None, lambda *_: view)
+
+    def _step(self, function: Any, args: Any, kwargs: Any, target: Tensor | None, run: Any = None) -> Any:
+        """Run one operation, by ``run`` where it is not the function itself, and write it down."""
+        tensors = _tensors((*args, *kwargs.values()))
         operation = self._operation(function, args, kwargs, target)
         # Where walks through autograd's graph stop: a parameter by its id, a value by its node and output number.
         edges: set[Any] = {id(t) for t in tensors}
@@ -140,7 +183,9 @@ class _Recorder(Elementary):
         unseen = [t for t in tensors if t.requires_grad and not self._variable(t) and self._strays([t], set())]
         reason = self._reason(unseen[0]) if unseen else self._flaw(operation, tensors, target)
         state = None if operation.rule.repeatable else RandomState(self._partition)
-        result = function(*args, **kwargs)
+        if target is not None:
+            self._keep_values(target)
+        result = (run or function)(*args, **kwargs)
         if state is not None and RandomState(self._partition) != state:
             reason = f"{operation.name} draws random numbers"
         self._append(operation, result, edges, reason, target)
@@ -150,22 +195,37 @@ class _Recorder(Elementary):
         inputs: list[Variable] = []
 
         def slot(tensor: Tensor) -> Any:
-            # What the operation is going to overwrite is kept as it was.
-            value = tensor.detach().clone() if tensor is target else tensor.detach()
             variable = self._variable(tensor)
             if variable is None:
-                return value
-            variable.value = value
+                # What the operation is going to overwrite is kept as it was.
+                return tensor.detach().clone() if tensor is target else tensor.detach()
+            self._keep_in(variable, tensor)
             inputs.append(variable)
             return Ref(len(inputs) - 1)
 
         arguments = substitute((args, kwargs), Tensor, slot)
-        pure = function if target is None else _pure(_name(function), kwargs)
-        operation = Operation(_name(function), pure, arguments, tuple(inputs))
+        pure = function if target is None or function is assign else _pure(_name(function), kwargs)
+        # In-place functions have the rules of those that return what they write.
+        name = _name(function) if target is None or pure is None else _name(pure)
+        operation = Operation(name, pure, arguments, tuple(inputs))
         operation.rule = rule_for(operation)
-        if target is not None:
-            self._read = [entry for entry in self._read if entry[0] is not target or not self._variable(target)]
+        self._needed.update(inputs if operation.rule.reads_inputs else ())
         return operation
+
+    def _keep_in(self, variable: Variable, tensor: Tensor) -> None:
+        variable.value = tensor.detach()
+        self._kept.setdefault(storage(tensor), []).append(variable)
+
+    def _keep_values(self, target: Tensor) -> None:
+        """Before a write: the values that the tape has in this memory move elsewhere, if any rule is going to read them."""
+        memory = storage(target)
+        for v in self._kept.pop(memory, ()):
+            if storage(v.value) == memory:
+                v.value = v.value.clone() if v in self._needed else v.value.new_empty(()).expand(v.value.shape)
+        overwritten = [o for t, _, o in self._read if storage(t) == memory]
+        for o in dict.fromkeys(overwritten):
+            o.arguments = substitute(o.arguments, Tensor, lambda t: t.clone() if storage(t) == memory else t)
+        self._read = [entry for entry in self._read if storage(entry[0]) != memory]
 
     def _flaw(self, operation: Operation, tensors: list[Tensor], target: Tensor | None) -> str | None:
         """What of the operation, before it runs, the tape could not repeat."""
@@ -193,6 +253,8 @@ class _Recorder(Elementary):
             operation.others = tuple(t for t in _tensors(result) if not t.requires_grad)
             operation.outputs = tuple(self._know(t, groups) for t in outputs.values())
             operation.rule = rule_for(operation)  # of which the shapes of the outputs may make another
+            self._needed.update(operation.inputs if operation.rule.reads_inputs else ())
+            self._needed.update(operation.outputs if operation.rule.reads_outputs else ())
             self.tape.operations.append(operation)
 
     def _gap(self, name: str, outputs: list[Tensor], edges: set[Any]) -> str | None:
@@ -226,9 +288,13 @@ class _Recorder(Elementary):
 
     def _know(self, tensor: Tensor, groups: tuple[int, ...], name: str | None = None) -> Variable:
         edge = None if tensor.grad_fn is None else GradientEdge(tensor.grad_fn, tensor.output_nr)
-        variable = Variable(tensor.detach(), groups, edge, name)
+        variable = Variable(tensor, groups, edge, name)
+        self._keep_in(variable, tensor)
         self._known[id(tensor)] = (tensor, tensor.grad_fn, variable)
         return variable
+
+    def _may_be_known(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._known or (tensor.requires_grad and id(tensor._base) in self._known)
 
     def _variable(self, tensor: Tensor) -> Variable | None:
         entry = self._known.get(id(tensor))
@@ -265,7 +331,7 @@ class _Recorder(Elementary):
         changed = [o.name for t, old, o in self._read if o in needed and version(t) != old]
         if changed:
             self.tape.missing = f"an argument of {changed[0]} was overwritten later"
-        for memory in (self._known, self._reasons, self._read):
+        for memory in (self._known, self._reasons, self._read, self._kept, self._needed):
             memory.clear()
 
 

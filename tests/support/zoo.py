@@ -242,6 +242,9 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "repeat_interleave": lambda h, w: (h * w).repeat_interleave(torch.tensor([1, 2, 0, 1]), dim=0),
     "squeeze": lambda h, w: (h * w).unsqueeze(1).squeeze()[..., None, :],
     "cat": lambda h, w: torch.cat([h, RAMP, w[None], h * w, h]),
+    "class token": lambda h, w: torch.cat([w.expand(2, 2, 6), h.view(2, 2, 6) * w], 1),
+    "stack of expanded": lambda h, w: torch.stack([w[:1].expand(4), h[:, :1].expand(4, 4)[0], h[:, 2]]),
+    "out of nothing": lambda h, w: torch.linalg.cholesky_ex(spd(h * w), out=None)[0],
     "cat keywords": lambda h, w: torch.cat(tensors=[h, h * w], dim=1),
     "stack": lambda h, w: torch.stack([h[0], w, w, h[1] * w], 1),
     "hstack": lambda h, w: torch.hstack([h, h * w]) + torch.vstack([w, h]).sum(),
@@ -491,9 +494,9 @@ def parameter_filled(h: Tensor, w: Tensor) -> Tensor:
 
 
 for _function in (view_overwritten, base_overwritten, slice_of_view_read):
-    add(_function.__name__, partial(operation, _function), "oracle", "CopySlices|AsStrided|mul_|exp_|add_|iadd")
+    add(_function.__name__, partial(operation, _function))
 for _function in (item_assignment, masked_assignment, rows_collected, parameter_filled):
-    add(_function.__name__, partial(operation, _function), "oracle", "setitem")
+    add(_function.__name__, partial(operation, _function))
 for _function in (
     view_of_what_is_filled,
     zeroed_behind_autograd,
