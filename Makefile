@@ -7,12 +7,15 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 NB ?=
 LAB_ARGS ?=
 BENCH_ARGS ?=
+GPU_ARGS ?=
+STUDENT_ARGS ?=
 BROWSER_ARGS ?=
 FOLDER ?= reports
 WORKERS ?= 2
 VARIANT ?=
 TORCH ?=
 ALONE ?=
+ZOO_ARGS ?=
 NBVAL := -n $(WORKERS) --dist loadscope --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider -o addopts= -o testpaths= -o verbosity_assertions=2 notebooks
 
 # Everything that pip, Jupyter, npm, matplotlib and torch would keep in the home folder stays in this checkout.
@@ -32,7 +35,7 @@ export npm_config_cache := $(CACHE)/npm
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports format book bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-alone clean
+.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests graders-test dist dist-test release-check lint-deploy image format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-zoo test-alone clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-19s %s\n' "$$name" "$$text"; done
@@ -47,7 +50,9 @@ $(BIN)/python:
 
 # One stamp per set of extras: a second run installs nothing and starts at once.
 $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | .cache $(BIN)/python
-	@echo "Installing gnewton[$*] into $(VENV) (a few minutes the first time)"
+	@echo "Installing gnewton[$*] into $(VENV): 350 MB of downloads, 1.6 GB on disk and about two minutes with torch's CPU build."
+	@echo "On Linux PyPI's torch is made for CUDA, several GB more. For the CPU build, stop here, write first:"
+	@echo "  export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
 	$(PIP_INSTALL) --editable '.[$*]'
 	@touch $@
 
@@ -73,7 +78,7 @@ notebooks-test: $(VENV)/.installed-test  ## run every notebook and compare with 
 	$(BIN)/pytest $(NBVAL)
 
 browser-test: $(VENV)/.installed-browser chromium book  ## the notebooks in JupyterLab and the book, in Chromium (BROWSER_ARGS="-k 02-summary")
-	$(BIN)/pytest tests/browser -m browser -n $(WORKERS) --dist loadfile $(BROWSER_ARGS)
+	$(BIN)/pytest tests/browser -m "browser and not wheel" -n $(WORKERS) --dist loadfile $(BROWSER_ARGS)
 
 chromium:  ## find a Chromium for browser-test, or install Debian's (as root)
 	@command -v chromium || command -v chromium-browser || command -v google-chrome \
@@ -83,11 +88,39 @@ chromium:  ## find a Chromium for browser-test, or install Debian's (as root)
 notebooks: $(VENV)/.installed-test  ## re-execute the notebooks and save clean outputs (NB=03 for one)
 	$(BIN)/python tools/save_notebooks.py notebooks $(NB)
 
-student: $(VENV)/.installed-lab  ## the notebooks without solutions and outputs, into student/
-	@$(BIN)/python -m gnewton student student
+student: $(VENV)/.installed-lab  ## the notebooks without solutions and outputs, into student/ (STUDENT_ARGS="--format otter")
+	@$(BIN)/python -m gnewton student student $(STUDENT_ARGS)
+
+graders-test: $(VENV)/.installed-test $(VENV)/.installed-graders  ## release, submissions and marks, through otter-grader and nbgrader
+	$(BIN)/pytest tests/course/test_graders.py -m graders
+
+dist: $(VENV)/.installed-book $(VENV)/.installed-dist  ## the sdist and the wheel, with notebooks and book, into dist/
+	rm -rf dist
+	GNEWTON_BOOK=required $(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+
+release-check:  ## version, changelog, citation and tag agree
+	$(PYTHON) tools/check_release.py
+
+lint-deploy: $(VENV)/.installed-test $(VENV)/.installed-deploy  ## linters for workflows, image and citation
+	$(BIN)/actionlint .github/workflows/*.yml
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/pytest tests/repository/test_deploy.py
+
+image:  ## the course in a Docker image; needs a docker engine (not verified)
+	docker build --file deploy/Dockerfile --tag gnewton .
+
+dist-test: $(VENV)/.installed-test $(VENV)/.installed-browser dist chromium  ## build twice: same bytes, the content; the wheel in an empty environment and in Chromium
+	$(BIN)/pytest tests/repository/test_wheel.py -m wheel
+	$(BIN)/pytest tests/browser/test_installed.py -m "browser and wheel"
 
 reports: $(VENV)/.installed-lab  ## a class's reports as one table, reports.csv (FOLDER=where they lie)
 	$(BIN)/python -m gnewton.teaching.collect $(FOLDER) > reports.csv
+
+digests: $(VENV)/.installed-lab  ## after an experiment: what the package ships of results/
+	$(BIN)/python tools/digest_results.py results gnewton/experiments/digests
 
 format: $(VENV)/.installed-test  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
@@ -97,15 +130,18 @@ book: $(VENV)/.installed-book  ## build the web book into book/_build/html
 	$(BIN)/sphinx-build -W -n --keep-going -q book book/_build/html
 	@echo "The book: book/_build/html/index.html"
 
+gpu: $(VENV)/.installed-test  ## everything that needs an accelerator: tests, agreement, notebooks, times; without one, the list of it
+	$(BIN)/python -m benchmarks.gpu $(GPU_ARGS)
+
 bench: $(VENV)/.installed-bench  ## what a summary costs, against peers: tables, figure (BENCH_ARGS="--quick")
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 test-elsewhere: unit-elsewhere notebooks-elsewhere  ## unit tests and notebooks in the arithmetic of other processors
 
-unit-elsewhere: $(VENV)/.installed-test  ## the unit tests alone (VARIANT=sse, avx2, threads or perturbed; all of them by default)
-	$(BIN)/python tools/elsewhere.py $(VARIANT) -- -n $(WORKERS)
+unit-elsewhere: $(VENV)/.installed-test  ## the unit tests alone (VARIANT=sse, avx2 or threads; all three by default)
+	$(BIN)/python tools/elsewhere.py $(or $(VARIANT),sse avx2 threads) -- -n $(WORKERS)
 
-notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone, compared with their saved outputs
+notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone (VARIANT=perturbed: their data, too)
 	$(BIN)/python tools/elsewhere.py $(VARIANT) -- $(NBVAL)
 
 test-torch: $(if $(TORCH),.cache/torch-$(TORCH).txt)  ## unit tests and notebooks with another torch, in a venv of its own (TORCH=2.9.1)
@@ -115,6 +151,12 @@ test-torch: $(if $(TORCH),.cache/torch-$(TORCH).txt)  ## unit tests and notebook
 # A torch pins its sympy, and each torchvision goes with one torch.
 .cache/torch-%.txt: constraints.txt | .cache
 	@{ grep -vE '^(torch|torchvision|sympy)==' $<; echo 'torch==$*'; } > $@
+
+# One thread each, and nothing is asked of a hub: every model is made from a configuration, with random weights.
+test-zoo: export OMP_NUM_THREADS := 1
+test-zoo: export HF_HUB_OFFLINE := 1
+test-zoo: $(VENV)/.installed-zoo  ## models of other libraries: their engine and their numbers (ZOO_ARGS="-k peft")
+	$(BIN)/pytest tests/models/test_architectures.py -m "zoo or not zoo" -n $(WORKERS) $(ZOO_ARGS)
 
 test-alone:  ## each target as the first command in a fresh clone, an hour (ALONE="lint book" for some)
 	$(PYTHON) tools/alone.py $(ALONE)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from benchmarks import exact, growth, sections, widgets
 from benchmarks.networks import NETWORKS
+from benchmarks.plan import Plan
+from benchmarks.process import all_threads
 from benchmarks.report import PARTIAL, RESULTS, save, table
 
 SECTIONS = {
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--section", choices=SECTIONS, action="append", help="this section; may be repeated")
     parser.add_argument("--seconds", type=float, help="seconds per measurement (2; quick: 0.5)")
     given = parser.parse_args(arguments)
-    plan = sections.Plan(
+    plan = Plan(
         networks=[given.only] if given.only else list(NETWORKS),
         seconds=given.seconds or (0.5 if given.quick else 2.0),
         quick=given.quick,
@@ -59,7 +61,7 @@ def _machine(folder: Path) -> None:
     facts = {
         "processor": _processor(),
         "system": platform.system(),
-        "threads": sections.all_threads(),
+        "threads": all_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

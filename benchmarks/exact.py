@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.growth import slope
+from benchmarks.plan import Plan
 from benchmarks.process import run
 from benchmarks.report import mark, number, save, table
-from benchmarks.sections import Plan
 
 WIDTHS = (8, 16, 32, 64, 128, 256, 512, 1024)  # three hidden layers
 DEPTHS = (2, 4, 8, 16, 32, 64)  # hidden layers of DEEP_WIDTH

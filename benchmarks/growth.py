@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plan import Plan
 from benchmarks.process import run
 from benchmarks.report import number, save, table
-from benchmarks.sections import Plan, require_agreement, subjects
+from benchmarks.sections import require_agreement, subjects
 
 # 32 linear layers: 64 tensors, in S consecutive groups.
 CHAIN = "chain-32-128"

@@ -1,7 +1,7 @@
 """What the exact direction of one sample's loss costs: CPU seconds of a network n-n-...-10, for B samples at once.
 
 Every way starts from inputs and targets and ends with the mean direction over the batch, so that the gradient is its unit;
-"sweep alone", "solves" and "shortcut alone" start from the same Tape and leave the mean away.
+"sweep alone", "solves" and "shortcut alone" start from the same passes and leave the mean away.
 """
 
 import gc
@@ -17,8 +17,8 @@ from torch import Tensor
 import gnewton as gn
 from benchmarks.measure import EXPECTED, alarm, timed, why
 from gnewton import exact
-from gnewton.exact.direction import dampings
-from gnewton.exact.sweep import backward, solved
+from gnewton.exact.riccati import backward, solve
+from gnewton.exact.sample_directions import dampings
 
 OUTPUTS = 10
 DAMPING = 30.0
@@ -33,18 +33,18 @@ class Case:
         self.model = gn.models.perceptron([width] * (hidden + 1) + [OUTPUTS], generator=g, dtype=dtype)
         self.x = torch.randn(batch, width, generator=g, dtype=torch.float64).to(dtype)
         self.y = torch.randint(OUTPUTS, (batch,), generator=g)
-        self.tape = self.record()
+        self.passes = self.record()
         self.pivots = [
-            (p.A, torch.randn_like(p.solution)) for p in backward(self.tape, dampings(self.tape, DAMPING), [])
+            (p.A, torch.randn_like(p.solution)) for p in backward(self.passes, dampings(self.passes, DAMPING), [])
         ]
 
-    def record(self) -> exact.Tape:
-        return exact.record(self.model, self.x, self.y)
+    def record(self) -> exact.Passes:
+        return exact.forward_backward(self.model, self.x, self.y)
 
     @cached_property
-    def alone(self) -> list[exact.Tape]:
-        """The samples, each on a Tape of its own."""
-        return [exact.record(self.model, x[None], y[None]) for x, y in zip(self.x, self.y, strict=True)]
+    def alone(self) -> list[exact.Passes]:
+        """The samples, each on a Passes of its own."""
+        return [exact.forward_backward(self.model, x[None], y[None]) for x, y in zip(self.x, self.y, strict=True)]
 
 
 def gradient(case: Case) -> None:
@@ -53,24 +53,24 @@ def gradient(case: Case) -> None:
 
 
 def dense(case: Case) -> Tensor:
-    tape = case.record()
-    H = exact.hessian.dense(tape)
+    passes = case.record()
+    H = exact.hessian.dense(passes)
     H.diagonal(dim1=1, dim2=2).add_(DAMPING)
-    g = torch.cat([g.flatten(1) for g in tape.gradient().values()], dim=1)
+    g = torch.cat([g.flatten(1) for g in passes.gradient().values()], dim=1)
     return torch.linalg.solve(H, -g).mean(0)
 
 
 WAYS: dict[str, Way] = {
     "gradient": gradient,
-    "sweep": lambda case: exact.newton_direction(case.record(), DAMPING, way="sweep").mean(),
-    "shortcut": lambda case: exact.newton_direction(case.record(), DAMPING, way="shortcut").mean(),
+    "sweep": lambda case: exact.newton_direction(case.record(), DAMPING, solver="riccati").mean(),
+    "shortcut": lambda case: exact.newton_direction(case.record(), DAMPING, solver="shortcut").mean(),
     "|H|": lambda case: exact.saddle_free_direction(case.record(), DAMPING).mean(),
     "dense": dense,
-    "sweep alone": lambda case: exact.newton_direction(case.tape, DAMPING, way="sweep"),
-    "shortcut alone": lambda case: exact.newton_direction(case.tape, DAMPING, way="shortcut"),
-    "one by one": lambda case: [exact.newton_direction(one, DAMPING, way="sweep") for one in case.alone],
+    "sweep alone": lambda case: exact.newton_direction(case.passes, DAMPING, solver="riccati"),
+    "shortcut alone": lambda case: exact.newton_direction(case.passes, DAMPING, solver="shortcut"),
+    "one by one": lambda case: [exact.newton_direction(one, DAMPING, solver="riccati") for one in case.alone],
     # In the layout in which the sweep hands them over, which is the solver's own.
-    "solves": lambda case: [solved(A.mT, rhs.mT) for A, rhs in case.pivots],
+    "solves": lambda case: [solve(A.mT, rhs.mT) for A, rhs in case.pivots],
 }
 
 

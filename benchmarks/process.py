@@ -18,7 +18,7 @@ def run(task: str, threads: int = 1, **arguments: Any) -> Task:
     """The result of a task in a process of its own. Raises RuntimeError with its last words when it fails."""
     print(f"  {task}: " + ", ".join(map(str, [*arguments.values()][:2])), file=sys.stderr, flush=True)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.process", json.dumps({"task": task, **arguments})],
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.task", json.dumps({"task": task, **arguments})],
         cwd=ROOT,
         env=os.environ | _settings(task, threads),
         capture_output=True,
@@ -40,33 +40,3 @@ def _settings(task: str, threads: int) -> dict[str, str]:
     # costs time, so that it is for memory alone.
     returned = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"} if task == "memory" else {}
     return dict.fromkeys(names, str(threads)) | returned
-
-
-def _limit_memory(fraction: float = 0.6) -> None:
-    """A peer that wants more than this part of the machine gets an exception, and the machine stays alive."""
-    import resource
-
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_DATA, (int(fraction * physical),) * 2)
-
-
-def main() -> None:
-    _limit_memory()
-    from benchmarks import agreement, measure, one_sample, widgets
-
-    tasks = {
-        "time": measure.time,
-        "memory": measure.memory,
-        "tape": measure.tape,
-        "agree": agreement.agree,
-        "one sample": one_sample.time,
-        "one sample agrees": one_sample.disagreement,
-        "redraw": widgets.redraw,
-    }
-    arguments = json.loads(sys.argv[1])
-    print(json.dumps(tasks[arguments.pop("task")](**arguments)))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,16 +4,15 @@ What was asked of the engine stands beside what was measured.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from benchmarks import agreement
 from benchmarks.measure import Row, Subject
-from benchmarks.networks import NETWORKS, PARTITIONS, SEVEN
+from benchmarks.networks import PARTITIONS
 from benchmarks.peers import PEERS
+from benchmarks.plan import Plan
 from benchmarks.process import all_threads, run
-from benchmarks.report import RESULTS, mark, mebibytes, number, save, table
+from benchmarks.report import mark, mebibytes, number, save, table
 
 # By tensor, one thread, in gradients, at most: (order 2, order 3).
 ASKED = {"perceptron": (2.2, 3.0), "20x256": (9.0, 18.0), "20x1024": (5.5, 9.0), "lenet": (4.5, 8.0)}
@@ -22,35 +21,6 @@ ASKED_OF_PAPER = {"perceptron": (4.0, 5.0), "20x256": (6.0, 6.0), "20x1024": (6.
 FULL_THIRD_ASKED = 2.0
 # Samples of the agreement check, where the oracle is too slow or too large at 100.
 FEWER_SAMPLES = {"20x1024": 10, "vgg11": 20, "residual": 10, "transformer": 10, "tiny": 32}
-
-
-@dataclass
-class Plan:
-    """What to run: the networks, seconds per measurement, and whether the slow peers are left out."""
-
-    networks: Sequence[str] = tuple(NETWORKS)
-    seconds: float = 2.0
-    quick: bool = False
-    folder: Path = RESULTS
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def seven(self) -> list[str]:
-        return [n for n in self.networks if n in SEVEN]
-
-    @property
-    def partitions(self) -> list[str]:
-        return ["by tensor", "single"] if self.quick else list(PARTITIONS)
-
-    @property
-    def patience(self) -> float:
-        """Seconds after which the first run of a subject is given up."""
-        return 5.0 if self.quick else 120.0
-
-    @property
-    def peers(self) -> list[str]:
-        slow = [] if self.quick else ["torch.func", "curvlinops"]
-        return ["engine", "paper", "paper, short", "tightened", *slow]
 
 
 def subjects(peers: Iterable[str], orders: Sequence[int] = (2, 3)) -> list[Subject]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.plan import Plan
 from benchmarks.process import ROOT, run
 from benchmarks.report import mark, save, table
-from benchmarks.sections import Plan
 
 NOTEBOOKS = ROOT / "notebooks"
 ASKED = 200.0  # milliseconds, for 95 of 100 redraws

@@ -29,22 +29,16 @@ def copy_notebooks() -> None:
 
 
 def draw_experiments() -> None:
-    """Tables, words and figures of the shipped results under the book's own folder, from their numbers."""
-    from gnewton.experiments import NAMES, interaction, load, one_sample, pictures, report, untuned
+    """Tables, words and figures of the results under the book's own folder, from their numbers."""
+    from gnewton.experiments import load
+    from gnewton.experiments.registry import REGISTRY
     from gnewton.plots import png
 
     target = HERE / "results"
     target.mkdir(exist_ok=True)
-    for name in NAMES:
-        numbers = load(name)
-        if name == "interaction":
-            shown, drawn = interaction.report(numbers), interaction.figures(numbers)
-        elif name in untuned.NETWORKS:
-            shown, drawn = untuned.report(numbers), untuned.figures(numbers)
-        elif name == "one-sample":
-            shown, drawn = one_sample.report(numbers), one_sample.figures(numbers)
-        else:
-            shown, drawn = f"{report.table(numbers)}\n\n{report.verdict(numbers)}", {name: pictures.figure(numbers)}
+    for name, experiment in REGISTRY.items():
+        numbers = load(name, HERE.parent / "results")
+        shown, drawn = experiment.report(numbers), experiment.figures(numbers)
         where = numbers["machine"]
         measured = f"`{numbers['command']}`, torch {numbers['versions']['torch']}, {where['processor']}, one core."
         (target / f"{name}.md").write_text(f"{shown}\n\nMeasured {numbers['date']} by {measured}\n", encoding="utf-8")
@@ -67,9 +61,18 @@ def tabulate_costs() -> None:
     (HERE / "results" / "costs.md").write_text(table(header, list(costs.values())) + "\n", encoding="utf-8")
 
 
+def draw_cards() -> None:
+    """What has been measured on accelerators, or that nothing has."""
+    from benchmarks.gpu import FOLDER
+    from benchmarks.gpu_report import page
+
+    (HERE / "results" / "gpu.md").write_text(page(FOLDER) + "\n", encoding="utf-8")
+
+
 copy_notebooks()
 draw_experiments()
 tabulate_costs()
+draw_cards()
 
 project = PROJECT["name"]
 author = PROJECT["authors"][0]["name"]

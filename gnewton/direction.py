@@ -5,7 +5,6 @@ order would broadcast without a word wherever the shapes happen to fit. The upda
 points uphill, as the gradient does.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,13 +18,18 @@ Direction = dict[str, Tensor]
 
 
 def gradient(
-    loss: Loss, partition: Partition, data: Iterable[Any] | None = None, weight: Weight | None = None
+    loss: Loss, partition: Partition, data: Iterable[Any] | None = None, *, weight: Weight | None = None
 ) -> Direction:
     """The gradient of the loss, or of its mean over the batches of ``data``, by parameter name.
 
-    Shapes and dtypes are the parameters'; frozen and unused parameters get zeros; ``.grad`` is neither read nor written.
-    With ``data`` the loss is called as ``loss(*batch)`` and must be a batch mean: batches are weighted by their number
-    of samples, or by ``weight(*batch)``. Raises what an unfit loss raises: TypeError, ValueError, FloatingPointError.
+    Args:
+        loss: ``loss()`` returns the loss with its graph. With data, ``loss(*batch)`` is the mean over a batch.
+        partition: whose parameters.
+        data: batches, or None.
+        weight: ``weight(*batch)`` counts a batch's samples. By default they are ``len(batch[0])``.
+
+    Shapes and dtypes are the parameters'. Frozen and unused parameters get zeros. ``.grad`` is neither read nor written.
+    Raises what an unfit loss raises: TypeError, ValueError, FloatingPointError.
 
     >>> import gnewton as gn
     >>> model = gn.models.Rosenbrock(2)
@@ -33,14 +37,17 @@ def gradient(
     {'theta': tensor([-215.6000,  -88.0000])}
     """
     with differentiable_mode(partition, higher=False):
-        found = value_and_gradient(loss, partition, data, weight)[1]
-    return {name: g.clone() for name, g in found.items()}
+        gradients = value_and_gradient(loss, partition, data, weight=weight)[1]
+    return {name: g.clone() for name, g in gradients.items()}
 
 
 def value_and_gradient(
-    loss: Loss, partition: Partition, data: Iterable[Any] | None = None, weight: Weight | None = None
+    loss: Loss, partition: Partition, data: Iterable[Any] | None = None, *, weight: Weight | None = None
 ) -> tuple[Tensor, Direction]:
     """The loss () and its gradient from one evaluation per batch; buffers are left as the evaluations leave them.
+
+    Args:
+        loss, partition, data, weight: as in ``gradient``.
 
     The gradient is to be read alone: autograd may hand the same memory out for two parameters.
     """
@@ -137,7 +144,12 @@ def check_direction(direction: Mapping[str, Tensor], partition: Partition) -> Di
             )
             + "; key it by the names in partition.parameters"
         )
-    return {name: _check_entry(name, direction[name], p) for name, p in partition.parameters.items()}
+    checked = {name: _check_entry(name, direction[name], p) for name, p in partition.parameters.items()}
+    if name := _first_not_finite(checked):
+        raise ValueError(
+            f"expected a finite direction, got NaN or infinity in {name}; check the gradient that it came from"
+        )
+    return checked
 
 
 def _check_entry(name: str, u: Tensor, p: Tensor) -> Tensor:
@@ -151,24 +163,22 @@ def _check_entry(name: str, u: Tensor, p: Tensor) -> Tensor:
         raise ValueError(
             f"expected {name} of the direction on {p.device}, got {u.device}; move it with .to({str(p.device)!r})"
         )
-    u = u.detach().to(p.dtype)
-    # One pass instead of five: a finite sum has finite terms, and only a sum that is not needs a closer look.
-    if u.device.type != "meta" and not math.isfinite(u.sum()) and not torch.isfinite(u).all():
-        raise ValueError(
-            f"expected a finite direction, got NaN or infinity in {name}; check the gradient that it came from"
-        )
-    return u
+    return u.detach().to(p.dtype)
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """Raise FloatingPointError, which names the parameter, where a gradient or direction is not finite."""
-    # A sum is finite only where every term is; finite terms with a sum beyond the dtype are looked at one by one.
-    sums = [g.sum() for g in tensors.values()]
+    if name := _first_not_finite(tensors):
+        raise FloatingPointError(
+            f"expected a finite {what}, got NaN or infinity in {name}; check the inputs or lower the learning rate"
+        )
+
+
+def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    # A sum is finite only where every term is; finite terms with a sum beyond the dtype are looked at one by one. One sum
+    # of all, so that the host waits for a device once, however many parameters there are.
+    sums = [t.sum() for t in tensors.values()]
     total = torch.stack([one.to(sums[0]) for one in sums]).sum()
     if total.is_meta or torch.isfinite(total):
-        return
-    for name, g in tensors.items():
-        if not torch.isfinite(g).all():
-            raise FloatingPointError(
-                f"expected a finite {what}, got NaN or infinity in {name}; check the inputs or lower the learning rate"
-            )
+        return None
+    return next((name for name, t in tensors.items() if not torch.isfinite(t).all()), None)

@@ -10,7 +10,7 @@ cheap to differentiate and the whole is not; recurrent layers leave the vendor k
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from types import FunctionType
 from typing import Any
 
@@ -70,10 +70,36 @@ def _body(function: Any) -> Callable[..., Any] | None:
     """A composite Python function of torch without its own question for modes, so that its parts are seen."""
     if not isinstance(function, FunctionType) or function.__module__ not in COMPOSITE:
         return None
+    return _without_question(function)
+
+
+def opened(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function without its question for modes, which then see its parts alone.
+
+    >>> opened(F.relu)(torch.tensor([-1.0, 2.0]))
+    tensor([0., 2.])
+    """
+    return _without_question(function)
+
+
+@cache
+def _without_question(function: Any) -> Callable[..., Any]:
     names = function.__globals__ | _ASKED_NO_MORE
     body = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     body.__kwdefaults__ = function.__kwdefaults__
     return body
+
+
+def dropout(input: Tensor, p: float, train: bool) -> Tensor:
+    """``torch.dropout``: a product with a mask, which is what dropout makes of ones."""
+    return _masked(torch.dropout, input, p, train)
+
+
+def _masked(drop: Callable[..., Tensor], input: Tensor, p: float, train: bool) -> Tensor:
+    if not train or p == 0:
+        return drop(input, p, train)
+    mask = drop(torch.ones_like(input, requires_grad=False), p, train)
+    return input.mul_(mask) if drop.__name__.endswith("_") else input * mask
 
 
 def layer_norm(
@@ -327,10 +353,29 @@ def embedding(
     sparse: bool = False,
 ) -> Tensor:
     """``F.embedding``; the row ``padding_idx`` gets no gradient from torch, and is a constant here."""
-    rows = F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    if max_norm is not None and not _within(weight, input, max_norm, norm_type):
+        raise ValueError(
+            "expected a loss that leaves the parameters as they are, got an embedding with max_norm that would shorten its "
+            "rows; renormalize them between the steps (torch.embedding_renorm_) and leave max_norm out"
+        )
+    rows = F.embedding(input, weight, padding_idx, None, norm_type, scale_grad_by_freq, sparse)
     if padding_idx is None:
         return rows
     return torch.where((input == padding_idx % len(weight))[..., None], rows.detach(), rows)
+
+
+@torch.no_grad()
+def _within(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float) -> bool:
+    return bool((weight[indices].norm(p=norm_type, dim=-1) <= max_norm).all())
+
+
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """``torch.prelu``, whose second backward takes the other side at 0."""
+    channels = input.shape[1] if input.dim() > 1 else 1
+    if weight.dim() > 1 or weight.numel() not in (1, channels) or input.dim() == 0 or weight.dtype != input.dtype:
+        return torch.prelu(input, weight)
+    slope = weight if weight.numel() == 1 else weight.reshape(1, -1, *[1] * (input.dim() - 2))
+    return torch.where(input > 0, input, slope * input)
 
 
 def _embedding(
@@ -467,7 +512,10 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     F.cross_entropy: cross_entropy,
     F.embedding: embedding,
     torch.embedding: _embedding,
+    torch.prelu: prelu,
     torch.lstm_cell: lstm_cell,
+    torch.dropout: dropout,
+    **{drop: partial(_masked, drop) for drop in (torch.dropout_, torch.feature_dropout, torch.feature_dropout_)},
     **{loss: _reduced_last(loss) for loss in _ENTRY_BY_ENTRY},
     **{pool: _with_indices(pool, both) for pool, both in _POOLS},
     **{kernel: _recurrent(kernel) for kernel in _RECURRENT},

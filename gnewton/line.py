@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gnewton.average import Average, Memory
-from gnewton.derivatives.record import recorded_gradient
+from gnewton.derivatives.record import record_with_gradient
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Direction, check_direction, check_finite, lengths, slopes, value_and_gradient
 from gnewton.loss import batches, differentiable_mode
@@ -30,13 +30,14 @@ class Objective:
         partition: the parameters that may move.
         closure: returns the loss; with data, ``closure(*batch)`` is the mean over a batch.
         data: the batches of a full-batch step, or None.
+        engine: of the summaries, as in ``summarize``.
 
     ``value`` is the loss at the start, once something has been asked; ``complaint`` says that it was another one when
     the closure was called again.
     """
 
-    def __init__(self, partition: Partition, closure: Closure, data: Data = None) -> None:
-        self.partition, self.closure, self.data = partition, closure, data
+    def __init__(self, partition: Partition, closure: Closure, data: Data = None, engine: str = "auto") -> None:
+        self.partition, self.closure, self.data, self.engine = partition, closure, data, engine
         self.value: Tensor | None = None
         self.complaint = ""
         self._gradients: Direction | None = None
@@ -47,10 +48,10 @@ class Objective:
     def differentiate(self, record: bool = False, restore_buffers: bool = True) -> tuple[Tensor, Direction]:
         """The loss () and its gradient, from one evaluation; ``record`` keeps what a summary needs, to spare it another one."""
         if self.value is None or self._gradients is None:
-            record = record and self.data is None
+            record = record and self.data is None and self.engine in ("auto", "tape")
             with differentiable_mode(self.partition, restore_buffers=restore_buffers, higher=record):
                 if record:
-                    self._tape, self._gradients = recorded_gradient(self.closure, self.partition)
+                    self._tape, self._gradients = record_with_gradient(self.closure, self.partition)
                     assert self._tape.value is not None
                     self.value = self._tape.value.detach()
                 else:
@@ -66,7 +67,9 @@ class Objective:
                 return summary
         # The first evaluation draws its own random numbers; every other one repeats them.
         with self._random.replay() if self.value is not None else nullcontext():
-            summary = summarize(self.closure, self.partition, direction, order=order, data=self.data)
+            summary = summarize(
+                self.closure, self.partition, direction, order=order, data=self.data, engine=self.engine
+            )
         if self.value is None:
             self.value = summary.value
         self._compare(float(self.value), float(summary.value))

@@ -11,12 +11,14 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gnewton.caller import warn
-from gnewton.elementary import Elementary
+from gnewton.elementary import Elementary, opened
 from gnewton.partition import Partition
-from gnewton.undo import Buffers, RandomState
+from gnewton.ranks import check_alone
+from gnewton.undo import Buffers, RandomState, version
 
 Loss = Callable[..., Tensor]
 Weight = Callable[..., float]
@@ -44,9 +46,10 @@ def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Ten
     # The checks are no part of the loss: no torch function mode needs to see them.
     with torch._C.DisableTorchFunction():
         _check_surroundings(partition)
-        before, newest = RandomState(partition), _newest_node()
+        before, newest, written = RandomState(partition), _newest_node(), _Written(partition)
     value = _called(loss, batch)
     with torch._C.DisableTorchFunction():
+        written.check()
         return _check_result(value, loss, partition, batch, before, newest)
 
 
@@ -59,20 +62,73 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
     """
     if not inputs or not value.requires_grad:
         return [None] * len(inputs)
+    leaves = [x for x in inputs if isinstance(x, Tensor)]
+    plain = not options and len(leaves) == len(inputs)
+    if plain and _may_hide(_reachable([value.grad_fn]), leaves):
+        return gradient_by_backward(value, leaves)
     try:
-        return list(torch.autograd.grad(value, inputs, allow_unused=True, **options))
+        # Opened: as one function to a mode, it would run what it recomputes (checkpoints) outside the mode. The backward
+        # of a custom function may write into .grad.
+        with _grads_kept(leaves):
+            return list(opened(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
     except RuntimeError as error:
         if "backward through the graph a second time" in str(error):
             raise ValueError(
                 "expected a loss whose graph is whole, got one that backward() has used up; "
                 "return the loss from the closure without calling backward(): gnewton differentiates it itself"
             ) from error
+        if "torch.utils.checkpoint is incompatible" in str(error):
+            if plain:
+                return gradient_by_backward(value, leaves)
+            raise NotImplementedError(
+                "expected a loss that torch can differentiate twice, got a reentrant checkpoint, which it cannot; "
+                'write checkpoint(..., use_reentrant=False), or use engine="differences"'
+            ) from error
         if any(text in str(error) for text in ("not implemented", "donated buffer", "support double backward")):
             raise NotImplementedError(
                 "expected a loss that torch can differentiate to the order asked for, got an operation that it cannot: "
-                f"{error}. Replace that operation (or leave out torch.compile), or lower the order"
+                f"{error}. Replace that operation (or leave out torch.compile), lower the order, or use "
+                'engine="differences"'
             ) from error
         raise
+
+
+def _has_reentrant_checkpoint(graph: Iterable[Any]) -> bool:
+    return any(node.name() == "CheckpointFunctionBackward" for node in graph)
+
+
+def _may_hide(graph: Iterable[Any], inputs: Sequence[Tensor]) -> bool:
+    """Whether an input that looks unused may be used inside a custom function: a reentrant checkpoint, a reversible block."""
+    if not any(isinstance(node, BackwardCFunction) for node in graph):
+        return False
+    leaves = {id(getattr(node, "variable", None)) for node in graph}
+    return any(x.is_leaf and id(x) not in leaves for x in inputs)
+
+
+def gradient_by_backward(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradient by ``backward()``, for a loss that takes no other way (a reentrant checkpoint); every ``.grad`` stays.
+
+    >>> x = torch.tensor(3.0, requires_grad=True)
+    >>> gradient_by_backward(x**2, [x]), x.grad
+    ([tensor(6.)], None)
+    """
+    others = [node.variable for node in _reachable([value.grad_fn]) if hasattr(node, "variable")]
+    with _grads_kept([*inputs, *others]):
+        value.backward()  # type: ignore[no-untyped-call]
+        return [leaf.grad for leaf in inputs]
+
+
+@contextmanager
+def _grads_kept(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, ``.grad`` is None at first; afterwards it is what it was."""
+    kept = [(leaf, leaf.grad) for leaf in {id(leaf): leaf for leaf in leaves if leaf.is_leaf}.values()]
+    for leaf, _ in kept:
+        leaf.grad = None
+    try:
+        yield
+    finally:
+        for leaf, grad in kept:
+            leaf.grad = grad
 
 
 @contextmanager
@@ -80,11 +136,13 @@ def differentiable_mode(partition: Partition, restore_buffers: bool = True, high
     """Gradients on, every operation in a form whose derivatives are right to every order, buffers restored after.
 
     Attention runs by its math back end, as the fused one has no second derivative; norm layers are written out, as torch's
-    kernels have a wrong third one; compiled modules run as they were before, as compiled code has no second derivative.
+    kernels have a wrong third one; compiled modules run as they were before, as compiled code has no second derivative, and
+    scripted ones without their optimizer.
     Without ``higher`` the first order is enough, which torch's own kernels get right, and faster.
     """
     if not isinstance(partition, Partition):
         raise TypeError(f"expected a Partition, got {type(partition).__name__}; write Partition.by_tensor(model)")
+    check_alone(partition.alone)
     buffers = Buffers(partition.module if restore_buffers else None)
     try:
         with (
@@ -92,6 +150,7 @@ def differentiable_mode(partition: Partition, restore_buffers: bool = True, high
             torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH) if higher else nullcontext(),
             _uncompiled(),
+            _unscripted() if higher else nullcontext(),
             Elementary() if higher else nullcontext(),
         ):
             yield
@@ -102,6 +161,17 @@ def differentiable_mode(partition: Partition, restore_buffers: bool = True, high
 def _uncompiled() -> AbstractContextManager[Any]:
     # Whoever compiled a module has loaded the compiler; nobody else should wait for it.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+@contextmanager
+def _unscripted() -> Iterator[None]:
+    # Optimized scripts hide their operations in one node, of which autograd's graph says nothing.
+    before = torch._C._get_graph_executor_optimize()
+    torch._C._set_graph_executor_optimize(False)
+    try:
+        yield
+    finally:
+        torch._C._set_graph_executor_optimize(before)
 
 
 def batches(data: Iterable[Any] | None, weight: Weight | None) -> Iterator[tuple[Sequence[Any], float]]:
@@ -139,6 +209,34 @@ def _samples(arguments: Sequence[Any]) -> int:
             "give weight=, a function of the batch that returns its number of samples"
         )
     return len(first)
+
+
+class _Written:
+    """The parameters before the loss is called: it must not write into them, or it is not a function of them."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._versions = [(name, p, version(p)) for name, p in partition.parameters.items()]
+        modules = partition.module.modules() if partition.module else []
+        limited = [
+            m.weight for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm is not None
+        ]
+        self._held = {id(p): p.detach().clone() for p in limited}
+
+    def check(self) -> None:
+        for name, p, before in self._versions:
+            if version(p) == before:
+                continue
+            held = self._held.get(id(p))
+            if held is not None and torch.equal(held, p):
+                continue
+            if held is not None:
+                with torch.no_grad():
+                    p.copy_(held)
+            raise ValueError(
+                f"expected a loss that leaves the parameters as they are, got one that wrote into {name}; an embedding with "
+                "max_norm does so: renormalize its rows between the steps (torch.embedding_renorm_) and leave max_norm out, "
+                "or divide by the norms in the forward pass"
+            )
 
 
 def _check_surroundings(partition: Partition) -> None:
@@ -207,9 +305,9 @@ def _warn_of_randomness(partition: Partition) -> None:
         return
     modules = partition.module.named_modules() if partition.module else []
     drops = [f"{name} ({type(m).__name__})" for name, m in modules if _draws(m)]
-    found = f"; in training mode: {', '.join(drops)}" if drops else ""
+    where = f"; in training mode: {', '.join(drops)}" if drops else ""
     warn(
-        f"the loss is not deterministic: it drew random numbers{found}. Its derivatives hold for this one draw. "
+        f"the loss is not deterministic: it drew random numbers{where}. Its derivatives hold for this one draw. "
         "Call model.eval(), set the dropout probability to 0, or draw outside the closure",
         RandomLossWarning,
     )
@@ -233,7 +331,12 @@ def _newest_node() -> int:
 
 def _reaches_ours(value: Tensor, graph: Iterable[Any], partition: Partition) -> bool:
     ours = {id(p) for p in partition.parameters.values()}
-    return id(value) in ours or any(id(getattr(node, "variable", None)) in ours for node in graph)
+    # A reentrant checkpoint hides the parameters inside it.
+    return (
+        id(value) in ours
+        or any(id(getattr(node, "variable", None)) in ours for node in graph)
+        or _has_reentrant_checkpoint(graph)
+    )
 
 
 def _is_stored(value: Tensor, newest: int, partition: Partition) -> bool:
@@ -253,12 +356,12 @@ def _age(node: Any) -> int:
 
 
 def _reachable(roots: Iterable[Any], descend: Callable[[Any], bool] = lambda node: True) -> set[Any]:
-    found: set[Any] = set()
+    reached: set[Any] = set()
     todo = [node for node in roots if node is not None]
     while todo:
         node = todo.pop()
-        if node not in found:
-            found.add(node)
+        if node not in reached:
+            reached.add(node)
             if descend(node):
                 todo += [child for child, _ in node.next_functions if child is not None]
-    return found
+    return reached

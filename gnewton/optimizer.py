@@ -26,6 +26,7 @@ from gnewton.policies import Outcome, Policy, RatioTest, ReuseRates
 from gnewton.policies.outcome import HISTORY_BYTES
 from gnewton.proposer import Proposer
 from gnewton.settings import check_arguments, check_data, check_settings
+from gnewton.summary import check_engine
 from gnewton.undo import Buffers, RandomState, undone_on_error
 
 _HISTORY_RECORDS = 1000
@@ -56,6 +57,7 @@ class GroupedNewton(torch.optim.Optimizer):
         average: ``Exponential(beta)`` or ``Windows(period, warmup)``, the mean of the summaries of several updates. The
             direction is then normalized per group, and the rates belong to the normalized one.
         policy: any other ``Policy``, in place of the two that ``cubic`` chooses.
+        engine: of the summaries, as in ``summarize``: "differences" takes any loss that has a gradient, and is not exact.
         on_failure: what to do where there is no solution. "report" leaves parameters and proposer as they were, warns once
             per status and tries again at the next step. "raise" raises NewtonStepError, and nothing has changed.
 
@@ -84,6 +86,7 @@ class GroupedNewton(torch.optim.Optimizer):
         remove_negative: bool = False,
         average: Average | None = None,
         policy: Policy | None = None,
+        engine: str = "auto",
         on_failure: Literal["report", "raise"] = "report",
         **renamed: Any,
     ) -> None:
@@ -99,6 +102,8 @@ class GroupedNewton(torch.optim.Optimizer):
             "on_failure": on_failure,
         } | dict(policy.settings if policy else {})
         check_settings(settings)
+        check_engine(engine)
+        self.engine = engine
         self.partition, self.average, self.policy = partition, average, policy
         self.proposer = None if proposer is None else Proposer(proposer, partition)
         length = max(10, min(_HISTORY_RECORDS, HISTORY_BYTES / (8 * len(partition) ** 2)))
@@ -145,18 +150,24 @@ class GroupedNewton(torch.optim.Optimizer):
         check_settings(settings)
         closure = check_data(closure, curvature, data)
         with undone_on_error(Buffers(self.partition.module), RandomState(self.partition)):
-            objective = Objective(self.partition, closure, data)
+            objective = Objective(self.partition, closure, data, self.engine)
             # The first step calls the closure twice, to see whether it is the same function.
             record = curvature is None and memory["step"] > 0 and self._policy.needs_summary(settings, memory["policy"])
             value, gradients = objective.differentiate(record, restore_buffers=False)
             check_finite(gradients, "gradient")
-            self._step_along(gradients, Objective(self.partition, curvature) if curvature else objective)
+            self._step_along(
+                gradients, Objective(self.partition, curvature, engine=self.engine) if curvature else objective
+            )
         return value
 
     def training_step(self, loss: Closure, batch: Any, *, curvature: Any = None, data: Data = None) -> Tensor:
-        """A step as ``training.fit`` asks for it: on ``loss(*batch)``, or on the mean over ``data``.
+        """A step as ``training.fit`` asks for it.
 
-        ``curvature`` is another batch, for the summaries.
+        Args:
+            loss: ``loss(*batch)`` is the mean loss of a batch.
+            batch: the arguments of the loss.
+            curvature: another batch, for the summaries, or None.
+            data: batches of a full-batch step, in place of ``batch``, or None.
         """
         if data is not None:
             return self.step(loss, data=data)
@@ -237,5 +248,5 @@ class GroupedNewton(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # torch copies and pickles its own attributes alone.
-        ours = ("partition", "average", "policy", "proposer", "history", "_warned")
+        ours = ("partition", "average", "policy", "proposer", "history", "engine", "_warned")
         return dict(super().__getstate__()) | {name: getattr(self, name) for name in ours}

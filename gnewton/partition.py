@@ -13,6 +13,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from gnewton.ranks import check_apart, check_whole
+
 Rest = Literal["error", "ignore"]
 Label = int | Tensor
 Groups = Sequence[Sequence[int | str]] | Mapping[str, Sequence[int | str]]
@@ -26,10 +28,15 @@ def accumulator_dtype(device: torch.device) -> torch.dtype:
 class Partition:
     """The partition of a model's P scalars into S groups T_1 .. T_S; made by one of the factories below.
 
-    ``names`` are the S group names, ``sizes`` the number of scalars in each, ``parameters`` the tensors by name (a tied
-    parameter goes by its first name), ``module`` the module that a factory was given. ``len(partition)`` is S.
-    Directions are dictionaries with the keys of ``parameters``. A scalar may be in no group (``rest="ignore"``): it
-    never moves. Frozen and unused parameters may be in a group: their derivatives are zero.
+    Args:
+        names: the S group names.
+        parameters: the tensors by name; a tied parameter goes by its first name.
+        labels: by parameter name, the group's index or an int64 tensor of the parameter's shape; S means "in no group".
+        module: the module whose buffers (batch norm) are restored after its loss was differentiated.
+
+    ``len(partition)`` is S, ``sizes`` the number of scalars in each group. Directions are dictionaries with the keys of
+    ``parameters``. A scalar may be in no group (``rest="ignore"``): it never moves. Frozen and unused parameters may be in
+    a group: their derivatives are zero.
 
     >>> import gnewton as gn
     >>> model = gn.models.perceptron([64, 32, 10])
@@ -45,12 +52,14 @@ class Partition:
         names: Sequence[str],
         parameters: Mapping[str, Tensor],
         labels: Mapping[str, Label],
+        *,
         module: nn.Module | None = None,
     ) -> None:
         # labels: name -> group index, or an int64 tensor of the parameter's shape; S stands for "in no group".
         self.names = tuple(names)
         self.parameters = dict(parameters)
         self.module = module
+        self.alone = False
         _check_parameters(self.parameters)
         self._labels = {name: _simplified(labels[name]) for name in self.parameters}
         self._groups_in: dict[str, tuple[int, ...]] = {}
@@ -222,8 +231,8 @@ class Partition:
         """
         label = self._labels[name]
         if name not in self._groups_in:
-            found = [label] if isinstance(label, int) else torch.unique(label).tolist()
-            self._groups_in[name] = tuple(g for g in found if g < len(self))
+            groups = [label] if isinstance(label, int) else torch.unique(label).tolist()
+            self._groups_in[name] = tuple(g for g in groups if g < len(self))
         return self._groups_in[name]
 
     def members(self, group: int) -> list[str]:
@@ -291,6 +300,22 @@ class Partition:
             name: torch.where(self._inside(name, group, u), u, torch.zeros_like(u)) for name, u in direction.items()
         }
 
+    def over(self, group: None) -> "Partition":
+        """The same partition, for one process among several: ``over(None)`` says that this rank works alone, on purpose.
+
+        Without it gnewton refuses to run where torch.distributed has more than one rank. Raises ValueError for a process
+        group: means over ranks are not taken yet.
+
+        >>> import gnewton as gn
+        >>> gn.Partition.single(gn.models.perceptron([2, 2])).over(None).alone
+        True
+        """
+        if group is not None:
+            raise ValueError(f"expected None, got {group!r}; gnewton does not take means over ranks yet")
+        same = Partition(self.names, self.parameters, self._labels, module=self.module)
+        same.alone = True
+        return same
+
     def coarsen(self, groups: Groups) -> "Partition":
         """The partition with groups merged; ``groups`` lists group names or indices, each exactly once.
 
@@ -305,7 +330,9 @@ class Partition:
             new[members] = i
         new[-1] = len(merged)
         labels = {n: int(new[lab]) if isinstance(lab, int) else new[lab] for n, lab in self._labels.items()}
-        return Partition(tuple(merged), self.parameters, labels, self.module)
+        coarser = Partition(tuple(merged), self.parameters, labels, module=self.module)
+        coarser.alone = self.alone
+        return coarser
 
     # -- text ------------------------------------------------------------------------------------------------------
 
@@ -354,7 +381,7 @@ class Partition:
         keys = list(dict.fromkeys(key(name) for name in parameters))
         # Parameters of the root module have no layer name: "model", told apart from a layer of that name.
         names = _distinct([k or "model" for k in keys])
-        return cls(names, parameters, {name: keys.index(key(name)) for name in parameters}, module)
+        return cls(names, parameters, {name: keys.index(key(name)) for name in parameters}, module=module)
 
     @classmethod
     def _by_keys(cls, module: nn.Module, key: Callable[[str], str], rows: bool) -> Self:
@@ -372,7 +399,7 @@ class Partition:
             # A row's label holds for all of its scalars: append the missing axes and broadcast.
             index = index.reshape(shape + (1,) * (p.dim() - len(shape))).expand(p.shape)
             labels[name] = start[key(name), shape] + index
-        return cls(_distinct(names), parameters, labels, module)
+        return cls(_distinct(names), parameters, labels, module=module)
 
     @classmethod
     def _claimed(
@@ -402,7 +429,7 @@ class Partition:
                 + ", ".join(f"{n} scalars of {name}" for name, n in left.items())
                 + '; add a group or pass rest="ignore" to leave them where they are'
             )
-        return cls(tuple(groups), parameters, labels, module)
+        return cls(tuple(groups), parameters, labels, module=module)
 
 
 def merged_groups(groups: Groups, names: Sequence[str]) -> dict[str, list[int]]:
@@ -449,7 +476,7 @@ def _named_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _parameters_of(groups: Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for group, claims in groups.items():
         if not isinstance(claims, Mapping):
             raise TypeError(
@@ -459,19 +486,19 @@ def _parameters_of(groups: Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tens
             tensor = claim[0] if isinstance(claim, tuple) else claim
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"expected a parameter for {name} in group {group!r}, got {type(tensor).__name__}")
-            other = found.setdefault(name, tensor)
+            other = tensors.setdefault(name, tensor)
             if other is not tensor:
                 raise ValueError(
                     f"expected one tensor for the name {name}, got two (the second in group {group!r}); rename one"
                 )
     by_id: dict[int, str] = {}
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         first = by_id.setdefault(id(tensor), name)
         if first != name:
             raise ValueError(
                 f"expected one name for a tensor, got {first} and {name}; a tied parameter goes by one name"
             )
-    return found
+    return tensors
 
 
 def _check_parameters(parameters: Mapping[str, Tensor]) -> None:
@@ -490,6 +517,8 @@ def _check_parameters(parameters: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"expected parameters (leaf tensors), got the result of an operation for {name}; give the parameter"
             )
+        check_whole(name, p)
+    check_apart(dict(parameters))
 
 
 def _check_groups(names: Sequence[str], sizes: Sequence[int]) -> None:
@@ -509,12 +538,12 @@ def _check_rest(rest: str) -> None:
 
 def _matches(glob: str, parameters: Iterable[str], group: str) -> list[str]:
     names = list(parameters)
-    found = [name for name in names if fnmatchcase(name, glob)]
-    if not found:
+    matching = [name for name in names if fnmatchcase(name, glob)]
+    if not matching:
         raise ValueError(
             f"expected the pattern {glob!r} of group {group!r} to match a parameter, got none; the names are {_shortened(names)}"
         )
-    return found
+    return matching
 
 
 def _mask(claim: Tensor | tuple[Tensor, Tensor], name: str, group: str) -> Tensor:

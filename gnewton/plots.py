@@ -68,10 +68,12 @@ def png(figure: matplotlib.figure.Figure) -> bytes:
     return buffer.getvalue()
 
 
-def new_figure(rows: int = 1, columns: int = 1, width: float | None = None, height: float | None = None) -> Figure:
+def new_figure(rows: int = 1, columns: int = 1, *, width: float | None = None, height: float | None = None) -> Figure:
     """An empty figure of ``rows`` by ``columns`` panels, kept by nobody but the caller.
 
-    ``width`` and ``height`` are in inches. The panels are ``figure.axes``, row by row.
+    Args:
+        rows, columns: how many panels; they are ``figure.axes``, row by row.
+        width, height: in inches; None for the usual ones.
 
     >>> figure = new_figure(columns=2)
     >>> len(figure.axes)
@@ -98,6 +100,7 @@ def array(values: Any) -> Array:
 def heat_map(
     hessian: ArrayLike,
     names: Sequence[str] | None = None,
+    *,
     ax: Axes | None = None,
     decades: float = 3.0,
     norm: SymLogNorm | None = None,
@@ -168,7 +171,7 @@ def long_range(hessian: ArrayLike, names: Sequence[str] | None = None, ax: Axes 
     root[root == 0] = np.nan
     # One root after the other: their product might leave the range of float64.
     scaled = matrix / root / root[:, None]
-    return heat_map(scaled, names, ax, norm=signed_log(np.ones(1), decades=1.0), label="H_st / sqrt |H_ss H_tt|")
+    return heat_map(scaled, names, ax=ax, norm=signed_log(np.ones(1), decades=1.0), label="H_st / sqrt |H_ss H_tt|")
 
 
 def signed_log(matrix: Array, decades: float = 3.0) -> SymLogNorm:
@@ -202,6 +205,7 @@ def _signed_ticks(linear: float, peak: float) -> list[float]:
 def learning_rates(
     rates: ArrayLike,
     steps: ArrayLike | None = None,
+    *,
     names: Sequence[str] | None = None,
     ax: Axes | None = None,
     scale: str = "linear",
@@ -339,7 +343,7 @@ def spread(heights: Array, gap: float) -> Array:
     return moved
 
 
-def taylor_models(t: ArrayLike, loss: ArrayLike, models: Mapping[int, ArrayLike], ax: Axes | None = None) -> Axes:
+def taylor_models(t: ArrayLike, loss: ArrayLike, models: Mapping[int, ArrayLike], *, ax: Axes | None = None) -> Axes:
     """The true loss along one eta against its Taylor models: t is mapped to L(theta - t U I eta).
 
     The vertical range follows the true loss; a model that leaves it leaves the picture.
@@ -381,6 +385,7 @@ def loss_range(truth: Array) -> tuple[float, float]:
 def level_sets(
     function: Callable[[Array, Array], ArrayLike],
     paths: Mapping[str, ArrayLike] | None = None,
+    *,
     extent: tuple[float, float, float, float] | None = None,
     levels: int = 12,
     ax: Axes | None = None,
@@ -408,7 +413,7 @@ def level_sets(
     tracks = {name: _track(name, path) for name, path in (paths or {}).items()}
     left, right, bottom, top = extent = extent or _around(tracks)
     ax = ax or new_figure(width=5.6, height=4.8).axes[0]
-    contours(ax, function, extent, levels)
+    contours(ax, function, extent, levels=levels)
     for index, (name, track) in enumerate(tracks.items()):
         ax.plot(*track.T, **style(index, marker=True), linewidth=1.5, label=name)
         ax.plot(*track[0], marker="o", markersize=11, markerfacecolor="none", color="black")
@@ -420,7 +425,11 @@ def level_sets(
 
 
 def contours(
-    ax: Axes, function: Callable[[Array, Array], ArrayLike], extent: tuple[float, float, float, float], levels: int = 12
+    ax: Axes,
+    function: Callable[[Array, Array], ArrayLike],
+    extent: tuple[float, float, float, float],
+    *,
+    levels: int = 12,
 ) -> Any:
     """The level sets alone, without paths; returns matplotlib's contour set."""
     left, right, bottom, top = extent
@@ -433,6 +442,7 @@ def contours(
 def training_curves(
     runs: Mapping[str, tuple[ArrayLike, ArrayLike]],
     ax: Axes | None = None,
+    *,
     xlabel: str = "step",
     ylabel: str = "training loss",
     scale: str = "linear",

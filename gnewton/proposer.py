@@ -108,7 +108,7 @@ class Proposer:
 def _check_optimizer(optimizer: torch.optim.Optimizer, partition: Partition) -> None:
     kind = type(optimizer).__name__
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"expected a torch.optim optimizer as the direction, got {kind}; use SGD or Adam")
+        raise TypeError(f"expected a torch.optim optimizer as the proposer, got {kind}; use SGD or Adam")
     refused = {
         "LBFGS": "drives the closure itself",
         "SparseAdam": "takes sparse gradients alone",

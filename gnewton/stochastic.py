@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnewton.derivatives.graph import hooks_so_far
+from gnewton.derivatives.proof import doubts, prove
+from gnewton.direction import value_and_gradient
 from gnewton.loss import differentiable_mode, differentiate, evaluate
 from gnewton.partition import Partition
 from gnewton.undo import Buffers, RandomState, undone_on_error
@@ -23,10 +26,13 @@ Closure = Callable[[], Tensor]
 class StochasticNewton(torch.optim.Optimizer):
     """Newton's method for a noisy loss: one Hessian-vector product a step, no inverse, two learning rates.
 
-    partition: which parameters move (its groups do not matter). lr: lambda_1, the part of d that a step takes, driven by
-    any scheduler. lr_direction: mu, the rate at which d follows (H + rho)^-1 g; d converges where
-    0 < mu < 2 / (largest eigenvalue of H + rho) and every eigenvalue is above -rho: along a direction of negative
-    curvature d grows without bound, and so does theta along it. ridge: rho.
+    Args:
+        partition: which parameters move; its groups do not matter.
+        lr: lambda_1, the part of d that a step takes, driven by any scheduler.
+        lr_direction: mu, the rate at which d follows (H + rho)^-1 g. d converges where
+            0 < mu < 2 / (largest eigenvalue of H + rho) and every eigenvalue is above -rho. Along a direction of negative
+            curvature d grows without bound, and theta with it.
+        ridge: rho.
 
     Raises ValueError for settings out of range.
 
@@ -38,12 +44,15 @@ class StochasticNewton(torch.optim.Optimizer):
     True
     """
 
-    def __init__(self, partition: Partition, lr: float = 0.01, lr_direction: float = 0.01, ridge: float = 1e-5) -> None:
+    def __init__(
+        self, partition: Partition, *, lr: float = 0.01, lr_direction: float = 0.01, ridge: float = 1e-5
+    ) -> None:
         if not isinstance(partition, Partition):
             raise TypeError(
                 f"expected a Partition, got {type(partition).__name__}; write StochasticNewton(Partition.single(model))"
             )
         self.partition = partition
+        self._proven: set[tuple[str, ...]] = set()
         settings = {"lr": lr, "lr_direction": lr_direction, "ridge": ridge}
         _check_settings(settings)
         super().__init__(list(partition.parameters.values()), settings)
@@ -53,7 +62,7 @@ class StochasticNewton(torch.optim.Optimizer):
 
         ``closure()`` returns the loss with its graph and must not call backward. An error leaves parameters, state and
         buffers as they were: ValueError or TypeError for an unfit loss, FloatingPointError for one whose value, gradient
-        or H d is not finite.
+        or H d is not finite, NotImplementedError for one with a backward pass that is no derivative.
         """
         settings = self.param_groups[0]
         _check_settings(settings)
@@ -74,7 +83,9 @@ class StochasticNewton(torch.optim.Optimizer):
         moving = [p for p in self.partition.parameters.values() if p.requires_grad]
         before = [self.state[p].get("direction", torch.zeros_like(p)) for p in moving]
         with differentiable_mode(self.partition, restore_buffers=False):
+            random, hooks = RandomState(self.partition), hooks_so_far()
             value = evaluate(closure, self.partition)
+            self._prove(closure, doubts(value, self.partition, hooks), random)
             gradient = _filled(differentiate(value, moving, create_graph=True), moving)
             slope = sum(((g * d).sum() for g, d in zip(gradient, before, strict=True)), value.new_zeros(()))
             product = _filled(differentiate(slope, moving), moving)
@@ -86,6 +97,16 @@ class StochasticNewton(torch.optim.Optimizer):
                     "expected a finite direction, got NaN or infinity; lower lr_direction below 2 / (largest eigenvalue of H)"
                 )
         return value.detach(), after
+
+    def _prove(self, closure: Closure, names: Sequence[str], random: RandomState) -> None:
+        """Once for each set of functions whose backward torch did not write: NotImplementedError where H d would be wrong."""
+        if not names or tuple(names) in self._proven:
+            return
+        with random.replay():
+            _, direction = value_and_gradient(closure, self.partition)
+        with random.replay():
+            prove(closure, self.partition, (), direction, 2, names)
+        self._proven.add(tuple(names))
 
 
 def _filled(gradients: list[Tensor | None], parameters: list[Tensor]) -> list[Tensor]:

@@ -8,14 +8,14 @@ are the derivatives of phi at 0, up to the sign (-1)^order (Wolinski, arXiv 2312
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from gnewton.derivatives import nested, sweep
-from gnewton.derivatives.record import recorded, warn_of_missing
+from gnewton.derivatives import differences, graph, nested, proof, sweep
+from gnewton.derivatives.record import record_in_mode, warn_of_missing
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Direction, check_direction, gradient
 from gnewton.loss import Loss, Weight, batches, differentiable_mode, evaluate
@@ -23,7 +23,7 @@ from gnewton.partition import Groups, Partition, accumulator_dtype, merged_group
 from gnewton.undo import RandomState
 
 _TENSORS = ("value", "gradient", "hessian", "third", "third_full")
-_ENGINES = ("auto", "tape", "nested")
+_ENGINES = ("auto", "tape", "nested", "differences")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,8 @@ class Summary:
 
     value () the loss; gradient (S,) g-bar; hessian (S, S) H-bar; third (S,) the diagonal of D3; third_full (S, S, S) all
     of D3. What was not computed is None. float64, on the parameters' device, in units of the loss. ``names`` are the
-    group names. Derivatives are those of L along +u, while the step goes to theta - U I eta.
+    group names. ``engine`` is how it was computed ("tape", "nested", "differences"; None for given numbers) and ``errors``
+    the estimated error of the largest entry of "hessian" and "third", where it is not exact. Derivatives are those of L along +u, while the step goes to theta - U I eta.
 
     >>> import gnewton as gn
     >>> s = gn.Summary.from_tensors(gradient=[1.0, 4.0], hessian=[[1.0, 6.0], [6.0, 16.0]])
@@ -51,6 +52,13 @@ class Summary:
     third: Tensor | None = None
     third_full: Tensor | None = None
     names: tuple[str, ...] | None = None
+    engine: str | None = None
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def exact(self) -> bool:
+        """Whether no difference quotient was taken; False for ``engine="differences"``."""
+        return self.engine != "differences"
 
     @classmethod
     def from_tensors(
@@ -58,13 +66,22 @@ class Summary:
         gradient: Any,
         hessian: Any = None,
         third: Any = None,
+        *,
         value: Any = 0.0,
         third_full: Any = None,
         names: Sequence[str] | None = None,
     ) -> Self:
-        """A summary from numbers: gradient (S,), hessian (S, S), third (S,), third_full (S, S, S); lists will do.
+        """A summary from numbers; lists will do.
 
-        ``third`` may be left out where ``third_full`` is given. Raises ValueError for shapes that do not fit.
+        Args:
+            gradient: g-bar, (S,).
+            hessian: H-bar, (S, S).
+            third: the diagonal of D3, (S,); taken from ``third_full`` where that is given.
+            value: the loss, ().
+            third_full: all of D3, (S, S, S).
+            names: the S group names.
+
+        Raises ValueError for shapes that do not fit.
 
         >>> import gnewton as gn
         >>> gn.Summary.from_tensors(gradient=[1.0], hessian=[[2.0]], third=[3.0]).taylor([0.5], order=2)
@@ -90,7 +107,13 @@ class Summary:
 
     def __repr__(self) -> str:
         known = [name for name in _TENSORS[1:] if getattr(self, name) is not None]
-        return f"Summary(S={len(self)}, value={_number(self.value)}, {', '.join(known)})"
+        return f"Summary(S={len(self)}, value={_number(self.value)}, {', '.join(known)}{self._caveat()})"
+
+    def _caveat(self) -> str:
+        if self.exact:
+            return ""
+        errors = ", ".join(f"{name} {size:.1g}" for name, size in self.errors.items())
+        return "; by differences, not exact" + (f": estimated errors {errors}" if errors else "")
 
     def __str__(self) -> str:
         wide = [max(map(len, column)) for column in zip(*self._rows(), strict=True)]
@@ -128,7 +151,11 @@ class Summary:
                 f"expected summaries of the same groups and orders, got a difference in {', '.join(differing) or 'names'}; "
                 "compute both with the same partition, order and full_third"
             )
-        return self._mapped(lambda name, t: t + getattr(other, name))
+        errors = {
+            name: self.errors.get(name, 0.0) + other.errors.get(name, 0.0) for name in {**self.errors, **other.errors}
+        }
+        both = self._mapped(lambda name, t: t + getattr(other, name))
+        return replace(both, engine=_joined(self.engine, other.engine), errors=errors)
 
     def __radd__(self, other: object) -> "Summary":
         return self if other == 0 else NotImplemented  # sum() begins with 0
@@ -136,7 +163,8 @@ class Summary:
     def __mul__(self, weight: float) -> "Summary":
         if not isinstance(weight, int | float):
             return NotImplemented
-        return self._mapped(lambda name, t: t * weight)
+        errors = {name: abs(weight) * size for name, size in self.errors.items()}
+        return replace(self._mapped(lambda name, t: t * weight), errors=errors)
 
     __rmul__ = __mul__
 
@@ -198,7 +226,10 @@ class Summary:
                 )
             third = m @ self.third
         hessian = None if self.hessian is None else m @ self.hessian @ m.T
-        return Summary(self.value, m @ self.gradient, hessian, third, full, tuple(merged) if self.names else None)
+        names = tuple(merged) if self.names else None
+        # Errors add up at worst: each entry of H-bar sums as many as the square of the largest merged group.
+        errors = {n: e * max(map(len, merged.values())) ** 2 for n, e in self.errors.items()}
+        return Summary(self.value, m @ self.gradient, hessian, third, full, names, self.engine, errors)
 
     def rescaled(self, factors: Tensor) -> "Summary":
         """The summary along u with the part in group s times factors[s], (S,): order d scales with the product of d of them.
@@ -224,7 +255,9 @@ class Summary:
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, lists and None: loads under ``torch.load(..., weights_only=True)``."""
         return {name: getattr(self, name) for name in _TENSORS} | {
-            "names": None if self.names is None else list(self.names)
+            "names": None if self.names is None else list(self.names),
+            "engine": self.engine,
+            "errors": dict(self.errors),
         }
 
     @classmethod
@@ -238,7 +271,9 @@ class Summary:
         """
         names = state["names"]
         tensors = {name: state[name] for name in _TENSORS}
-        return cls(**tensors, names=None if names is None else tuple(names))
+        # States of earlier versions say nothing of the engine: it was an exact one.
+        engine, errors = state.get("engine"), dict(state.get("errors", {}))
+        return cls(**tensors, names=None if names is None else tuple(names), engine=engine, errors=errors)
 
     def _mapped(self, function: Any) -> "Summary":
         tensors = {name: getattr(self, name) for name in _TENSORS}
@@ -271,9 +306,9 @@ def summarize(
     engine: str = "auto",
     max_memory: float = sweep.MAX_MEMORY,
 ) -> Summary:
-    """The exact summary of the loss along a direction: g-bar (S,), H-bar (S, S), the diagonal of D3 (S,), float64.
+    """The summary of the loss along ``direction``: g-bar (S,), H-bar (S, S), the diagonal of D3 (S,), float64.
 
-    No finite difference, no sampling (Wolinski, arXiv 2312.03885, section 3). Parameters, ``.grad`` and buffers (batch
+    Exact unless ``engine="differences"``: no finite difference, no sampling (Wolinski, arXiv 2312.03885, section 3). Parameters, ``.grad`` and buffers (batch
     norm) are left as they were. Attention runs on its math back end meanwhile.
 
     Args:
@@ -287,11 +322,15 @@ def summarize(
         full_third: add all of D3, (S, S, S).
         engine: "tape" records the loss and sweeps S tangents through the record, for the price of a few gradients. "nested"
             takes 2S + 1 backward passes. "auto" is the tape; where the record is not complete (a custom autograd function,
-            a scripted module) it is nested, with one IncompleteRecordWarning that names the operation.
+            a scripted module) it is nested, with one IncompleteRecordWarning that names the operation. Where torch does
+            not vouch for a backward pass (a custom function, a hook), it is first compared with differences of the
+            gradient. "differences" takes 4S + 1 gradients of any loss that has one; its summary is not exact, says so,
+            and estimates its ``errors``.
         max_memory: bounds the tape's tangents, in bytes; a smaller one takes longer.
 
     Raises TypeError or ValueError for an unfit loss, direction, order or engine, FloatingPointError for a loss that is not
-    finite; warns with RandomLossWarning when the loss draws random numbers.
+    finite, NotImplementedError for one that torch cannot differentiate to this order, or only wrongly. Warns with
+    RandomLossWarning when the loss draws random numbers.
 
     >>> import torch, gnewton as gn
     >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
@@ -301,13 +340,13 @@ def summarize(
             [ 480.,  200.]], dtype=torch.float64)
     """
     _check_request(order, full_third, engine, max_memory)
-    u = gradient(loss, partition, data, weight) if direction is None else check_direction(direction, partition)
+    u = gradient(loss, partition, data, weight=weight) if direction is None else check_direction(direction, partition)
     total: Summary | None = None
     samples = 0.0
-    with differentiable_mode(partition):
+    # Differences need a gradient alone, which torch's own kernels get right.
+    with differentiable_mode(partition, higher=engine != "differences"):
         for batch, n in batches(data, weight):
-            tensors = _derivatives(loss, partition, batch, u, order, full_third, engine, max_memory)
-            one = Summary(*tensors, partition.names)
+            one = _summarize_batch(loss, partition, batch, u, order, full_third, engine, max_memory)
             if data is None:
                 return one
             one = one * n
@@ -318,16 +357,15 @@ def summarize(
 
 def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order: int) -> Summary | None:
     """The summary of a loss that was recorded before, along its own direction; None where the tape cannot give it."""
-    if tape.missing is not None or tape.value is None:
+    if tape.missing is not None or tape.value is None or graph.unproven(tape.value):
         return None
-    value = _plain(tape.value, partition)
-    try:
-        return Summary(value, *sweep.summary(tape, partition, direction, order), partition.names)
-    except sweep.NoRule:
-        return None
+    # In the mode of the recording: single operations must find the kernels that ran then.
+    with differentiable_mode(partition, restore_buffers=False):
+        summary = _sweep(tape, partition, direction, order, full_third=False, max_memory=sweep.MAX_MEMORY)
+    return summary if summary is not None and _is_finite(summary) else None
 
 
-def _derivatives(
+def _summarize_batch(
     loss: Loss,
     partition: Partition,
     batch: Sequence[Any],
@@ -336,40 +374,120 @@ def _derivatives(
     full_third: bool,
     engine: str,
     max_memory: float,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The value and the orders 1, 2, 3 and full 3 of one batch."""
+) -> Summary:
+    """The summary of one batch, by the engine asked for."""
+    if engine == "differences":
+        return _by_differences(loss, partition, batch, u, order)
     if engine == "nested" or order == 1:
-        value = evaluate(loss, partition, batch)
-        return _plain(value, partition), *nested.summary(value, partition, u, order, full_third)
+        return _nested(loss, partition, batch, u, order, full_third)
     before = RandomState(partition)
-    tape = recorded(loss, partition, batch)
-    assert tape.value is not None
-    value = _plain(tape.value, partition)
+    tape = record_in_mode(loss, partition, batch)
+    on_tape = None
     if tape.missing is None:
-        try:
-            return value, *sweep.summary(tape, partition, u, order, full_third, max_memory)
-        except sweep.NoRule as error:
-            tape.missing = str(error)
-    if engine == "tape":
+        _prove(tape, loss, partition, batch, u, order, before)
+        on_tape = _sweep(tape, partition, u, order, full_third, max_memory)
+    if on_tape is not None and _is_finite(on_tape):
+        return on_tape
+    if on_tape is None and engine == "tape":
         raise ValueError(f'expected a loss that can be recorded whole, got one where {tape.missing}; use engine="auto"')
     with before.replay():
-        again = evaluate(loss, partition, batch)
-    tensors = nested.summary(again, partition, u, order, full_third)
-    warn_of_missing(tape.missing, partition)
-    return value, *tensors
+        summary = _nested(loss, partition, batch, u, order, full_third)
+    if on_tape is None:
+        warn_of_missing(tape.missing, partition)
+    return summary
+
+
+def _prove(
+    tape: Tape,
+    loss: Loss,
+    partition: Partition,
+    batch: Sequence[Any],
+    u: dict[str, Tensor],
+    order: int,
+    before: RandomState,
+) -> None:
+    """Raises NotImplementedError where a recorded operation has a backward pass that is no derivative."""
+    assert tape.value is not None
+    names = graph.unproven(tape.value)
+    if names:
+        with before.replay():
+            proof.prove(loss, partition, batch, u, order, names)
+    proof.check_kernels(tape.value, partition, order)
+
+
+def _sweep(
+    tape: Tape, partition: Partition, u: dict[str, Tensor], order: int, full_third: bool, max_memory: float
+) -> Summary | None:
+    """The summary from a tape; None, and a reason in ``tape.missing``, where torch cannot repeat an operation alone."""
+    assert tape.value is not None
+    value = _plain(tape.value, partition)
+    try:
+        tensors = sweep.summary(tape, partition, u, order, full_third, max_memory)
+    except sweep.NoRule as error:
+        tape.missing = str(error)
+        return None
+    return Summary(value, *tensors, partition.names, "tape")
+
+
+def _nested(
+    loss: Loss, partition: Partition, batch: Sequence[Any], u: dict[str, Tensor], order: int, full_third: bool
+) -> Summary:
+    """By nested backward passes; where torch does not vouch for them, they are proven first."""
+    before, hooks = RandomState(partition), graph.hooks_so_far()
+    value = evaluate(loss, partition, batch)
+    names: list[str] = []
+    if order > 1:
+        names = proof.doubts(value, partition, hooks)
+        if names:
+            with before.replay():
+                proof.prove(loss, partition, batch, u, order, names)
+        proof.check_kernels(value, partition, order)
+    plain, tensors = _plain(value, partition), nested.summary(value, partition, u, order, full_third, names)
+    return Summary(plain, *tensors, partition.names, "nested")
+
+
+def _by_differences(
+    loss: Loss, partition: Partition, batch: Sequence[Any], u: dict[str, Tensor], order: int
+) -> Summary:
+    d = differences.summary(loss, partition, u, order, batch)
+    engine = "differences" if order > 1 else "nested"
+    return Summary(_plain(d.value, partition), d.gradient, d.hessian, d.third, None, partition.names, engine, d.errors)
+
+
+def _is_finite(summary: Summary) -> bool:
+    # torch masks singularities in its backward formulas, past which the tape may differentiate: 0 times infinity.
+    return summary.gradient.is_meta or all(bool(torch.isfinite(t).all()) for t in summary.tensors())
+
+
+def _joined(one: str | None, other: str | None) -> str | None:
+    """The engine of a sum: the least exact of both."""
+    ranks = (None, "tape", "nested", "differences")
+    return max(one, other, key=ranks.index)
 
 
 def _plain(value: Tensor, partition: Partition) -> Tensor:
     return value.detach().to(accumulator_dtype(partition.device))
 
 
+def check_engine(engine: str) -> None:
+    """Raises ValueError for a name that is no engine.
+
+    >>> check_engine("tape")
+    """
+    if engine not in _ENGINES:
+        raise ValueError(f"expected an engine among {', '.join(_ENGINES)}, got {engine!r}")
+
+
 def _check_request(order: int, full_third: bool, engine: str, max_memory: float) -> None:
     if order not in (1, 2, 3):
         raise ValueError(f"expected order 1, 2 or 3, got {order!r}; derivatives.nested.summary_tensor goes higher")
+    if full_third and engine == "differences":
+        raise ValueError(
+            'expected full_third=False with engine="differences", got True; it gives the diagonal of D3 alone'
+        )
     if full_third and order < 3:
         raise ValueError(f"expected order=3 with full_third=True, got order={order}")
-    if engine not in _ENGINES:
-        raise ValueError(f"expected an engine among {', '.join(_ENGINES)}, got {engine!r}")
+    check_engine(engine)
     if not max_memory > 0:
         raise ValueError(f"expected a positive max_memory in bytes, got {max_memory!r}; leave it out for 2 GB")
 

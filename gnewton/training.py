@@ -72,6 +72,7 @@ def fit(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: Iterable[Any],
+    *,
     loss_fn: LossFunction = F.cross_entropy,
     epochs: int = 1,
     evaluate: Evaluation | None = None,
@@ -82,23 +83,29 @@ def fit(
 ) -> History:
     """Train ``model`` for a number of epochs and return what happened.
 
-    loader: gives batches (x, y) and can be iterated once per epoch; batches move to the model's device. loss_fn(output,
-    y) is a mean over the batch; an ``ExactNewton`` differentiates its own and must have been built with the same. evaluate: a ``Dataset``, of which the test part is used, or a pair (x, y); it is
-    measured after each epoch, with ``model.eval()``, in one forward pass. curvature: another loader, for the summaries
-    of a ``GroupedNewton``, from which one batch is drawn per step, over and over. scheduler: any of
-    ``torch.optim.lr_scheduler``, or a list of them, stepped after each epoch; ``ReduceLROnPlateau`` sees the epoch's
-    training loss. full_batch: an epoch is one step of a ``GroupedNewton``, along the mean over the whole loader.
-    progress: a bar while it runs, in a terminal or a notebook, then one line that says how it ended.
+    Args:
+        model: the module to train; its training and evaluation modes are restored.
+        optimizer: of gnewton or of ``torch.optim``. One with a method ``training_step(loss, batch)`` is asked for its steps.
+        loader: gives batches (x, y), once per epoch; they move to the model's device.
+        loss_fn: ``loss_fn(output, y)`` is a mean over the batch. An ``ExactNewton`` must have been built with the same.
+        epochs: how often the loader is gone through.
+        evaluate: a ``Dataset``, of which the test part is used, or a pair (x, y). It is measured after each epoch, with
+            ``model.eval()``, in one forward pass.
+        curvature: another loader, for the summaries of a ``GroupedNewton``; one batch is drawn per step, over and over.
+        scheduler: any of ``torch.optim.lr_scheduler``, or a list of them, stepped after each epoch. ``ReduceLROnPlateau``
+            sees the epoch's training loss.
+        full_batch: an epoch is one step of a ``GroupedNewton``, along the mean over the whole loader.
+        progress: a bar while it runs, in a terminal or a notebook, then one line that says how it ended.
 
     A loss or gradient that is not finite ends the run: ``history.diverged`` is set and the parameters stay as they are
-    then. The model's training and evaluation modes are restored. Raises TypeError or ValueError for unfit arguments and
+    then. Raises TypeError or ValueError for unfit arguments and
     loaders without batches.
 
     >>> import gnewton as gn
     >>> data = gn.datasets.teacher_student((3, 4, 1))
     >>> model = gn.models.perceptron([3, 4, 1], generator=torch.Generator().manual_seed(1))
     >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    >>> history = fit(model, optimizer, data.batches(64), F.mse_loss, epochs=5, evaluate=data, progress=False)
+    >>> history = fit(model, optimizer, data.batches(64), loss_fn=F.mse_loss, epochs=5, evaluate=data, progress=False)
     >>> len(history.losses), len(history.test_losses), history.train_losses[-1] < history.train_losses[0]
     (40, 5, True)
     """

@@ -10,7 +10,7 @@ directions has lost the noise that every step carries. Both suggest rates that a
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -142,6 +142,7 @@ def suggest_learning_rates(
     batches: int | None = 20,
     lr: float = 1.0,
     weight: Weight | None = None,
+    engine: str = "auto",
 ) -> Suggestion:
     r"""One learning rate per group for a model where it stands, from the first ``batches`` mini-batches of ``data``.
 
@@ -149,13 +150,15 @@ def suggest_learning_rates(
         loss: ``loss(*batch)``, a batch mean with its graph, or ``loss()`` without data; not ``.backward()``-ed.
         partition: the S groups.
         data: mini-batches of the size to be trained with, as the noise of a batch lowers the rates; the whole data set as
-            one batch gives the rates of full-batch training. Batches weigh ``len(batch[0])``, or ``weight(*batch)``.
+            one batch gives the rates of full-batch training.
         proposer: None for the gradient: SGD's learning rates. A torch optimizer: rates along the step that it proposes
             from its present state, as learning rates of that optimizer, whatever its own lr is now. Let it take some
             steps before: the first step of fresh momentum is the gradient, later ones are up to 1 / (1 - momentum) longer.
         cubic, ridge, diagonal: as in ``newton_step``; the metric and the model come from the averaged summary.
         batches: how many, from the front; None takes all.
         lr: λ₁ > 0, a factor on every rate and quartile.
+        weight: ``weight(*batch)`` counts a batch's samples; by default they are ``len(batch[0])``.
+        engine: of the summaries, as in ``summarize``.
 
     The rates minimize the mean of L(θ - U_b I η) over the batches b, L being the mean loss of them all (equation at the
     top of this module; S = 1 without noise is Cauchy's exact line search). Order 1 is exact. Orders 2 and 3 of L along
@@ -179,13 +182,13 @@ def suggest_learning_rates(
     """
     _check(partition, data, batches, lr)
     proposes = None if proposer is None else Proposer(proposer, partition)
-    order = 3 if cubic > 0 else 2
+    summary_of = partial(summarize, order=3 if cubic > 0 else 2, engine=engine)
     random = RandomState(partition)
     try:
         # Kept: a loader that shuffles would come with other batches the second time.
         pairs = list(islice(weighed(data, weight), batches))
-        mean = gradient(loss, partition, None if data is None else [batch for batch, _ in pairs], weight)
-        parts = [_part(partial(loss, *batch), partition, proposes, mean, order) for batch, _ in pairs]
+        mean = gradient(loss, partition, None if data is None else [batch for batch, _ in pairs], weight=weight)
+        parts = [_part(partial(loss, *batch), partition, proposes, mean, summary_of) for batch, _ in pairs]
     finally:
         random.restore()
     weighted = [part * n for part, (_, n) in zip(parts, pairs, strict=True)]
@@ -197,12 +200,18 @@ def suggest_learning_rates(
     return Suggestion(partition, lr * rates, lr * low, lr * high, len(parts), failures)
 
 
-def _part(loss: Loss, partition: Partition, proposer: Proposer | None, mean_gradient: Direction, order: int) -> Summary:
+def _part(
+    loss: Loss,
+    partition: Partition,
+    proposer: Proposer | None,
+    mean_gradient: Direction,
+    summary_of: Callable[..., Summary],
+) -> Summary:
     """One batch's part of the mean: its own orders 2 and 3 along its direction, the mean loss's order 1 along it."""
     u = gradient(loss, partition)
     if proposer is not None:
         u = _proposal(proposer, u)
-    summary = summarize(loss, partition, u, order=order)
+    summary = summary_of(loss, partition, u)
     return replace(summary, gradient=slopes(mean_gradient, u, partition))
 
 

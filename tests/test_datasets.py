@@ -151,7 +151,7 @@ def test_unfit_batches_are_refused(options, message):
 def test_targets_come_from_the_teacher_that_the_docstring_names():
     widths = (4, 6, 2)
     data = teacher_student(widths, samples=20, test_samples=30, seed=3, activation="elu", dtype=DTYPE)
-    teacher = perceptron(widths, "elu", seeded(3), DTYPE)
+    teacher = perceptron(widths, "elu", generator=seeded(3), dtype=DTYPE)
     assert data.train_y.shape == (20, 2)
     with torch.no_grad():
         assert F.mse_loss(teacher(data.train_x), data.train_y) < 1e-28

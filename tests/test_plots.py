@@ -85,7 +85,7 @@ def test_a_zero_matrix_is_drawn():
 def test_learning_rates_are_named_at_the_end_of_their_lines_and_inside_the_picture(scale):
     rates = RNG.normal(size=(15, 6)) * 10.0 ** np.arange(-3, 3)
     names = [f"group {s}" for s in range(6)]
-    ax = plots.learning_rates(rates, range(1, 16), names, scale=scale, xlabel="epoch")
+    ax = plots.learning_rates(rates, range(1, 16), names=names, scale=scale, xlabel="epoch")
     for s, name in enumerate(names):
         np.testing.assert_allclose(line_data(ax, name)[:, 1], rates[:, s])
     assert sorted(t.get_text() for t in ax.texts) == names

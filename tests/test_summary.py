@@ -261,6 +261,29 @@ def test_orders_hold_what_was_asked():
     assert second.hessian is not None
 
 
+def test_without_a_direction_it_is_along_the_gradient():
+    case = build("perceptron")
+    partition = gn.Partition.by_tensor(case.model)
+    here, along = gn.summarize(case.loss, partition), gn.direction.gradient(case.loss, partition)
+    for a, b in zip(here.tensors(), gn.summarize(case.loss, partition, along).tensors(), strict=True):
+        assert torch.equal(a, b)
+    data = list(zip(case.x.split(5), case.y.split(5), strict=True))
+    # The same mean in another order of summation.
+    torch.testing.assert_close(
+        gn.summarize(case.loss_on, partition, data=data).hessian, here.hessian, rtol=1e-9, atol=1e-12
+    )
+
+
+def test_rescaled_is_the_summary_along_the_rescaled_direction():
+    case = build("perceptron")
+    partition = gn.Partition.by_tensor(case.model)
+    u, factors = case.direction(partition), torch.arange(6, dtype=torch.float64) / 2
+    other = gn.summarize(case.loss, partition, partition.scale(u, factors), full_third=True)
+    rescaled = gn.summarize(case.loss, partition, u, full_third=True).rescaled(factors)
+    for a, b in zip(rescaled.tensors(), other.tensors(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
 def test_parameters_and_grad_stay_as_they_were():
     case = build("convolution")
     partition = gn.Partition.by_tensor(case.model)
@@ -321,7 +344,7 @@ def ask(**options):
     [
         (ask(order=4), "order 1, 2 or 3, got 4"),
         (ask(order=2, full_third=True), "order=3 with full_third=True"),
-        (ask(engine="magic"), "engine among auto, tape, nested, got 'magic'"),
+        (ask(engine="magic"), "engine among auto, tape, nested, differences, got 'magic'"),
         (ask(max_memory=0), "positive max_memory in bytes, got 0"),
         (lambda: gn.summarize(CASE.loss_on, LAYERS, CASE.direction(LAYERS), data=[]), "at least one batch"),
         (

@@ -119,8 +119,8 @@ def _along_group(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """H-bar[s, :] and its error, D3[s, s, :] and its error."""
     partition = gradients.partition
-    members = set(partition.members(s))
-    part = {n: u for n, u in partition.restrict(direction, s).items() if n in members and bool(u.any())}
+    trainable = [n for n in partition.members(s) if partition.parameters[n].requires_grad]
+    part = partition.restrict({n: direction[n] for n in trainable}, s)
     h = step_length(partition, part)
     if h == 0:
         zero = torch.zeros(len(partition), dtype=accumulator_dtype(partition.device), device=partition.device)

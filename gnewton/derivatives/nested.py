@@ -7,11 +7,12 @@ summary with the order-3 diagonal costs 2 S + 1. Nothing here is clever, on purp
 compared with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from gnewton.derivatives.proof import check_symmetry
 from gnewton.loss import differentiate
 from gnewton.partition import Partition, accumulator_dtype
 
@@ -37,11 +38,17 @@ def summary_tensor(value: Tensor, partition: Partition, direction: Direction, or
 
 
 def summary(
-    value: Tensor, partition: Partition, direction: Direction, order: int = 3, full_third: bool = False
+    value: Tensor,
+    partition: Partition,
+    direction: Direction,
+    order: int = 3,
+    full_third: bool = False,
+    doubtful: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """g-bar (S,), H-bar (S, S), the order-3 diagonal (S,) and, if asked, the full order-3 tensor (S, S, S); float64.
 
-    Orders above ``order`` are None. Same arguments and errors as ``summary_tensor``.
+    Orders above ``order`` are None. Same arguments and errors as ``summary_tensor``. ``doubtful`` names functions whose
+    backward torch did not write: with one, NotImplementedError is raised where H-bar is not symmetric.
 
     >>> import torch, gnewton as gn
     >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
@@ -63,8 +70,10 @@ def summary(
             thirds.append(contract(row[s], partition, direction, only=s)[s])
         # Its graph ends here: S of them at once would fill the memory.
         rows.append(row.detach())
-    # Two roundings of one symmetric number: their mean is no less exact.
     hessian = torch.stack(rows)
+    if doubtful:
+        check_symmetry(hessian, doubtful, partition)
+    # Two roundings of one symmetric number: their mean is no less exact.
     hessian = (hessian + hessian.T) / 2
     if order == 2:
         return gradient.detach(), hessian, None, None

@@ -10,6 +10,7 @@ names it in ``missing``, and the slow engine, which needs no record, takes over.
 """
 
 from collections.abc import Container, Iterable, Sequence
+from functools import partial
 from types import FunctionType
 from typing import Any
 from weakref import WeakSet
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from gnewton.caller import warn
-from gnewton.derivatives.pointwise import Elementwise
+from gnewton.derivatives.graph import hooked, hooks_so_far
+from gnewton.derivatives.operation import Operation, Ref, Variable, substitute
 from gnewton.derivatives.rules import rule_for
-from gnewton.derivatives.tape import Operation, Ref, Tape, Variable, replaced
+from gnewton.derivatives.tape import Tape
+from gnewton.derivatives.writes import RESHAPING, assign, base_of, positions_in, replacement, replaces, storage
 from gnewton.elementary import COMPOSITE, Elementary
 from gnewton.loss import Loss, differentiable_mode, evaluate
 from gnewton.partition import Partition
@@ -51,23 +54,23 @@ def record(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
     Raises what ``summarize`` raises for an unfit loss. Buffers are left as they were.
     """
     with differentiable_mode(partition):
-        return recorded(loss, partition, batch)
+        return record_in_mode(loss, partition, batch)
 
 
-def recorded(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
+def record_in_mode(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
     """``record`` for a caller that has entered ``loss.differentiable_mode``."""
     with torch._C.DisableTorchFunction():
         recorder = _Recorder(partition)
-    recorder.tape.value = evaluate(recorder.wrapped(loss) if callable(loss) else loss, partition, batch)
+    recorder.tape.value = evaluate(recorder.wrap(loss) if callable(loss) else loss, partition, batch)
     return recorder.tape
 
 
-def recorded_gradient(loss: Loss, partition: Partition) -> tuple[Tape, dict[str, Tensor]]:
+def record_with_gradient(loss: Loss, partition: Partition) -> tuple[Tape, dict[str, Tensor]]:
     """The tape of a loss, and the gradient by parameter name; for a caller that has entered ``loss.differentiable_mode``.
 
     One evaluation and one backward pass serve both and the summary: torch keeps what they share.
     """
-    tape = recorded(loss, partition)
+    tape = record_in_mode(loss, partition)
     trainable = {name: p for name, p in partition.parameters.items() if p.requires_grad}
     gradient = {name: torch.zeros_like(p, requires_grad=False) for name, p in partition.parameters.items()}
     for name, g in zip(trainable, tape.gradients(list(trainable.values())), strict=True):
@@ -84,15 +87,19 @@ class _Recorder(Elementary):
         self._known: dict[int, tuple[Tensor, Any, Variable]] = {}
         self._reasons: dict[int, tuple[Tensor, str]] = {}
         self._read: list[tuple[Tensor, int, Operation]] = []
+        # Which variables keep their values in which memory, and which of these values some rule will read.
+        self._kept: dict[int, list[Variable]] = {}
+        self._needed: set[Variable] = set()
         self._hooked = any(p._backward_hooks for p in partition.parameters.values())
+        self._hooks = hooks_so_far()
         for name, p in partition.parameters.items():
             if p.requires_grad:
                 self._know(p, partition.groups_in(name), name)
         self._ours = set(self._known)
         self.tape = Tape(tuple(v for _, _, v in self._known.values()))
 
-    def wrapped(self, loss: Loss) -> Loss:
-        def recorded_once(*batch: Any) -> Tensor:
+    def wrap(self, loss: Loss) -> Loss:
+        def record_once(*batch: Any) -> Tensor:
             if self.tape.result or self.tape.missing:
                 return loss(*batch)
             with self:
@@ -101,7 +108,7 @@ class _Recorder(Elementary):
                 self._finish(value)
             return value
 
-        return recorded_once
+        return record_once
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._hooked |= function is Tensor.register_hook
@@ -111,26 +118,62 @@ class _Recorder(Elementary):
 
     def run(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Call the function, and write it down if it is a step from the parameters to the loss."""
+        if kwargs.get("out", ()) is None:
+            kwargs = {name: value for name, value in kwargs.items() if name != "out"}
         tensors = _tensors((*args, *kwargs.values()))
         name = _name(function)
-        if all(id(t) not in self._known for t in tensors) or not torch.is_grad_enabled():
+        if not any(map(self._may_be_known, tensors)) or not torch.is_grad_enabled():
             result = function(*args, **kwargs)
             if torch.is_grad_enabled():
-                self._pass_on(tensors, result)
+                self._propagate_unseen(tensors, result)
             return result
         with torch._C.DisableTorchFunction():
             plain = all(map(_is_plain, tensors))
         if not _is_operation(function) or not plain:
             result = function(*args, **kwargs)
-            self._leave_out(result, f"{name} is not an operation on plain tensors")
+            self._mark_unseen(result, f"{name} is not an operation on plain tensors")
             return result
         with torch._C.DisableTorchFunction():
-            if name in _DROPOUTS:
-                return self._dropout(function, *args, **kwargs)
             return self._perform(function, args, kwargs, tensors)
 
     def _perform(self, function: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
+        for t in tensors:
+            self._look_again(t)
         target = tensors[0] if _writes(function, kwargs) else None
+        if target is not None and (replaces(_name(function)) or target._is_view()):
+            return self._write(function, args, kwargs, target)
+        return self._step(function, args, kwargs, target)
+
+    def _write(self, function: Any, args: Any, kwargs: Any, target: Tensor) -> Any:
+        """Write into a view, or replace entries: new values, if any are to be computed, and their assignment."""
+        name, base = _name(function), base_of(target)
+        pure = _pure(name, kwargs)
+        if name in RESHAPING or base.dtype != target.dtype or (pure is None and not replaces(name)):
+            result = function(*args, **kwargs)
+            self._mark_unseen((result, target, base), f"{name} writes into a tensor")
+            return result
+        positions = positions_in(base, target)
+        if replaces(name):
+            positions, new = replacement(name, args, kwargs, positions)
+            write = partial(function, *args, **kwargs)
+        else:
+            # Autograd may want the old values, which are about to be overwritten.
+            old = self._step(torch.clone, (target,), {}, None) if self._variable(target) else target.clone()
+            args, kwargs = substitute((args, kwargs), Tensor, lambda t: old if t is target else t)
+            new = self._step(pure, args, kwargs, None)
+            write = partial(target.copy_, new)
+        self._step(assign, (base, positions, new), {}, base, lambda *_: (write(), base)[1])
+        return None if name == "__setitem__" else target
+
+    def _look_again(self, view: Tensor) -> None:
+        """Write down that a view of what was overwritten is read anew."""
+        base = base_of(view)
+        if base is not view and self._variable(view) is None and self._variable(base) and base.dtype == view.dtype:
+            self._step(torch.take, (base, positions_in(base, view)), {}, None, lambda *_: view)
+
+    def _step(self, function: Any, args: Any, kwargs: Any, target: Tensor | None, run: Any = None) -> Any:
+        """Run one operation, by ``run`` where it is not the function itself, and write it down."""
+        tensors = _tensors((*args, *kwargs.values()))
         operation = self._operation(function, args, kwargs, target)
         # Where walks through autograd's graph stop: a parameter by its id, a value by its node and output number.
         edges: set[Any] = {id(t) for t in tensors}
@@ -140,32 +183,49 @@ class _Recorder(Elementary):
         unseen = [t for t in tensors if t.requires_grad and not self._variable(t) and self._strays([t], set())]
         reason = self._reason(unseen[0]) if unseen else self._flaw(operation, tensors, target)
         state = None if operation.rule.repeatable else RandomState(self._partition)
-        result = function(*args, **kwargs)
+        if target is not None:
+            self._keep_values(target)
+        result = (run or function)(*args, **kwargs)
         if state is not None and RandomState(self._partition) != state:
             reason = f"{operation.name} draws random numbers"
-        self._write_down(operation, result, edges, reason, target)
+        self._append(operation, result, edges, reason, target)
         return result
 
     def _operation(self, function: Any, args: Any, kwargs: Any, target: Tensor | None) -> Operation:
         inputs: list[Variable] = []
 
         def slot(tensor: Tensor) -> Any:
-            # What the operation is going to overwrite is kept as it was.
-            value = tensor.detach().clone() if tensor is target else tensor.detach()
             variable = self._variable(tensor)
             if variable is None:
-                return value
-            variable.value = value
+                # What the operation is going to overwrite is kept as it was.
+                return tensor.detach().clone() if tensor is target else tensor.detach()
+            self._keep_in(variable, tensor)
             inputs.append(variable)
             return Ref(len(inputs) - 1)
 
-        arguments = replaced((args, kwargs), Tensor, slot)
-        pure = function if target is None else _pure(_name(function), kwargs)
-        operation = Operation(_name(function), pure, arguments, tuple(inputs))
+        arguments = substitute((args, kwargs), Tensor, slot)
+        pure = function if target is None or function is assign else _pure(_name(function), kwargs)
+        # In-place functions have the rules of those that return what they write.
+        name = _name(function) if target is None or pure is None else _name(pure)
+        operation = Operation(name, pure, arguments, tuple(inputs))
         operation.rule = rule_for(operation)
-        if target is not None:
-            self._read = [entry for entry in self._read if entry[0] is not target or not self._variable(target)]
+        self._needed.update(inputs if operation.rule.reads_inputs else ())
         return operation
+
+    def _keep_in(self, variable: Variable, tensor: Tensor) -> None:
+        variable.value = tensor.detach()
+        self._kept.setdefault(storage(tensor), []).append(variable)
+
+    def _keep_values(self, target: Tensor) -> None:
+        """Before a write: the values that the tape has in this memory move elsewhere, if any rule is going to read them."""
+        memory = storage(target)
+        for v in self._kept.pop(memory, ()):
+            if storage(v.value) == memory:
+                v.value = v.value.clone() if v in self._needed else v.value.new_empty(()).expand(v.value.shape)
+        overwritten = [o for t, _, o in self._read if storage(t) == memory]
+        for o in dict.fromkeys(overwritten):
+            o.arguments = substitute(o.arguments, Tensor, lambda t: t.clone() if storage(t) == memory else t)
+        self._read = [entry for entry in self._read if storage(entry[0]) != memory]
 
     def _flaw(self, operation: Operation, tensors: list[Tensor], target: Tensor | None) -> str | None:
         """What of the operation, before it runs, the tape could not repeat."""
@@ -179,21 +239,22 @@ class _Recorder(Elementary):
             return f"{operation.name} has derivatives only where the rank of its argument stays as it is"
         return None
 
-    def _write_down(
+    def _append(
         self, operation: Operation, result: Any, edges: set[Any], reason: str | None, target: Tensor | None
     ) -> None:
         many = isinstance(result, tuple | list)
         outputs = {i: t for i, t in enumerate(result if many else [result]) if self._is_new(t)}
         reason = reason or self._gap(operation.name, list(outputs.values()), edges)
         if reason is not None:
-            self._leave_out((result, target), reason)
+            self._mark_unseen((result, target), reason)
         elif outputs:
             groups = tuple(dict.fromkeys(g for v in operation.inputs for g in v.groups))
             operation.picks = tuple(outputs) if many else None
             operation.others = tuple(t for t in _tensors(result) if not t.requires_grad)
             operation.outputs = tuple(self._know(t, groups) for t in outputs.values())
-            if isinstance(operation.rule, Elementwise):
-                operation.rule = rule_for(operation)  # of which the shapes of the outputs may make another
+            operation.rule = rule_for(operation)  # of which the shapes of the outputs may make another
+            self._needed.update(operation.inputs if operation.rule.reads_inputs else ())
+            self._needed.update(operation.outputs if operation.rule.reads_outputs else ())
             self.tape.operations.append(operation)
 
     def _gap(self, name: str, outputs: list[Tensor], edges: set[Any]) -> str | None:
@@ -223,22 +284,17 @@ class _Recorder(Elementary):
                     todo.append(child)
         return False
 
-    def _dropout(self, function: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # The mask is what dropout makes of ones: with it the operation is a product, which can be run again.
-        ones = torch.ones_like(input, requires_grad=False)
-        mask = function(ones, *args, **kwargs)
-        if mask is ones and not function.__name__.endswith("_"):
-            return function(input, *args, **kwargs)  # type: ignore[no-any-return]
-        product = Tensor.mul_ if function.__name__.endswith("_") else torch.mul
-        return self._perform(product, (input, mask), {}, [input, mask])  # type: ignore[no-any-return]
-
     # -- what is known ---------------------------------------------------------------------------------------------
 
     def _know(self, tensor: Tensor, groups: tuple[int, ...], name: str | None = None) -> Variable:
         edge = None if tensor.grad_fn is None else GradientEdge(tensor.grad_fn, tensor.output_nr)
-        variable = Variable(tensor.detach(), groups, edge, name)
+        variable = Variable(tensor, groups, edge, name)
+        self._keep_in(variable, tensor)
         self._known[id(tensor)] = (tensor, tensor.grad_fn, variable)
         return variable
+
+    def _may_be_known(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._known or (tensor.requires_grad and id(tensor._base) in self._known)
 
     def _variable(self, tensor: Tensor) -> Variable | None:
         entry = self._known.get(id(tensor))
@@ -248,14 +304,14 @@ class _Recorder(Elementary):
     def _is_new(self, result: Any) -> bool:
         return isinstance(result, Tensor) and result.requires_grad and self._variable(result) is None
 
-    def _leave_out(self, result: Any, reason: str) -> None:
+    def _mark_unseen(self, result: Any, reason: str) -> None:
         for t in _tensors(result):
             self._reasons.setdefault(id(t), (t, reason))
 
-    def _pass_on(self, tensors: list[Tensor], result: Any) -> None:
+    def _propagate_unseen(self, tensors: list[Tensor], result: Any) -> None:
         unseen = [t for t in tensors if id(t) in self._reasons or t.grad_fn is not None]
         if unseen:
-            self._leave_out(result, self._reason(unseen[0]))
+            self._mark_unseen(result, self._reason(unseen[0]))
 
     def _reason(self, tensor: Tensor) -> str:
         known = self._reasons.get(id(tensor))
@@ -268,20 +324,19 @@ class _Recorder(Elementary):
         if self.tape.result is None:
             self.tape.missing = self._reason(value)
             return
-        if self._hooked:
-            self.tape.missing = "a tensor hook may change gradients"
-        self.tape.keep_what_matters()
-        kept = set(self.tape.operations)
-        changed = [operation.name for t, old, operation in self._read if operation in kept and version(t) != old]
+        if self._hooked or (hooks_so_far() != self._hooks and hooked(value)):
+            self.tape.missing = "a hook may change gradients"
+        self.tape.prune()
+        needed = set(self.tape.operations)
+        changed = [o.name for t, old, o in self._read if o in needed and version(t) != old]
         if changed:
             self.tape.missing = f"an argument of {changed[0]} was overwritten later"
-        for memory in (self._known, self._reasons, self._read):
+        for memory in (self._known, self._reasons, self._read, self._kept, self._needed):
             memory.clear()
 
 
 # Their second derivative, taken alone, depends on directions that the parameters never move the argument in.
 _OF_CONSTANT_RANK = {"linalg_pinv", "pinverse", "linalg_lstsq"}
-_DROPOUTS = {"dropout", "dropout_", "feature_dropout", "feature_dropout_"}
 
 
 def _is_operation(function: Any) -> bool:
@@ -325,13 +380,13 @@ def _is_plain(tensor: Tensor) -> bool:
 def _tensors(structure: Any) -> list[Tensor]:
     if isinstance(structure, Tensor):
         return [structure]
-    found = []
+    tensors = []
     if isinstance(structure, tuple | list):
         for entry in structure:
             if isinstance(entry, Tensor):
-                found.append(entry)
+                tensors.append(entry)
             elif isinstance(entry, tuple | list | dict):
-                found += _tensors(entry)
+                tensors += _tensors(entry)
     elif isinstance(structure, dict):
-        found = _tensors(tuple(structure.values()))
-    return found
+        tensors = _tensors(tuple(structure.values()))
+    return tensors

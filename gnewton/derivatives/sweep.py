@@ -10,7 +10,7 @@ and  3 + S  with the diagonal of D3, where a gradient takes 3: a tangent along t
 only, which saves half of S.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,11 +19,12 @@ from itertools import chain, combinations
 import torch
 from torch import Tensor
 
-from gnewton.derivatives.pairs import add_pairs, ways
-from gnewton.derivatives.rule import Jet
-from gnewton.derivatives.stack import Stack, total
-from gnewton.derivatives.tape import Operation, Tape, Variable
-from gnewton.partition import Partition, accumulator_dtype
+from gnewton.derivatives.accumulator import BlockAccumulator, merge
+from gnewton.derivatives.group_tangents import GroupTangents, total
+from gnewton.derivatives.operation import Adjoint, Jet, Jets, Operation, Variable
+from gnewton.derivatives.paths import add_pairs, find_paths
+from gnewton.derivatives.tape import Tape
+from gnewton.partition import Partition
 
 Direction = Mapping[str, Tensor]
 Summaries = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -44,8 +45,16 @@ def summary(
 ) -> Summaries:
     """g-bar (S,), H-bar (S, S), the diagonal of D3 (S,) and, if asked, all of D3 (S, S, S); float64; None above ``order``.
 
-    Uses up the graph of the tape's value; raises NoRule for an operation that torch cannot follow in forward mode. ``max_memory``, in bytes, bounds the tangents: where those of all groups need
-    more, blocks of groups are swept two at a time (three for the full D3), so that every pair meets; that takes longer.
+    Uses up the graph of the tape's value. Raises NoRule for an operation that torch cannot follow in forward mode.
+
+    Args:
+        tape: a complete record of the loss.
+        partition: that of the record, S groups.
+        direction: by parameter name, each in the parameter's shape.
+        order: 1, 2 or 3, the highest to compute.
+        full_third: all of D3, and not its diagonal alone.
+        max_memory: in bytes, bounds the tangents. Where all groups need more, blocks of groups are swept two at a time
+            (three for the full D3), so that every pair meets. That takes longer.
 
     >>> import torch, gnewton as gn
     >>> from gnewton.derivatives.record import record
@@ -56,90 +65,31 @@ def summary(
             [ 480.,  200.]], dtype=torch.float64)
     """
     with torch._C.DisableTorchFunction():
-        tape.forget_unread()
+        tape.drop_unread_values()
     adjoints = tape.adjoints()
     # What is replayed are single operations, in the form in which they were recorded.
     with torch.no_grad(), torch._C.DisableTorchFunction():
-        found: dict[str, Tensor] = {}
-        meetings = list(_meetings(tape, len(partition), order, full_third, max_memory))
-        for groups in meetings:
-            sums = _Sums(partition, order, full_third)
+        tensors: dict[str, Tensor] = {}
+        blocks = list(group_blocks(tape, len(partition), order, full_third, max_memory))
+        for groups in blocks:
+            sums = BlockAccumulator(partition, order, full_third)
             sweep = _Sweep(tape, adjoints, partial(_tangents, partition, direction, groups), sums)
-            sweep.forward(keep_tangents=full_third, keep_adjoints=full_third or groups is not meetings[-1])
+            sweep.forward(keep_tangents=full_third, keep_adjoints=full_third or groups is not blocks[-1])
             if full_third:
                 sweep.backward()
-            found = _met(found, sums.tensors(), groups)
-    full = found.get("full")
-    third = found["third"] if full is None else full.diagonal().diagonal().clone()
-    return found["gradient"], found["hessian"], third if order == 3 else None, full
-
-
-class _Sums:
-    """What the operations contribute, block by block, and the float64 tensors that the blocks make (a ``rule.Sums``)."""
-
-    def __init__(self, partition: Partition, order: int, full: bool) -> None:
-        # The full D3 holds its diagonal: no second-order tangents are needed.
-        self.order = 2 if full else order
-        self._axes = {"gradient": 1, "hessian": 2} | ({"full": 3} if full else {"third": 1})
-        self.size, self._device = len(partition), partition.device
-        self._dtype = accumulator_dtype(partition.device)
-        self._blocks: dict[str, dict[tuple[tuple[int, ...], ...], Tensor]] = defaultdict(dict)
-
-    def gradient(self, s: Sequence[int], values: Tensor) -> None:
-        self._add("gradient", values, s)
-
-    def hessian(self, s: Sequence[int], t: Sequence[int], block: Tensor) -> None:
-        self._add("hessian", block, s, t)
-
-    def third(self, s: Sequence[int], values: Tensor) -> None:
-        self._add("third", values, s)
-
-    def full(self, r: Sequence[int], s: Sequence[int], t: Sequence[int], block: Tensor) -> None:
-        self._add("full", block, r, s, t)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """gradient (S,), hessian (S, S) and either third (S,) or full (S, S, S)."""
-        found = {name: self._assembled(name, axes) for name, axes in self._axes.items()}
-        found["hessian"] = (found["hessian"] + found["hessian"].T) / 2
-        if "full" in found:
-            # Blocks of D3 were added with r in the first place only.
-            t = found["full"]
-            found["full"] = t + t.permute(1, 0, 2) + t.permute(1, 2, 0)
-        return found
-
-    def _add(self, name: str, block: Tensor, *groups: Sequence[int]) -> None:
-        key, block = tuple(map(tuple, groups)), block.to(self._dtype)
-        earlier = self._blocks[name].get(key)
-        self._blocks[name][key] = block if earlier is None else earlier + block
-
-    def _assembled(self, name: str, axes: int) -> Tensor:
-        out = torch.zeros([self.size] * axes, dtype=self._dtype, device=self._device)
-        for groups, block in self._blocks[name].items():
-            out[_corner(groups, self._device)] += block
-        return out
-
-
-def _corner(groups: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, ...] | tuple[slice, ...]:
-    """The index of the block where the i-th axis runs through the i-th groups; slices, which are faster, where they do."""
-    if all(tuple(g) == tuple(range(g[0], g[0] + len(g))) for g in groups):
-        return tuple(slice(g[0], g[0] + len(g)) for g in groups)
-    last = len(groups) - 1
-    return tuple(torch.tensor(g, device=device).reshape(-1, *[1] * (last - i)) for i, g in enumerate(groups))
-
-
-def _met(found: dict[str, Tensor], part: dict[str, Tensor], groups: Sequence[int]) -> dict[str, Tensor]:
-    """The entries between these groups are complete in ``part``; the others stay as they were found."""
-    if not found:
-        return part
-    for name, values in part.items():
-        corner = _corner([groups] * values.dim(), values.device)
-        found[name][corner] = values[corner]
-    return found
+            tensors = merge(tensors, sums.tensors(), groups)
+    full = tensors.get("full")
+    third = tensors["third"] if full is None else full.diagonal().diagonal().clone()
+    return tensors["gradient"], tensors["hessian"], third if order == 3 else None, full
 
 
 class _Sweep:
     def __init__(
-        self, tape: Tape, adjoints: dict[Variable, Tensor], tangents: Callable[[str], Stack | None], sums: _Sums
+        self,
+        tape: Tape,
+        adjoints: dict[Variable, Tensor],
+        tangents: Callable[[str], GroupTangents | None],
+        sums: BlockAccumulator,
     ) -> None:
         self._tape, self._adjoints, self._tangents, self._sums = tape, adjoints, tangents, sums
         self._jets: dict[Variable, Jet] = {}
@@ -148,21 +98,21 @@ class _Sweep:
         last, result = self._tape.last_readers(), self._tape.result
         assert result is not None
         readers = Counter(v for o in self._tape.operations for v in o.inputs)
-        end = self._last_straight_step(readers)
+        end = self._last_linear_step(readers)
         for o in self._tape.operations:
             jets = [self._jet(v) for v in o.inputs]
             for v, jet in zip(o.inputs, jets, strict=True):
-                # Who reads a stack first may hand parts of it on: only a sole reader may write into it.
-                for stack in jet if keep_tangents or readers[v] > 1 else ():
-                    if stack:
-                        stack.owned = False
+                # Who reads tangents first may hand parts of them on: only a sole reader may write into them.
+                for tangents in jet if keep_tangents or readers[v] > 1 else ():
+                    if tangents:
+                        tangents.owned = False
             if o is end:
                 self._add_slopes(o.inputs, jets)
                 return
             if any(jet.first for jet in jets):
-                with _named(o):
-                    moved = o.rule.forward(o, jets, self._adjoints_of(o), self._sums)
-                self._jets.update(zip(o.outputs, moved, strict=True))
+                with _name_in_errors(o):
+                    out = o.rule.forward(o, jets, [Adjoint(self._adjoints.get(v)) for v in o.outputs], self._sums)
+                self._jets.update(zip(o.outputs, out, strict=True))
             for v in () if keep_tangents else o.inputs:
                 if last[v] is o:
                     self._jets.pop(v, None)
@@ -173,7 +123,7 @@ class _Sweep:
         if first:
             self._sums.gradient(first.groups, first.values.flatten())
 
-    def _last_straight_step(self, readers: Mapping[Variable, int]) -> Operation | None:
+    def _last_linear_step(self, readers: Mapping[Variable, int]) -> Operation | None:
         # The adjoints of what it reads then hold its slopes: no need to differentiate it.
         if not self._tape.operations:
             return None
@@ -181,31 +131,30 @@ class _Sweep:
         known = all(readers[v] == 1 and v in self._adjoints for v in o.inputs)
         return o if known and o.outputs[0] is self._tape.result and not o.rule.curved else None
 
-    def _add_slopes(self, values: Sequence[Variable], jets: Sequence[Jet]) -> None:
+    def _add_slopes(self, values: Sequence[Variable], jets: Jets) -> None:
         for v, (first, _) in zip(values, jets, strict=True):
             if first:
                 self._sums.gradient(first.groups, first.rows() @ self._adjoints[v].flatten())
 
     def backward(self) -> None:
-        moved: dict[Variable, list[Stack | None]] = {}
-        found = ways(self._tape, self._sums.size)
-        reached = self._tape.behind_curvature().difference(*(way.values() for way in found.values()))
+        terms: dict[Variable, list[GroupTangents | None]] = {}
+        paths = find_paths(self._tape, self._sums.size)
+        reached = self._tape.behind_curvature().difference(*(path.values() for path in paths.values()))
         for o in reversed(self._tape.operations):
             jets = [self._jet(v) for v in o.inputs]
-            arrived = [total(moved.pop(v, []), v.value.shape) for v in o.outputs]
-            wanted = [v in reached for v in o.inputs]
-            if not (any(arrived) or any(jet.first for jet in jets)) or not (
-                any(wanted) or o.rule.bends(o) or o in found
-            ):
+            adjoints = [Adjoint(self._adjoints.get(v), total(terms.pop(v, []), v.value.shape)) for v in o.outputs]
+            needs = [v in reached for v in o.inputs]
+            alive = any(a.tangents for a in adjoints) or any(jet.first for jet in jets)
+            if not alive or not (any(needs) or o.rule.has_curvature(o) or o in paths):
                 continue
-            with _named(o):
-                pulled = o.rule.backward(o, jets, self._adjoints_of(o), arrived, wanted, self._sums)
-                if o in found:
-                    x = self._jet(found[o].start.inputs[0]).first
-                    add_pairs(found[o], x, jets, self._adjoints.get(o.outputs[0]), arrived[0], self._sums)
-            for v, stack in zip(o.inputs, pulled, strict=True):
+            with _name_in_errors(o):
+                pulled = o.rule.backward(o, jets, adjoints, needs, self._sums)
+                if o in paths:
+                    x = self._jet(paths[o].start.inputs[0]).first
+                    add_pairs(paths[o], x, jets, adjoints[0], self._sums)
+            for v, tangents in zip(o.inputs, pulled, strict=True):
                 if v in reached:
-                    moved.setdefault(v, []).append(stack)
+                    terms.setdefault(v, []).append(tangents)
             for v in o.outputs:
                 self._jets.pop(v, None)
 
@@ -214,12 +163,9 @@ class _Sweep:
             self._jets[v] = Jet(self._tangents(v.name))
         return self._jets.get(v, Jet())
 
-    def _adjoints_of(self, o: Operation) -> list[Tensor | None]:
-        return [self._adjoints.get(v) for v in o.outputs]
-
 
 @contextmanager
-def _named(o: Operation) -> Iterator[None]:
+def _name_in_errors(o: Operation) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
@@ -228,7 +174,7 @@ def _named(o: Operation) -> Iterator[None]:
         raise NoRule(f"{o.name} has no derivatives in forward mode ({str(error).splitlines()[0]})") from error
 
 
-def _tangents(partition: Partition, direction: Direction, groups: Sequence[int], name: str) -> Stack | None:
+def _tangents(partition: Partition, direction: Direction, groups: Sequence[int], name: str) -> GroupTangents | None:
     """The direction inside each group that has a part of the parameter: (k, *shape)."""
     here = tuple(g for g in partition.groups_in(name) if g in set(groups))
     if not here:
@@ -236,14 +182,14 @@ def _tangents(partition: Partition, direction: Direction, groups: Sequence[int],
     label = partition.label(name)
     u = direction[name].to(partition.parameters[name])
     if isinstance(label, int):
-        return Stack(here, u[None])
+        return GroupTangents(here, u[None])
     inside = label == torch.tensor(here, device=u.device).reshape(-1, *[1] * u.dim())
-    return Stack(here, torch.where(inside, u, 0))
+    return GroupTangents(here, torch.where(inside, u, 0))
 
 
-def _meetings(tape: Tape, s: int, order: int, full: bool, max_memory: float) -> Iterator[tuple[int, ...]]:
+def group_blocks(tape: Tape, s: int, order: int, full: bool, max_memory: float) -> Iterator[tuple[int, ...]]:
     """Sets of groups to be swept together, so that any two (for the full D3, three) meet, within the memory."""
-    per_group = tape.bytes_per_group(kept=full) * (2 if order == 3 and not full else 1)
+    per_group = tape.bytes_per_group(keep_all=full) * (2 if order == 3 and not full else 1)
     together = max_memory / max(per_group, 1)
     if together >= s:
         yield tuple(range(s))

@@ -2,7 +2,7 @@
 
 A program that computes a loss is a list of steps  v_k = o_k(v_i, v_j, ...) , from the parameters to the loss. From that
 list and the adjoints  lambda_k = dL / dv_k , which one ordinary backward pass gives, the summaries of every order follow
-in one sweep over the list (`sweep.py`), by the rules of its operations (`rules.py`). `record.py` writes the list.
+in one sweep over the list (`sweep.py`), by the rules of its operations (`rules/`). `record.py` writes the list.
 
 >>> import torch, gnewton as gn
 >>> from gnewton.derivatives.record import record
@@ -11,92 +11,33 @@ in one sweep over the list (`sweep.py`), by the rules of its operations (`rules.
 >>> tape = record(lambda: torch.nn.functional.cross_entropy(model(x), y), gn.Partition.by_tensor(model))
 >>> print(tape)
 Tape: 3 operations, complete
-   operation    inputs            output  rule      groups  multiplications
-0  linear       0.weight, 0.bias  5x2     Linear    2       30
-1  log_softmax  5x2               5x2     Softmax   2       40
-2  nll_loss_nd  5x2               scalar  Straight  2       2
+   operation    inputs            output  rule             groups  multiplications
+0  linear       0.weight, 0.bias  5x2     Linear           2       30
+1  log_softmax  5x2               5x2     Softmax          2       40
+2  nll_loss_nd  5x2               scalar  PiecewiseLinear  2       2
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from gnewton.derivatives.operation import Operation, Variable
 from gnewton.loss import differentiate
-
-if TYPE_CHECKING:
-    from gnewton.derivatives.rules import Rule
-
-
-@dataclass(eq=False)
-class Variable:
-    """A value on the tape, a parameter or the output of an operation; ``groups`` are those that it depends on."""
-
-    value: Tensor  # without graph
-    groups: tuple[int, ...]
-    edge: Any  # where autograd collects its adjoint
-    name: str | None = None  # of a parameter
-
-    def __str__(self) -> str:
-        return self.name or "x".join(map(str, self.value.shape)) or "scalar"
-
-
-@dataclass(frozen=True)
-class Ref:
-    """Stands, among an operation's arguments, for its i-th input."""
-
-    index: int
-
-
-@dataclass(eq=False)
-class Operation:
-    """One step: a function of ``arguments``, in which a ``Ref`` stands in the place of each input.
-
-    ``picks`` are the entries of the returned tuple that are the outputs; None where the function returns a tensor.
-    ``others`` are returned tensors without derivative, such as indices.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    inputs: tuple[Variable, ...]
-    outputs: tuple[Variable, ...] = ()
-    picks: tuple[int, ...] | None = None
-    others: tuple[Tensor, ...] = ()
-    rule: "Rule" = field(init=False)
-
-    def call(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The outputs at other values of the inputs."""
-        args, kwargs = replaced(self.arguments, Ref, lambda ref: inputs[ref.index])
-        result = self.function(*args, **kwargs)
-        return (result,) if self.picks is None else tuple(result[i] for i in self.picks)
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or name, a ``Ref`` if it is an input."""
-        args, kwargs = self.arguments
-        if position < len(args):
-            return args[position]
-        return kwargs.get(name, default)
-
-    def place(self, position: int, name: str) -> int | None:
-        """Which input stands at an argument; None where it is a constant."""
-        entry = self.argument(position, name)
-        return entry.index if isinstance(entry, Ref) else None
-
-    def given(self, position: int, name: str) -> Any:
-        """The value of an argument, whether it is an input or not."""
-        entry = self.argument(position, name)
-        return self.inputs[entry.index].value if isinstance(entry, Ref) else entry
 
 
 @dataclass(eq=False)
 class Tape:
     """The operations between a partition's parameters and a loss, in the order of their evaluation.
 
-    ``value`` is the loss with its graph, ``parameters`` the variables that begin the tape, ``result`` the variable that
-    ends it. ``missing`` is None, or says what the record lacks; then the tape must not be used. Printed, it is a table of
-    the operations: shapes, rule, groups alive in the output, multiplications of the first-order sweep.
+    Printed, it is a table: shapes, rule, groups alive in the output, multiplications of the first-order sweep.
+
+    Args:
+        parameters: the variables that begin the tape.
+        operations: each after those whose outputs it reads.
+        missing: what the record lacks, in words; the tape must then not be used. None: it is complete.
+        value: the loss (), with its graph.
+        result: the variable that ends the tape.
     """
 
     parameters: tuple[Variable, ...]
@@ -104,38 +45,37 @@ class Tape:
     missing: str | None = None
     value: Tensor | None = None
     result: Variable | None = None
-    _known: "dict[Variable, Tensor] | None" = field(default=None, init=False)
+    _adjoints: dict[Variable, Tensor] | None = field(default=None, init=False)
 
     def adjoints(self) -> dict[Variable, Tensor]:
         """dL/dv for each output v of the operations that have curvature; one backward pass, which uses up the graph."""
-        if self._known is None:
+        if self._adjoints is None:
             # To these edges and not to the parameters: the products that make weight gradients are never formed.
             self.gradients([])
-        known, self._known = self._known, None
-        assert known is not None
-        return known
+        adjoints, self._adjoints = self._adjoints, None
+        assert adjoints is not None
+        return adjoints
 
     def gradients(self, parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """dL/dp of each parameter, None where it is not used; the same backward pass gives the adjoints."""
         assert self.value is not None
-        wanted = [v for operation in self.operations if operation.rule.bends(operation) for v in operation.outputs]
-        if self.missing is not None:
-            wanted = []
-        found = differentiate(self.value, [*parameters, *(v.edge for v in wanted)])
-        adjoints = zip(wanted, found[len(parameters) :], strict=True)
-        self._known = {v: a for v, a in adjoints if a is not None}
-        return found[: len(parameters)]
+        curved = [o for o in self.operations if self.missing is None and o.rule.has_curvature(o)]
+        outputs = [v for o in curved for v in o.outputs]
+        gradients = differentiate(self.value, [*parameters, *(v.edge for v in outputs)])
+        adjoints = zip(outputs, gradients[len(parameters) :], strict=True)
+        self._adjoints = {v: a for v, a in adjoints if a is not None}
+        return gradients[: len(parameters)]
 
-    def keep_what_matters(self) -> None:
+    def prune(self) -> None:
         """Drop the operations that the result does not depend on: the printed text, a metric, an unused branch."""
-        needed, kept = {self.result}, []
-        for operation in reversed(self.operations):
-            if not needed.isdisjoint(operation.outputs):
-                needed.update(operation.inputs)
-                kept.append(operation)
-        self.operations = kept[::-1]
+        needed, operations = {self.result}, []
+        for o in reversed(self.operations):
+            if not needed.isdisjoint(o.outputs):
+                needed.update(o.inputs)
+                operations.append(o)
+        self.operations = operations[::-1]
 
-    def forget_unread(self) -> None:
+    def drop_unread_values(self) -> None:
         """Drop the values of which the rules need no more than the shape; the graph keeps what autograd needs."""
         read = {v for o in self.operations if o.rule.reads_inputs for v in o.inputs}
         read |= {v for o in self.operations if o.rule.reads_outputs for v in o.outputs}
@@ -144,18 +84,18 @@ class Tape:
 
     def behind_curvature(self) -> set[Variable]:
         """The values that depend on the parameters through curvature: there, adjoints along tangents matter."""
-        found: set[Variable] = set()
+        behind: set[Variable] = set()
         for o in self.operations:
-            if o.rule.bends(o) or not found.isdisjoint(o.inputs):
-                found.update(o.outputs)
-        return found
+            if o.rule.has_curvature(o) or not behind.isdisjoint(o.inputs):
+                behind.update(o.outputs)
+        return behind
 
     def last_readers(self) -> dict[Variable, Operation]:
         """The operation after which a variable is read no more."""
         return {v: o for o in self.operations for v in o.inputs}
 
-    def bytes_per_group(self, kept: bool = False) -> int:
-        """The memory of one group's first-order tangents where most are alive at once; ``kept``: of all together.
+    def bytes_per_group(self, keep_all: bool = False) -> int:
+        """The memory of one group's first-order tangents where most are alive at once; ``keep_all``: of all together.
 
         Counted as if every value depended on the group, with a working copy of the operation at hand.
         """
@@ -164,7 +104,7 @@ class Tape:
         for o in self.operations:
             alive.update(o.inputs, o.outputs)
             most = max(most, sum(map(_bytes, alive)) + sum(map(_bytes, o.outputs)))
-            alive -= set() if kept else {v for v in o.inputs if last[v] is o}
+            alive -= set() if keep_all else {v for v in o.inputs if last[v] is o}
         return most
 
     def __str__(self) -> str:
@@ -174,24 +114,6 @@ class Tape:
         lines = ["  ".join(text.ljust(w) for text, w in zip(row, wide, strict=True)).rstrip() for row in rows]
         state = "complete" if self.missing is None else f"not complete ({self.missing})"
         return "\n".join([f"Tape: {len(self.operations)} operations, {state}", *lines])
-
-
-def replaced(structure: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """The nested tuples, lists and dictionaries with every entry of a kind changed.
-
-    >>> replaced((1, [2, "a"], {"k": 3}), int, lambda i: i + 1)
-    (2, [3, 'a'], {'k': 4})
-    """
-
-    def entry(e: Any) -> Any:
-        return change(e) if isinstance(e, kind) else replaced(e, kind, change) if type(e) in _CONTAINERS else e
-
-    if type(structure) is dict:
-        return {key: entry(e) for key, e in structure.items()}
-    return type(structure)([entry(e) for e in structure]) if type(structure) in _CONTAINERS else entry(structure)
-
-
-_CONTAINERS = {tuple, list, dict}
 
 
 def _bytes(v: Variable) -> int:

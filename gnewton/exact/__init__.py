@@ -6,7 +6,7 @@ networks); derivation ours.
 ========================  ================================================================
 name                      what it is
 ========================  ================================================================
-record                    one forward and backward pass over a batch: a Tape
+forward_backward          one forward and backward pass over a batch: ``Passes``
 hessian                   the Hessian of each sample: dense, block, product, trace, rank, inertia
 spectrum                  its exact eigenvalues: all, in closed form, by counting, at the ends
 newton_direction          the damped Newton direction of each sample, by an O(sum n^3) sweep
@@ -18,31 +18,31 @@ ExactNewton               all of it as a torch.optim.Optimizer
 Elementwise               any function of one number as an activation layer
 ========================  ================================================================
 
-The directions are ``Direction`` objects: ``per_sample()``, ``mean()``, ``slope()``.
+The directions are ``SampleDirections``: ``per_sample()``, ``mean()``, ``slope()``.
 """
 
 from gnewton.exact import hessian, spectrum
 from gnewton.exact.activation import Elementwise
 from gnewton.exact.bound import safe_damping
-from gnewton.exact.direction import Direction
 from gnewton.exact.gauss_newton import gauss_newton_direction
 from gnewton.exact.joint import joint_direction
 from gnewton.exact.newton import newton_direction
 from gnewton.exact.optimizer import ExactNewton
+from gnewton.exact.passes import Passes, forward_backward
 from gnewton.exact.saddle_free import Adjustment, saddle_free_direction
-from gnewton.exact.tape import Tape, record
+from gnewton.exact.sample_directions import SampleDirections
 
 __all__ = [
     "Adjustment",
-    "Direction",
     "Elementwise",
     "ExactNewton",
-    "Tape",
+    "Passes",
+    "SampleDirections",
+    "forward_backward",
     "gauss_newton_direction",
     "hessian",
     "joint_direction",
     "newton_direction",
-    "record",
     "saddle_free_direction",
     "safe_damping",
     "spectrum",

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Jet(NamedTuple):
+class ActivationValues(NamedTuple):
     """An activation at z: the values and its first two derivatives, each of the shape of z."""
 
     value: Tensor
     slope: Tensor
-    bend: Tensor
+    curvature: Tensor
 
 
-Activation = Callable[[Tensor], Jet]
+Activation = Callable[[Tensor], ActivationValues]
 
 
 class Elementwise(nn.Module):
@@ -49,43 +49,43 @@ def read(module: nn.Module) -> Activation:
     return (closed and closed(module)) or by_autograd(module)
 
 
-def identity(z: Tensor) -> Jet:
+def identity(z: Tensor) -> ActivationValues:
     """sigma(z) = z."""
-    return Jet(z, torch.ones_like(z), torch.zeros_like(z))
+    return ActivationValues(z, torch.ones_like(z), torch.zeros_like(z))
 
 
-def composed(inner: Activation, outer: Activation) -> Activation:
+def compose(inner: Activation, outer: Activation) -> Activation:
     """outer(inner(z)) by the chain rule: (f o g)'' = f''(g) g'^2 + f'(g) g''."""
     if inner is identity:
         return outer
 
-    def jet(z: Tensor) -> Jet:
+    def composition(z: Tensor) -> ActivationValues:
         g = inner(z)
         f = outer(g.value)
-        return Jet(f.value, f.slope * g.slope, f.bend * g.slope.square() + f.slope * g.bend)
+        return ActivationValues(f.value, f.slope * g.slope, f.curvature * g.slope.square() + f.slope * g.curvature)
 
-    return jet
+    return composition
 
 
-def scaled(activation: Activation, factor: float) -> Activation:
+def scale(activation: Activation, factor: float) -> Activation:
     """factor sigma(z)."""
-    return lambda z: Jet(*(factor * part for part in activation(z)))
+    return lambda z: ActivationValues(*(factor * part for part in activation(z)))
 
 
 def by_autograd(function: Callable[[Tensor], Tensor]) -> Activation:
-    """The jet of any element-wise function that autograd differentiates twice."""
+    """Value and derivatives of any element-wise function that autograd differentiates twice."""
 
-    def jet(z: Tensor) -> Jet:
+    def activation(z: Tensor) -> ActivationValues:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             # A copy, for functions that work in place.
             value = function(z.clone())
             # The entries do not interact, so that the gradient of the sum holds every derivative.
             slope = _derivative(value, z)
-            bend = _derivative(slope, z)
-        return Jet(value.detach(), slope.detach(), bend.detach())
+            curvature = _derivative(slope, z)
+        return ActivationValues(value.detach(), slope.detach(), curvature.detach())
 
-    return jet
+    return activation
 
 
 def is_elementwise(module: nn.Module) -> bool:
@@ -104,60 +104,59 @@ def is_elementwise(module: nn.Module) -> bool:
 def _derivative(value: Tensor, z: Tensor) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(z)
-    (found,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
-    return torch.zeros_like(z) if found is None else found
+    (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
+    return torch.zeros_like(z) if slope is None else slope
 
 
-def _tanh(z: Tensor) -> Jet:
+def _tanh(z: Tensor) -> ActivationValues:
     a = torch.tanh(z)
     s = 1 - a * a
-    return Jet(a, s, -2 * a * s)
+    return ActivationValues(a, s, -2 * a * s)
 
 
-def _sigmoid(z: Tensor) -> Jet:
+def _sigmoid(z: Tensor) -> ActivationValues:
     a = torch.sigmoid(z)
     s = a * (1 - a)
-    return Jet(a, s, s * (1 - 2 * a))
+    return ActivationValues(a, s, s * (1 - 2 * a))
 
 
-def _relu(z: Tensor) -> Jet:
-    return Jet(torch.relu(z), (z > 0).to(z.dtype), torch.zeros_like(z))
+def _relu(z: Tensor) -> ActivationValues:
+    return ActivationValues(torch.relu(z), (z > 0).to(z.dtype), torch.zeros_like(z))
 
 
-def _silu(z: Tensor) -> Jet:
+def _silu(z: Tensor) -> ActivationValues:
     g = torch.sigmoid(z)
-    return Jet(z * g, g * (1 + z * (1 - g)), g * (1 - g) * (2 + z * (1 - 2 * g)))
+    return ActivationValues(z * g, g * (1 + z * (1 - g)), g * (1 - g) * (2 + z * (1 - 2 * g)))
 
 
-def _gelu(z: Tensor) -> Jet:
+def _gelu(z: Tensor) -> ActivationValues:
     below = torch.special.ndtr(z)
     density = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    return Jet(z * below, below + z * density, density * (2 - z * z))
+    return ActivationValues(z * below, below + z * density, density * (2 - z * z))
 
 
-def _sin(z: Tensor) -> Jet:
+def _sin(z: Tensor) -> ActivationValues:
     a = torch.sin(z)
-    return Jet(a, torch.cos(z), -a)
+    return ActivationValues(a, torch.cos(z), -a)
 
 
 def _elu(alpha: float) -> Activation:
-    def jet(z: Tensor) -> Jet:
+    def activation(z: Tensor) -> ActivationValues:
         a, negative = F.elu(z, alpha), z <= 0
-        # alpha exp(z), which is both derivatives there.
-        e = torch.where(negative, a + alpha, 0.0)
-        return Jet(a, torch.where(negative, e, 1.0), e)
+        # alpha exp(z) is both derivatives there; at 0 torch takes the slope from the left and the curvature from the right.
+        return ActivationValues(a, torch.where(negative, a + alpha, 1.0), torch.where(z < 0, a + alpha, 0.0))
 
-    return jet
+    return activation
 
 
 def _softplus(beta: float, threshold: float) -> Activation:
-    def jet(z: Tensor) -> Jet:
+    def activation(z: Tensor) -> ActivationValues:
         # Beyond the threshold torch's softplus is the identity.
         g, linear = torch.sigmoid(beta * z), beta * z > threshold
-        bend = torch.where(linear, 0.0, beta * g * (1 - g))
-        return Jet(F.softplus(z, beta, threshold), torch.where(linear, 1.0, g), bend)
+        curvature = torch.where(linear, 0.0, beta * g * (1 - g))
+        return ActivationValues(F.softplus(z, beta, threshold), torch.where(linear, 1.0, g), curvature)
 
-    return jet
+    return activation
 
 
 _FUNCTIONS: dict[Any, Activation] = {

@@ -12,11 +12,11 @@ conditions; derivation ours.)
 import torch
 from torch import Tensor
 
-from gnewton.exact.tape import Tape
+from gnewton.exact.passes import Passes
 
 
 @torch.no_grad()
-def safe_damping(tape: Tape) -> Tensor:
+def safe_damping(passes: Passes) -> Tensor:
     """b >= 0 for each sample, (B,), such that H + b is positive semi-definite.
 
     The bound vanishes with the gradient. It is loose by a small factor: as |W|_2 stands an upper bound of it that takes
@@ -24,21 +24,21 @@ def safe_damping(tape: Tape) -> Tensor:
 
     >>> import gnewton as gn
     >>> model = gn.models.perceptron([3, 4, 2], dtype=torch.float64)
-    >>> tape = gn.exact.record(model, torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0]))
-    >>> bool((gn.exact.safe_damping(tape) >= -gn.exact.spectrum.lowest(tape)).all())
+    >>> passes = gn.exact.forward_backward(model, torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0]))
+    >>> bool((gn.exact.safe_damping(passes) >= -gn.exact.spectrum.lowest(passes)).all())
     True
     """
-    B, L = tape.samples, len(tape)
-    N, row = tape.values.new_zeros(B, L, L), tape.values.new_zeros(B, L)
+    B, L = passes.samples, len(passes)
+    N, row = passes.values.new_zeros(B, L, L), passes.values.new_zeros(B, L)
     for i in range(L):
         if i:
-            steepest = tape.slopes[i - 1].abs().amax(1, keepdim=True)
-            N[:, i] += tape.deltas[i].norm(dim=1, keepdim=True) * steepest * row
-            if i == L - 1 and tape.loss.convex:
+            steepest = passes.slopes[i - 1].abs().amax(1, keepdim=True)
+            N[:, i] += passes.deltas[i].norm(dim=1, keepdim=True) * steepest * row
+            if i == L - 1 and passes.loss.convex:
                 break
-            row = row * steepest * norm_bound(tape.weights[i])
-        row[:, i] = tape.lengths[i].sqrt()[:, 0]
-        lowest = tape.bends[i].amin(1).clamp(max=0) if i < L - 1 else tape.loss.lowest()
+            row = row * steepest * norm_bound(passes.weights[i])
+        row[:, i] = passes.lengths[i].sqrt()[:, 0]
+        lowest = passes.curvatures[i].amin(1).clamp(max=0) if i < L - 1 else passes.loss.lowest()
         N -= (lowest / 2)[:, None, None] * row[:, :, None] * row[:, None, :]
     values: Tensor = torch.linalg.eigvalsh(N + N.mT)
     return values[:, -1].clamp(min=0)

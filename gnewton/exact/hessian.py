@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gnewton.exact.direction import Direction, Extra, by_layer, output_changes
-from gnewton.exact.tape import Tape
+from gnewton.exact.passes import Passes
+from gnewton.exact.sample_directions import Extra, SampleDirections, by_layer, output_changes
 
 
 class Inertia(NamedTuple):
@@ -28,62 +28,64 @@ class Inertia(NamedTuple):
 
 
 @torch.no_grad()
-def dense(tape: Tape) -> Tensor:
+def dense(passes: Passes) -> Tensor:
     """All of it, (B, P, P), for small networks and as the oracle of what follows.
 
     >>> import gnewton as gn
     >>> model = gn.models.perceptron([3, 4, 2], dtype=torch.float64)
-    >>> tape = gn.exact.record(model, torch.randn(1, 3, dtype=torch.float64), torch.tensor([1]))
-    >>> H = gn.exact.hessian.dense(tape)
-    >>> H.shape, torch.allclose(H.diagonal(dim1=1, dim2=2).sum(1), gn.exact.hessian.trace(tape))
+    >>> passes = gn.exact.forward_backward(model, torch.randn(1, 3, dtype=torch.float64), torch.tensor([1]))
+    >>> H = gn.exact.hessian.dense(passes)
+    >>> H.shape, torch.allclose(H.diagonal(dim1=1, dim2=2).sum(1), gn.exact.hessian.trace(passes))
     (torch.Size([1, 26, 26]), True)
     """
-    C, L = curvatures(tape), len(tape)
-    rows = [[_block(tape, C, i, k) for k in range(i + 1)] for i in range(L)]
+    C, L = layer_hessians(passes), len(passes)
+    rows = [[_block(passes, C, i, k) for k in range(i + 1)] for i in range(L)]
     full = [[rows[i][k] if k <= i else rows[k][i].mT for k in range(L)] for i in range(L)]
     return torch.cat([torch.cat(row, 2) for row in full], 1)
 
 
 @torch.no_grad()
-def block(tape: Tape, i: int, k: int) -> Tensor:
+def block(passes: Passes, i: int, k: int) -> Tensor:
     """The block of the layers with indices i and k from 0, (B, P_i, P_k). Raises IndexError for an index out of range."""
-    if not (0 <= i < len(tape) and 0 <= k < len(tape)):
-        raise IndexError(f"expected layers from 0 to {len(tape) - 1}, got {i} and {k}; count the linear layers from 0")
-    C = curvatures(tape)
-    return _block(tape, C, i, k) if k <= i else _block(tape, C, k, i).mT
+    if not (0 <= i < len(passes) and 0 <= k < len(passes)):
+        raise IndexError(
+            f"expected layers from 0 to {len(passes) - 1}, got {i} and {k}; count the linear layers from 0"
+        )
+    C = layer_hessians(passes)
+    return _block(passes, C, i, k) if k <= i else _block(passes, C, k, i).mT
 
 
 @torch.no_grad()
-def product(tape: Tape, u: Mapping[str, Tensor]) -> Direction:
+def product(passes: Passes, u: Mapping[str, Tensor]) -> SampleDirections:
     """H u for a direction u: parameter name -> tensor, shared or (B, ...); one forward and one backward pass.
 
-    The result is a ``Direction``; its ``per_sample()`` is name -> (B, ...). Raises ValueError for misfits.
+    The result is a ``SampleDirections``; its ``per_sample()`` is name -> (B, ...). Raises ValueError for misfits.
     """
-    extra = Extra(by_layer(tape, u))
-    changes = output_changes(tape, [extra.on_input(tape, i) for i in range(len(tape))])
-    right = [None, *(s * z for s, z in zip(tape.slopes, changes, strict=False))]
-    left = [times(tape.loss.hessian(), changes[-1])]
-    for i in range(len(tape) - 1, 0, -1):
-        back = left[0] @ tape.weights[i] + extra.on_delta(tape, i)
-        left.insert(0, tape.slopes[i - 1] * back + tape.bends[i - 1] * changes[i - 1])
-    return Direction(tape, left, tape.deltas, right)
+    extra = Extra(by_layer(passes, u))
+    changes = output_changes(passes, [extra.on_input(passes, i) for i in range(len(passes))])
+    right = [None, *(s * z for s, z in zip(passes.slopes, changes, strict=False))]
+    left = [times(passes.loss.hessian(), changes[-1])]
+    for i in range(len(passes) - 1, 0, -1):
+        back = left[0] @ passes.weights[i] + extra.on_delta(passes, i)
+        left.insert(0, passes.slopes[i - 1] * back + passes.curvatures[i - 1] * changes[i - 1])
+    return SampleDirections(passes, left, passes.deltas, right)
 
 
 @torch.no_grad()
-def trace(tape: Tape) -> Tensor:
+def trace(passes: Passes) -> Tensor:
     """tr H = sum_l |abar_{l-1}|^2 tr C_l, (B,)."""
-    traces = [C.diagonal(dim1=1, dim2=2).sum(1) for C in curvatures(tape)]
-    return torch.stack([a[:, 0] * t for a, t in zip(tape.lengths, traces, strict=True)]).sum(0)
+    traces = [C.diagonal(dim1=1, dim2=2).sum(1) for C in layer_hessians(passes)]
+    return torch.stack([a[:, 0] * t for a, t in zip(passes.lengths, traces, strict=True)]).sum(0)
 
 
-def rank(tape: Tape) -> Tensor:
+def rank(passes: Passes) -> Tensor:
     """rank H = 2N + rank C_L, (B,) int64, by the theorem of ``inertia``, with its conditions and errors."""
-    counts = inertia(tape)
+    counts = inertia(passes)
     return counts.negative + counts.positive
 
 
 @torch.no_grad()
-def inertia(tape: Tape) -> Inertia:
+def inertia(passes: Passes) -> Inertia:
     """Exactly N + ``n_-(C_L)`` eigenvalues are negative, N + ``n_+(C_L)`` positive, N being the number of hidden units.
 
     Why: H = J^T M J, where J: U -> (U_l abar_{l-1}, U_l^T delta_l) is onto, and M is congruent to the 2 x 2 blocks
@@ -95,25 +97,25 @@ def inertia(tape: Tape) -> Inertia:
 
     >>> import gnewton as gn
     >>> model = gn.models.perceptron([3, 4, 2], dtype=torch.float64)
-    >>> tape = gn.exact.record(model, torch.randn(1, 3, dtype=torch.float64), torch.tensor([1]))
-    >>> gn.exact.hessian.inertia(tape)
+    >>> passes = gn.exact.forward_backward(model, torch.randn(1, 3, dtype=torch.float64), torch.tensor([1]))
+    >>> gn.exact.hessian.inertia(passes)
     Inertia(negative=tensor([4]), zero=tensor([17]), positive=tensor([5]))
     """
-    _check_theorem(tape)
-    c = torch.linalg.eigvalsh(tape.loss.hessian())
+    _check_theorem(passes)
+    c = torch.linalg.eigvalsh(passes.loss.hessian())
     # The terms of C cancel where a class is almost certain: rounding is relative to them.
-    rounding = 8 * c.shape[1] * torch.finfo(c.dtype).eps * tape.loss.diagonal.abs().amax(1, keepdim=True)
-    N, P = tape.network.hidden, sum(p.numel() for p in tape.network.parameters.values())
+    rounding = 8 * c.shape[1] * torch.finfo(c.dtype).eps * passes.loss.diagonal.abs().amax(1, keepdim=True)
+    N, P = passes.network.hidden, sum(p.numel() for p in passes.network.parameters.values())
     negative, positive = N + (c < -rounding).sum(1), N + (c > rounding).sum(1)
     return Inertia(negative, P - negative - positive, positive)
 
 
-def curvatures(tape: Tape) -> list[Tensor]:
+def layer_hessians(passes: Passes) -> list[Tensor]:
     """C_l = d^2 loss / dz_l^2 for every layer, (B, n_l, n_l)."""
-    C = [tape.loss.hessian()]
-    for i in range(len(tape) - 1, 0, -1):
-        J = tape.weights[i] * tape.slopes[i - 1][:, None, :]
-        C.insert(0, J.mT @ C[0] @ J + torch.diag_embed(tape.bends[i - 1]))
+    C = [passes.loss.hessian()]
+    for i in range(len(passes) - 1, 0, -1):
+        J = passes.weights[i] * passes.slopes[i - 1][:, None, :]
+        C.insert(0, J.mT @ C[0] @ J + torch.diag_embed(passes.curvatures[i - 1]))
     return C
 
 
@@ -127,40 +129,40 @@ def transposed_times(matrices: Tensor, vectors: Tensor) -> Tensor:
     return torch.bmm(vectors[:, None, :], matrices)[:, 0]
 
 
-def _block(tape: Tape, C: list[Tensor], i: int, k: int) -> Tensor:
+def _block(passes: Passes, C: list[Tensor], i: int, k: int) -> Tensor:
     """The block for k <= l, (B, P_l, P_k)."""
-    phi = torch.eye(len(tape.weights[k]), dtype=C[0].dtype, device=C[0].device).expand_as(C[k])
+    phi = torch.eye(len(passes.weights[k]), dtype=C[0].dtype, device=C[0].device).expand_as(C[k])
     before = phi
     for j in range(k + 1, i + 1):
-        before = tape.slopes[j - 1][:, :, None] * phi
-        phi = tape.weights[j] @ before
-    left, right = tape.extended(i), tape.extended(k)
+        before = passes.slopes[j - 1][:, :, None] * phi
+        phi = passes.weights[j] @ before
+    left, right = passes.extended_input(i), passes.extended_input(k)
     inner = torch.einsum("bpi,bq->bpqi", C[i] @ phi, left)
     if k < i:
-        n = tape.inputs[i].shape[1]
-        inner[:, :, :n] += torch.einsum("bp,bqi->bpqi", tape.deltas[i], before)
+        n = passes.inputs[i].shape[1]
+        inner[:, :, :n] += torch.einsum("bp,bqi->bpqi", passes.deltas[i], before)
     full = torch.einsum("bpqi,bj->bpqij", inner, right).flatten(3).flatten(1, 2)
-    return full[:, _torch_order(tape, i)][:, :, _torch_order(tape, k)]
+    return full[:, _torch_order(passes, i)][:, :, _torch_order(passes, k)]
 
 
-def _torch_order(tape: Tape, i: int) -> Tensor:
+def _torch_order(passes: Passes, i: int) -> Tensor:
     """Where the weight's entries, row by row, and then the bias's stand in V = [W | b], row by row."""
-    n, width, bias = tape.network.layers[i].shape
-    V = torch.arange(n * (width + bias), device=tape.values.device).reshape(n, width + bias)
+    n, width, bias = passes.network.layers[i].shape
+    V = torch.arange(n * (width + bias), device=passes.values.device).reshape(n, width + bias)
     return torch.cat([V[:, :width].flatten(), V[:, width:].flatten()])
 
 
-def _check_theorem(tape: Tape) -> None:
+def _check_theorem(passes: Passes) -> None:
     hint = "count eigenvalues with spectrum.count_below and count_above instead"
-    for i, layer in enumerate(tape.network.layers):
+    for i, layer in enumerate(passes.network.layers):
         if i and layer.bias_name is None:
             raise ValueError(
                 f"expected biases for the theorem of rank and inertia, got none in layer {layer.name[:-1]}; {hint}"
             )
-        if i and bool((tape.slopes[i - 1] == 0).any()):
-            name = tape.network.layers[i - 1].name[:-1]
+        if i and bool((passes.slopes[i - 1] == 0).any()):
+            name = passes.network.layers[i - 1].name[:-1]
             raise ValueError(f"expected sigma' to vanish nowhere, got a unit behind layer {name} where it is 0; {hint}")
-        if i and not bool((tape.deltas[i] != 0).any(1).all()):
+        if i and not bool((passes.deltas[i] != 0).any(1).all()):
             raise ValueError(f"expected a gradient in layer {layer.name[:-1]}, got a sample without; {hint}")
-    if bool((tape.lengths[0] == 0).any()):
+    if bool((passes.lengths[0] == 0).any()):
         raise ValueError(f"expected inputs or a bias in the first layer, got a sample of zeros; {hint}")

@@ -12,14 +12,14 @@ abar_{l-1}, Delta = rows of delta_l and the pairs (sample, unit) in that order,
 import torch
 from torch import Tensor
 
-from gnewton.exact.direction import Direction, Extra
 from gnewton.exact.newton import right_hand_side
-from gnewton.exact.sweep import solved
-from gnewton.exact.tape import Tape
+from gnewton.exact.passes import Passes
+from gnewton.exact.riccati import solve
+from gnewton.exact.sample_directions import Extra, SampleDirections
 
 
 @torch.no_grad()
-def joint_direction(tape: Tape, damping: float | Tensor, weight_decay: float = 0.0) -> Direction:
+def joint_direction(passes: Passes, damping: float | Tensor, *, weight_decay: float = 0.0) -> SampleDirections:
     """d = -(H + rho + kappa)^{-1} (g + kappa V) with H and g of the mean loss of all B samples.
 
     The result's ``mean()`` is d; its ``output`` (B, n_L) is what d changes each sample's outputs by, and ``slope().mean()`` is
@@ -27,66 +27,68 @@ def joint_direction(tape: Tape, damping: float | Tensor, weight_decay: float = 0
 
     >>> import gnewton as gn
     >>> model = gn.models.perceptron([3, 4, 2], dtype=torch.float64)
-    >>> tape = gn.exact.record(model, torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1]))
-    >>> {name: tuple(t.shape) for name, t in gn.exact.joint_direction(tape, damping=5.0).mean().items()}
+    >>> passes = gn.exact.forward_backward(model, torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1]))
+    >>> {name: tuple(t.shape) for name, t in gn.exact.joint_direction(passes, damping=5.0).mean().items()}
     {'0.weight': (4, 3), '0.bias': (4,), '2.weight': (2, 4), '2.bias': (2,)}
     """
-    rho = torch.as_tensor(damping, dtype=tape.values.dtype, device=tape.values.device)
-    if rho.shape not in ((), (len(tape),)):
-        raise ValueError(f"expected one damping, or one for each of {len(tape)} layers, got shape {tuple(rho.shape)}")
-    rho = (rho + weight_decay).expand(len(tape))
-    extras = right_hand_side(tape, weight_decay)
-    steps = _backward(tape, rho, extras)
-    return _forward(tape, rho, extras, steps)
+    rho = torch.as_tensor(damping, dtype=passes.values.dtype, device=passes.values.device)
+    if rho.shape not in ((), (len(passes),)):
+        raise ValueError(f"expected one damping, or one for each of {len(passes)} layers, got shape {tuple(rho.shape)}")
+    rho = (rho + weight_decay).expand(len(passes))
+    extras = right_hand_side(passes, weight_decay)
+    steps = _backward(passes, rho, extras)
+    return _forward(passes, rho, extras, steps)
 
 
-def _backward(tape: Tape, rho: Tensor, extras: list[Extra]) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _backward(passes: Passes, rho: Tensor, extras: list[Extra]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Q, h and [M | m] of every layer, the first layer first."""
-    B, steps = tape.samples, []
-    Q: Tensor = torch.block_diag(*(tape.loss.hessian() / B))  # type: ignore[no-untyped-call]
-    h = tape.deltas[-1] / B
-    for i in range(len(tape) - 1, -1, -1):
-        n, r = len(tape.weights[i]), -1 / rho[i]
-        extended = tape.extended(i)
+    B, steps = passes.samples, []
+    Q: Tensor = torch.block_diag(*(passes.loss.hessian() / B))  # type: ignore[no-untyped-call]
+    h = passes.deltas[-1] / B
+    for i in range(len(passes) - 1, -1, -1):
+        n, r = len(passes.weights[i]), -1 / rho[i]
+        extended = passes.extended_input(i)
         kernel = extended @ extended.mT
         A = torch.eye(B * n, dtype=Q.dtype, device=Q.device) - r * _kron(kernel, Q)
-        f = r * (sum((extra.on_input(tape, i) for extra in extras), torch.zeros_like(h)) + kernel @ h)
+        f = r * (sum((extra.on_input(passes, i) for extra in extras), torch.zeros_like(h)) + kernel @ h)
         if i == 0:
-            steps.append((Q, h, solved(A, f.reshape(-1, 1))))
+            steps.append((Q, h, solve(A, f.reshape(-1, 1))))
             break
-        a, delta, W = tape.inputs[i], tape.deltas[i] / B, tape.weights[i]
+        a, delta, W = passes.inputs[i], passes.deltas[i] / B, passes.weights[i]
         # F[b, i, c, j]
         F = r * delta.mT[None, :, :, None] * a[:, None, None, :]
         F.diagonal(dim1=0, dim2=2).add_(W[:, :, None])
         F = F.reshape(B * n, -1)
-        solution = solved(A, torch.cat([F, f.reshape(-1, 1)], 1))
+        solution = solve(A, torch.cat([F, f.reshape(-1, 1)], 1))
         steps.append((Q, h, solution))
-        curved = Q @ solution
-        curved[:, -1] += h.flatten()
-        P = F.mT @ curved
-        s, width = tape.slopes[i - 1], a.shape[1]
-        pull = P[:, -1].reshape(B, width) + r * sum((e.on_delta(tape, i) / B for e in extras), torch.zeros_like(a))
+        costates = Q @ solution
+        costates[:, -1] += h.flatten()
+        P = F.mT @ costates
+        s, width = passes.slopes[i - 1], a.shape[1]
+        pull = P[:, -1].reshape(B, width) + r * sum((e.on_delta(passes, i) / B for e in extras), torch.zeros_like(a))
         Q = P[:, :-1] + r * torch.kron(delta @ delta.mT, torch.eye(width, dtype=Q.dtype, device=Q.device))
         Q = Q * s.flatten()[:, None] * s.flatten()
-        Q = (Q + Q.mT) / 2 + torch.diag(tape.bends[i - 1].flatten() / B)
+        Q = (Q + Q.mT) / 2 + torch.diag(passes.curvatures[i - 1].flatten() / B)
         h = s * pull
     return steps[::-1]
 
 
-def _forward(tape: Tape, rho: Tensor, extras: list[Extra], steps: list[tuple[Tensor, Tensor, Tensor]]) -> Direction:
-    B, left, right = tape.samples, [], []
-    moved: Tensor | None = None
+def _forward(
+    passes: Passes, rho: Tensor, extras: list[Extra], steps: list[tuple[Tensor, Tensor, Tensor]]
+) -> SampleDirections:
+    B, left, right = passes.samples, [], []
+    change: Tensor | None = None
     for i, (Q, h, solution) in enumerate(steps):
         z = solution[:, -1]
-        if moved is not None:
-            z = z + solution[:, :-1] @ moved.flatten()
+        if change is not None:
+            z = z + solution[:, :-1] @ change.flatten()
         # B times each sample's share, as a direction's mean divides by B; delta carries 1 / B of its own.
         left.append((Q @ z + h.flatten()).reshape(h.shape) * (-B / rho[i]))
-        right.append(None if moved is None else moved / -rho[i])
+        right.append(None if change is None else change / -rho[i])
         z = z.reshape(h.shape)
-        moved = tape.slopes[i] * z if i < len(tape) - 1 else moved
+        change = passes.slopes[i] * z if i < len(passes) - 1 else change
     coefficients = [(-1 / r).expand(B, 1) for r in rho]
-    return Direction(tape, left, tape.deltas, right, [(coefficients, extra) for extra in extras], z)
+    return SampleDirections(passes, left, passes.deltas, right, [(coefficients, extra) for extra in extras], z)
 
 
 def _kron(kernel: Tensor, Q: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnewton.exact.activation import Jet
+from gnewton.exact.activation import ActivationValues
 from gnewton.exact.unaltered import check_unaltered
 
 LossName = str | Callable[..., Tensor]
@@ -17,9 +17,15 @@ LossName = str | Callable[..., Tensor]
 class Terms(NamedTuple):
     """Losses of B samples with n outputs: all that the method asks of a loss.
 
-    values (B,); delta (B, n), the gradient; its Hessian is C = Diag(diagonal) - vector vector^T, with diagonal (B, n)
-    and vector (B, n) or None. convex: whether C is known to be positive semi-definite; then vector, if there is one, is
-    the diagonal too, probabilities that sum to 1.
+    The Hessian is C = Diag(diagonal) - vector vector^T.
+
+    Args:
+        values: the losses (B,).
+        delta: the gradient (B, n).
+        diagonal: (B, n).
+        vector: (B, n), or None for zero.
+        convex: whether C is known to be positive semi-definite. The vector, if there is one, is then the diagonal too,
+            probabilities that sum to 1.
     """
 
     values: Tensor
@@ -42,10 +48,10 @@ class Terms(NamedTuple):
         values: Tensor = torch.linalg.eigvalsh(self.hessian())
         return values[:, 0].clamp(max=0)
 
-    def before(self, jet: Jet) -> "Terms":
+    def before(self, sigma: ActivationValues) -> "Terms":
         """The same losses as functions of z, where the outputs are sigma(z): C becomes S C S + Diag(sigma'' delta)."""
-        s = jet.slope
-        diagonal = s * s * self.diagonal + jet.bend * self.delta
+        s = sigma.slope
+        diagonal = s * s * self.diagonal + sigma.curvature * self.delta
         vector = None if self.vector is None else s * self.vector
         return Terms(self.values, s * self.delta, diagonal, vector, convex=False)
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from gnewton.exact.activation import Activation, composed, identity, is_elementwise, read, scaled
+from gnewton.exact.activation import Activation, compose, identity, is_elementwise, read, scale
 from gnewton.exact.unaltered import check_unaltered, differentiable_twice
 from gnewton.models.networks import ScaledLinear
+from gnewton.ranks import check_apart
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,12 @@ class Network:
     @property
     def parameters(self) -> dict[str, Tensor]:
         """The model's parameters by name, in the model's order."""
-        found: dict[str, Tensor] = {}
+        parameters: dict[str, Tensor] = {}
         for layer in self.layers:
-            found[layer.weight_name] = layer.linear.weight
+            parameters[layer.weight_name] = layer.linear.weight
             if layer.bias_name is not None:
-                found[layer.bias_name] = layer.linear.bias
-        return found
+                parameters[layer.bias_name] = layer.linear.bias
+        return parameters
 
     @property
     def has_output_activation(self) -> bool:
@@ -100,7 +101,7 @@ class Network:
 
     def _activate(self, activation: Activation) -> None:
         last = self.layers[-1]
-        self.layers = (*self.layers[:-1], replace(last, activation=composed(last.activation, activation)))
+        self.layers = (*self.layers[:-1], replace(last, activation=compose(last.activation, activation)))
 
     def _scale(self, factor: float) -> None:
         """A factor on the inputs of the next layer is one on the outputs of the last."""
@@ -110,7 +111,7 @@ class Network:
             self.input_scale = factor
             return
         last = self.layers[-1]
-        self.layers = (*self.layers[:-1], replace(last, activation=scaled(last.activation, factor)))
+        self.layers = (*self.layers[:-1], replace(last, activation=scale(last.activation, factor)))
 
 
 def _leaves(module: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -156,6 +157,7 @@ def _check_parameters(parameters: dict[str, Tensor], model: nn.Module) -> None:
     if not parameters:
         raise ValueError("expected at least one linear layer, got none; add nn.Linear")
     seen: dict[int, str] = {}
+    check_apart(parameters if len({id(p) for p in parameters.values()}) == len(parameters) else {})
     first_name, first = next(iter(parameters.items()))
     if first.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"expected parameters in float32 or float64, got {first.dtype}; convert the model")

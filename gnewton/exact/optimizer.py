@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from gnewton.exact import loss as losses
 from gnewton.exact.bound import safe_damping
-from gnewton.exact.direction import Direction
 from gnewton.exact.gauss_newton import gauss_newton_direction
 from gnewton.exact.joint import joint_direction
 from gnewton.exact.network import Network
 from gnewton.exact.newton import newton_direction
+from gnewton.exact.passes import Passes, run_passes
 from gnewton.exact.saddle_free import Adjustment, saddle_free_direction
-from gnewton.exact.tape import Tape, passes
+from gnewton.exact.sample_directions import SampleDirections
+from gnewton.ranks import check_alone
 
 Method = Literal["safe", "abs", "absQ", "plain", "joint", "gauss-newton"]
 
@@ -31,13 +32,17 @@ _HISTORY_RECORDS = 1000
 
 
 @dataclass(frozen=True)
-class Update:
+class StepRecord:
     """One step, for plots. Means are over the samples of its batch.
 
-    step: its number from 0; value: the mean loss before it; lr: the learning rate; damping: the mean of rho, with the safe
-    bound and the weight decay in it; slope: the mean of g . d of each sample and its own direction before the cap, below
-    zero for a descent; output: the mean of |change of z_L|, to first order, before the cap; capped: the part of the samples that
-    the cap shortened.
+    Args:
+        step: its number from 0.
+        value: the mean loss before it.
+        lr: the learning rate.
+        damping: the mean of rho, with the safe bound and the weight decay in it.
+        slope: the mean of g . d, of each sample and its own direction before the cap. Below zero it descends.
+        output: the mean of |change of z_L|, to first order, before the cap.
+        capped: the part of the samples that the cap shortened.
     """
 
     step: int
@@ -49,29 +54,34 @@ class Update:
     capped: float
 
 
-class _Step(NamedTuple):
-    change: dict[str, Tensor]
+class _Change(NamedTuple):
+    tensors: dict[str, Tensor]
     numbers: list[float]
 
 
 class ExactNewton(torch.optim.Optimizer):
     r"""Newton's method on the loss of one sample at a time, exact: V <- V + lr mean_b t_b d_b, d_b = -(H_b + rho_b)^{-1} g_b.
 
-    model: a Sequential of Linear and element-wise activations. loss: "cross_entropy" or F.cross_entropy, "squared_error"
-    (half the sum of squares) or F.mse_loss; a step takes the batch, as the method differentiates the network itself.
-    lr: 1 is the pure step, for one sample; the mean over a batch of 16 wanted 8. It is ``param_groups[0]["lr"]``, which
-    every scheduler drives. method:
+    Args:
+        model: a Sequential of Linear and element-wise activations. A step takes the batch, as the method differentiates the
+            network itself.
+        loss: "cross_entropy" or F.cross_entropy, "squared_error" (half the sum of squares) or F.mse_loss.
+        lr: 1 is the pure step, for one sample; the mean over a batch of 16 wanted 8. It is ``param_groups[0]["lr"]``, which
+            every scheduler drives.
+        method: how H_b is made positive definite, see below.
+        damping: rho_0 > 0, None for 3 ("safe") or 10 (the others). Its unit is that of the Hessian, which grows with the
+            length of the inputs: centre them, and divide by their standard deviation.
+        safety: >= 1.
+        cap: t_b = min(1, cap / |change of the outputs|), as cross-entropy overshoots where it has no curvature; infinity for
+            none.
+        weight_decay: kappa, of kappa |V|^2 / 2, biases included.
+        ceiling, floor, power, negative: as in ``Adjustment``, for "abs".
 
     * "safe": rho_b = damping + safety b_b, with ``safe_damping`` b_b, so that H_b + rho_b is positive definite;
     * "abs": |H_b| in the place of H_b, by an eigenproblem of 2N + n_L a sample, with ceiling, floor, power and negative as
       in ``Adjustment`` (ceiling=1.0 favours flat minima);
     * "absQ": the sweep with |Q_l|, always a descent too; "plain": H_b as it is, which goes to saddles unless the damping is
       large; "joint": the Newton direction of the batch's mean loss, for small batches; "gauss-newton": the baseline.
-
-    damping: rho_0 > 0, None for 3 ("safe") or 10 (the others); its unit is that of the Hessian, which grows with the length
-    of the inputs: centre them, and divide by their standard deviation. safety: >= 1. cap: t_b = min(1, cap / |change of the
-    outputs|), as cross-entropy overshoots where it has no curvature; infinity for none. weight_decay: kappa, of
-    kappa |V|^2 / 2, biases included.
 
     It minimises each sample's model, and says nothing of the others: watch the held-out loss. Raises TypeError or ValueError
     for other models, naming the layer, and for settings out of range.
@@ -89,6 +99,7 @@ class ExactNewton(torch.optim.Optimizer):
         self,
         model: nn.Sequential,
         loss: losses.LossName = F.cross_entropy,
+        *,
         lr: float = 1.0,
         method: Method = "safe",
         damping: float | None = None,
@@ -103,7 +114,7 @@ class ExactNewton(torch.optim.Optimizer):
         if method not in _DAMPINGS:
             raise ValueError(f"expected a method among {', '.join(_DAMPINGS)}, got {method!r}; choose one of them")
         self.network, self.loss = Network(model), losses.read(loss)
-        self.history: deque[Update] = deque(maxlen=_HISTORY_RECORDS)
+        self.history: deque[StepRecord] = deque(maxlen=_HISTORY_RECORDS)
         settings = {
             "method": method,
             "lr": lr,
@@ -135,22 +146,23 @@ class ExactNewton(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
-        """One step on the batch x (B, n_0) with y as ``record`` takes them; returns its mean loss before, a tensor ().
+        """One step on the batch x (B, n_0) with y as ``forward_backward`` takes them; returns its mean loss before, a tensor ().
 
         An error leaves parameters and state as they were: ValueError or TypeError for an unfit batch or setting,
         FloatingPointError for a loss, gradient or direction that is not finite.
         """
+        check_alone(alone=False)
         settings = self.param_groups[0]
         _check_settings(settings)
-        tape = passes(self.network, x, y, self.loss)
-        found = _step(tape, settings)
+        passes = run_passes(self.network, x, y, self.loss)
+        change = _change(passes, settings)
         memory = self._memory
-        update = Update(memory["step"], found.numbers[0], float(settings["lr"]), *found.numbers[1:])
+        record = StepRecord(memory["step"], change.numbers[0], float(settings["lr"]), *change.numbers[1:])
         for name, p in self.network.parameters.items():
-            p.add_(found.change[name])
-        self.history.append(update)
+            p.add_(change.tensors[name])
+        self.history.append(record)
         memory["step"] += 1
-        return tape.values.mean()
+        return passes.values.mean()
 
     def training_step(self, loss: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
         """A step as ``training.fit`` asks for it; the loss is the optimizer's own, which ``check_loss`` has compared."""
@@ -161,7 +173,7 @@ class ExactNewton(torch.optim.Optimizer):
         packed = super().state_dict()
         # torch's packing shares this dictionary, and the run goes on.
         packed["state"] = {"exact_newton": copy.deepcopy(self._memory)}
-        return packed | {"network": self._kind, "history": [asdict(update) for update in self.history]}
+        return packed | {"network": self._kind, "history": [asdict(record) for record in self.history]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``, for a network and loss alike. Raises ValueError, and changes nothing, for another state."""
@@ -176,7 +188,7 @@ class ExactNewton(torch.optim.Optimizer):
         state = copy.deepcopy(dict(state_dict))
         super().load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
         self.history.clear()
-        self.history.extend(Update(**one) for one in state["history"])
+        self.history.extend(StepRecord(**one) for one in state["history"])
 
     def __getstate__(self) -> dict[str, Any]:
         # torch copies and pickles its own attributes alone.
@@ -194,42 +206,42 @@ class ExactNewton(torch.optim.Optimizer):
         return f"{self.loss} on parameters of shapes {shapes}"
 
 
-def _step(tape: Tape, settings: Mapping[str, Any]) -> _Step:
+def _change(passes: Passes, settings: Mapping[str, Any]) -> _Change:
     """What to add to each parameter, and what the history keeps; FloatingPointError where it is not finite."""
     try:
-        d, rho = _direction(tape, settings)
+        d, rho = _direction(passes, settings)
     except torch.linalg.LinAlgError as error:  # what eigenvalue solvers do with NaN
-        raise FloatingPointError(_reason(tape)) from error
+        raise FloatingPointError(_reason(passes)) from error
     length = d.output.norm(dim=1)
     if settings["method"] == "joint":
         length = length.amax().expand_as(length)  # one direction for all samples: one factor
     t = (settings["cap"] / length).clamp(max=1)
     change = d.mean(t * settings["lr"])
-    facts = [tape.values, rho + settings["weight_decay"], d.slope(), length, (t < 1).to(t.dtype)]
+    facts = [passes.values, rho + settings["weight_decay"], d.slope(), length, (t < 1).to(t.dtype)]
     # One look at the device: a sum is finite only where every term is.
     sums = torch.stack([fact.mean() for fact in facts] + [change[name].sum() for name in change]).tolist()
     if not all(abs(number) < float("inf") for number in sums):
-        raise FloatingPointError(_reason(tape))
-    return _Step(change, sums[: len(facts)])
+        raise FloatingPointError(_reason(passes))
+    return _Change(change, sums[: len(facts)])
 
 
-def _direction(tape: Tape, settings: Mapping[str, Any]) -> tuple[Direction, Tensor]:
+def _direction(passes: Passes, settings: Mapping[str, Any]) -> tuple[SampleDirections, Tensor]:
     method, kappa = settings["method"], settings["weight_decay"]
-    rho = torch.full_like(tape.values, float(settings["damping"]))
+    rho = torch.full_like(passes.values, float(settings["damping"]))
     if method == "joint":
-        return joint_direction(tape, rho[0], kappa), rho
+        return joint_direction(passes, rho[0], weight_decay=kappa), rho
     if method == "gauss-newton":
-        return gauss_newton_direction(tape, rho, kappa), rho
+        return gauss_newton_direction(passes, rho, weight_decay=kappa), rho
     if method == "abs":
-        adjustment = Adjustment(*(settings[name] for name in ("ceiling", "floor", "power", "negative")))
-        return saddle_free_direction(tape, rho, kappa, adjustment), rho
+        adjustment = Adjustment(**{name: settings[name] for name in ("ceiling", "floor", "power", "negative")})
+        return saddle_free_direction(passes, rho, weight_decay=kappa, adjustment=adjustment), rho
     if method == "safe":
-        rho = rho + settings["safety"] * safe_damping(tape)
-    return newton_direction(tape, rho, kappa, absolute=method == "absQ"), rho
+        rho = rho + settings["safety"] * safe_damping(passes)
+    return newton_direction(passes, rho, weight_decay=kappa, absolute=method == "absQ"), rho
 
 
-def _reason(tape: Tape) -> str:
-    for what, tensors in (("loss", [tape.values]), ("gradient", tape.deltas)):
+def _reason(passes: Passes) -> str:
+    for what, tensors in (("loss", [passes.values]), ("gradient", passes.deltas)):
         if not all(bool(torch.isfinite(t).all()) for t in tensors):
             return f"expected a finite {what}, got NaN or infinity; check the inputs or lower the learning rate"
     return "expected a finite direction, got NaN or infinity; H + damping is singular, or the numbers are too large: raise the damping"

@@ -10,20 +10,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gnewton.exact.direction import Direction, of_samples
 from gnewton.exact.newton import right_hand_side
+from gnewton.exact.passes import Passes
+from gnewton.exact.sample_directions import SampleDirections, of_samples
 from gnewton.exact.spectrum import decompose
-from gnewton.exact.tape import Tape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Adjustment:
     """What stands in the place of |lambda|: min(max((negative |lambda|)^power, floor), ceiling).
 
-    ceiling: above it a step is that of gradient descent with the rate 1 / (ceiling + rho), so that minima sharper than
-    2 (ceiling + rho) repel, as they do there; the plain |H| has no such limit. floor: the least curvature that is believed.
-    power: 1 for Newton, 0 for gradient descent. negative: a factor for negative eigenvalues alone; below 1 saddles are left
-    faster. Raises ValueError for numbers out of range.
+    Args:
+        ceiling: above it a step is that of gradient descent with the rate 1 / (ceiling + rho). Minima sharper than
+            2 (ceiling + rho) then repel, as they do there. The plain |H| has no such limit.
+        floor: the least curvature that is believed.
+        power: 1 for Newton, 0 for gradient descent.
+        negative: a factor for negative eigenvalues alone. Below 1 saddles are left faster.
+
+    Raises ValueError for numbers out of range.
 
     >>> Adjustment(ceiling=2.0)(torch.tensor([-1.0, 0.0, 5.0]))
     tensor([1., 0., 2.])
@@ -47,23 +51,28 @@ class Adjustment:
 
 @torch.no_grad()
 def saddle_free_direction(
-    tape: Tape, damping: float | Tensor, weight_decay: float = 0.0, adjustment: Adjustment | None = None
-) -> Direction:
+    passes: Passes, damping: float | Tensor, *, weight_decay: float = 0.0, adjustment: Adjustment | None = None
+) -> SampleDirections:
     """d = -(|H| + rho + kappa)^{-1} (g + kappa V) for every sample, O(m^3) each with m = n_L + 2N.
 
-    tape: from ``record``; damping: rho > 0, a number or (B,); weight_decay: kappa; adjustment: replaces |lambda|, in the null
-    space of H too. Raises ValueError for misfits.
+    Args:
+        passes: from ``forward_backward``.
+        damping: rho > 0, a number or (B,).
+        weight_decay: kappa.
+        adjustment: replaces |lambda|, in the null space of H too.
+
+    Raises ValueError for misfits.
 
     >>> import gnewton as gn
     >>> model = gn.models.perceptron([3, 4, 2], dtype=torch.float64)
-    >>> tape = gn.exact.record(model, torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0]))
-    >>> bool((gn.exact.saddle_free_direction(tape, damping=0.1).slope() < 0).all())
+    >>> passes = gn.exact.forward_backward(model, torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0]))
+    >>> bool((gn.exact.saddle_free_direction(passes, damping=0.1).slope() < 0).all())
     True
     """
     adjustment = adjustment or Adjustment()
-    rho = of_samples(tape, damping) + weight_decay
-    extras = right_hand_side(tape, weight_decay)
-    spectrum = decompose(tape)
+    rho = of_samples(passes, damping) + weight_decay
+    extras = right_hand_side(passes, weight_decay)
+    spectrum = decompose(passes)
     Y, frame = spectrum.vectors, spectrum.basis
     outside = 1 / (adjustment(rho.new_zeros(())) + rho)
     c = frame.gradient()
@@ -72,6 +81,6 @@ def saddle_free_direction(
         decay = extra.factor * frame.coordinates(extra.parts)
     inside = (Y.mT @ (c + decay)[:, :, None]) / (adjustment(spectrum.values) + rho)[:, :, None]
     # Of what lies outside the range, only the weight decay has a part: all of V, less its projection.
-    found = frame.direction(outside * decay - (Y @ inside)[:, :, 0])
-    rest = [([-outside] * len(tape), extra) for extra in extras]
-    return Direction(tape, found.left, found.axis, found.right, rest)
+    projected = frame.direction(outside * decay - (Y @ inside)[:, :, 0])
+    rest = [([-outside] * len(passes), extra) for extra in extras]
+    return SampleDirections(passes, projected.left, projected.axis, projected.right, rest)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from gnewton.exact.bound import safe_damping
-from gnewton.exact.direction import Direction, dampings
-from gnewton.exact.hessian import curvatures
+from gnewton.exact.hessian import layer_hessians
+from gnewton.exact.passes import Passes
 from gnewton.exact.reduced import Basis, basis
-from gnewton.exact.sweep import backward
-from gnewton.exact.tape import Tape
+from gnewton.exact.riccati import backward
+from gnewton.exact.sample_directions import SampleDirections, dampings
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,37 +25,37 @@ class Spectrum:
     vectors: Tensor
     basis: Basis
 
-    def vector(self, i: int) -> Direction:
+    def vector(self, i: int) -> SampleDirections:
         """The i-th eigenvector of every sample, of norm 1, as a direction in parameter space."""
         return self.basis.direction(self.vectors[:, :, i])
 
 
 @torch.no_grad()
-def eigenvalues(tape: Tape) -> Tensor:
+def eigenvalues(passes: Passes) -> Tensor:
     """The m = n_L + 2N eigenvalues that need not be zero, ascending, (B, m), from the reduced m x m problem.
 
     m does not depend on the number of inputs; it is smaller by one for every layer after the first that has no bias.
 
     >>> import gnewton as gn
     >>> model = gn.models.perceptron([100, 4, 2], dtype=torch.float64)
-    >>> tape = gn.exact.record(model, torch.randn(1, 100, dtype=torch.float64), torch.tensor([1]))
-    >>> gn.exact.spectrum.eigenvalues(tape).shape
+    >>> passes = gn.exact.forward_backward(model, torch.randn(1, 100, dtype=torch.float64), torch.tensor([1]))
+    >>> gn.exact.spectrum.eigenvalues(passes).shape
     torch.Size([1, 10])
     """
-    values: Tensor = torch.linalg.eigvalsh(basis(tape).hessian())
+    values: Tensor = torch.linalg.eigvalsh(basis(passes).hessian())
     return values
 
 
 @torch.no_grad()
-def decompose(tape: Tape) -> Spectrum:
+def decompose(passes: Passes) -> Spectrum:
     """The same eigenvalues with their eigenvectors."""
-    found = basis(tape)
-    values, vectors = torch.linalg.eigh(found.hessian())
-    return Spectrum(values, vectors, found)
+    frame = basis(passes)
+    values, vectors = torch.linalg.eigh(frame.hessian())
+    return Spectrum(values, vectors, frame)
 
 
 @torch.no_grad()
-def closed_form(tape: Tape) -> Tensor:
+def closed_form(passes: Passes) -> Tensor:
     r"""The same eigenvalues without a matrix, for one layer, and for two layers with one output and a bias before it.
 
     One layer: |abar|^2 times the eigenvalues of C, for the cross-entropy from the secular equation
@@ -63,21 +63,21 @@ def closed_form(tape: Tape) -> Tensor:
     mu_i = (alpha^2 k_i +- sqrt(alpha^4 k_i^2 + 4 delta^2 alpha^2 s_i^2)) / 2, with one more at 0, and the term C g g^T of
     rank one moves them to the roots of 1 + C sum_j (q_j . g)^2 / (mu_j - lambda) = 0. Raises ValueError for other networks.
     """
-    if len(tape) == 1:
-        d, v = tape.loss.diagonal, tape.loss.vector
+    if len(passes) == 1:
+        d, v = passes.loss.diagonal, passes.loss.vector
         own = d.sort(1).values if v is None else rank_one_eigenvalues(d, v, -torch.ones_like(d[:, 0]))
-        return own * tape.lengths[0]
-    if len(tape) != 2 or len(tape.weights[1]) != 1 or tape.biases[1] is None:
-        raise ValueError(f"expected one layer, or two with one output and a bias, got {tape}; use eigenvalues")
-    k, s, delta, alpha = tape.bends[0], tape.slopes[0], tape.deltas[1], tape.lengths[0].sqrt()
+        return own * passes.lengths[0]
+    if len(passes) != 2 or len(passes.weights[1]) != 1 or passes.biases[1] is None:
+        raise ValueError(f"expected one layer, or two with one output and a bias, got {passes}; use eigenvalues")
+    k, s, delta, alpha = passes.curvatures[0], passes.slopes[0], passes.deltas[1], passes.lengths[0].sqrt()
     half, coupling = alpha.square() * k / 2, delta * alpha * s
     radius = torch.hypot(half, coupling)
     # The eigenvectors of [[2 half, coupling], [coupling, 0]] are (cos t, sin t) and (-sin t, cos t).
     t = torch.atan2(coupling, half) / 2
-    g, r = alpha * tape.weights[1] * s, tape.inputs[1]
+    g, r = alpha * passes.weights[1] * s, passes.inputs[1]
     poles = torch.cat([half + radius, half - radius, torch.zeros_like(delta)], 1)
     along = torch.cat([t.cos() * g + t.sin() * r, t.cos() * r - t.sin() * g, torch.ones_like(delta)], 1)
-    return rank_one_eigenvalues(poles, along, tape.loss.hessian()[:, 0, 0])
+    return rank_one_eigenvalues(poles, along, passes.loss.hessian()[:, 0, 0])
 
 
 def rank_one_eigenvalues(poles: Tensor, v: Tensor, c: Tensor) -> Tensor:
@@ -88,11 +88,11 @@ def rank_one_eigenvalues(poles: Tensor, v: Tensor, c: Tensor) -> Tensor:
     """
     order = poles.argsort(1)
     poles, v2 = poles.gather(1, order), v.square().gather(1, order)
-    moved = (c * v2.sum(1))[:, None]
+    shift = (c * v2.sum(1))[:, None]
     # Interlacing: each root lies between a pole and the next, the last one within c |v|^2 of its own.
-    up = torch.cat([poles[:, 1:], poles[:, -1:] + moved], 1)
-    down = torch.cat([poles[:, :1] + moved, poles[:, :-1]], 1)
-    low, high = torch.where(moved > 0, poles, down), torch.where(moved > 0, up, poles)
+    up = torch.cat([poles[:, 1:], poles[:, -1:] + shift], 1)
+    down = torch.cat([poles[:, :1] + shift, poles[:, :-1]], 1)
+    low, high = torch.where(shift > 0, poles, down), torch.where(shift > 0, up, poles)
     index = torch.arange(poles.shape[1], device=poles.device)
     for _ in range(2 * _digits(poles)):
         middle = (low + high) / 2
@@ -105,45 +105,45 @@ def rank_one_eigenvalues(poles: Tensor, v: Tensor, c: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def count_below(tape: Tape, mu: float | Tensor) -> Tensor:
+def count_below(passes: Passes, mu: float | Tensor) -> Tensor:
     """How many eigenvalues lie below -mu, mu > 0: the negative eigenvalues of all pivots A_l at rho = mu; (B,) int64.
 
     mu: a number, or (B,). Haynsworth's inertia of H + mu, in O(sum of n^3); no eigenvalue problem larger than a layer.
     Raises ValueError unless mu > 0.
     """
-    return _count(tape, _positive(tape, mu))
+    return _count(passes, _positive(passes, mu))
 
 
 @torch.no_grad()
-def count_above(tape: Tape, mu: float | Tensor) -> Tensor:
+def count_above(passes: Passes, mu: float | Tensor) -> Tensor:
     """How many eigenvalues lie above mu > 0, as ``count_below``, from the pivots at rho = -mu."""
-    return _count(tape, -_positive(tape, mu))
+    return _count(passes, -_positive(passes, mu))
 
 
 @torch.no_grad()
-def lowest(tape: Tape) -> Tensor:
+def lowest(passes: Passes) -> Tensor:
     """The smallest eigenvalue or 0, whichever is less, (B,), by bisection on ``count_below``.
 
     0 is an eigenvalue of every network with more parameters than m.
     """
-    return -_last(tape, lambda mu: _count(tape, mu))
+    return -_last(passes, lambda mu: _count(passes, mu))
 
 
 @torch.no_grad()
-def highest(tape: Tape) -> Tensor:
+def highest(passes: Passes) -> Tensor:
     """The largest eigenvalue or 0, whichever is more, (B,), by bisection on ``count_above``."""
-    return _last(tape, lambda mu: _count(tape, -mu))
+    return _last(passes, lambda mu: _count(passes, -mu))
 
 
-def _count(tape: Tape, rho: Tensor) -> Tensor:
-    pivots = [pivot.A for pivot in backward(tape, dampings(tape, rho), [])]
+def _count(passes: Passes, rho: Tensor) -> Tensor:
+    pivots = [pivot.A for pivot in backward(passes, dampings(passes, rho), [])]
     return torch.stack([(torch.linalg.eigvalsh(A) < 0).sum(1) for A in pivots]).sum(0)
 
 
-def _last(tape: Tape, count: Callable[[Tensor], Tensor]) -> Tensor:
+def _last(passes: Passes, count: Callable[[Tensor], Tensor]) -> Tensor:
     """The largest mu beyond which nothing is counted, to rounding; 0 where there is none."""
     # Rounding makes counts below about eps |H| meaningless: what is there is one of the zeros.
-    high = _scale(tape)
+    high = _scale(passes)
     floor = 1e3 * torch.finfo(high.dtype).eps * high
     while bool((beyond := count(high) > 0).any()):
         high = torch.where(beyond, 2 * high, high)
@@ -151,18 +151,18 @@ def _last(tape: Tape, count: Callable[[Tensor], Tensor]) -> Tensor:
     low = high / 2
     while bool((empty := (count(low) == 0) & (low > floor)).any()):
         high, low = torch.where(empty, low, high), torch.where(empty, low / 2, low)
-    found = low > floor
+    exists = low > floor
     for _ in range(_digits(high)):
         middle = (low + high) / 2
         beyond = count(middle) > 0
         low, high = torch.where(beyond, middle, low), torch.where(beyond, high, middle)
-    return torch.where(found, (low + high) / 2, 0.0)
+    return torch.where(exists, (low + high) / 2, 0.0)
 
 
-def _scale(tape: Tape) -> Tensor:
+def _scale(passes: Passes) -> Tensor:
     """A positive number of the size of H, (B,)."""
-    diagonal = [a[:, 0] * C.norm(dim=(1, 2)) for a, C in zip(tape.lengths, curvatures(tape), strict=True)]
-    return (torch.stack(diagonal).sum(0) + safe_damping(tape)).clamp(min=torch.finfo(tape.values.dtype).tiny ** 0.5)
+    diagonal = [a[:, 0] * C.norm(dim=(1, 2)) for a, C in zip(passes.lengths, layer_hessians(passes), strict=True)]
+    return (torch.stack(diagonal).sum(0) + safe_damping(passes)).clamp(min=torch.finfo(passes.values.dtype).tiny ** 0.5)
 
 
 def _digits(x: Tensor) -> int:
@@ -170,8 +170,8 @@ def _digits(x: Tensor) -> int:
     return 54 if x.dtype == torch.float64 else 25
 
 
-def _positive(tape: Tape, mu: float | Tensor) -> Tensor:
-    found = torch.as_tensor(mu, dtype=tape.values.dtype, device=tape.values.device).expand(tape.samples)
-    if not bool((found > 0).all()):
+def _positive(passes: Passes, mu: float | Tensor) -> Tensor:
+    positive = torch.as_tensor(mu, dtype=passes.values.dtype, device=passes.values.device).expand(passes.samples)
+    if not bool((positive > 0).all()):
         raise ValueError(f"expected mu > 0, got {mu}; zero itself is an eigenvalue, many times over")
-    return found
+    return positive

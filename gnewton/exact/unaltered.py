@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-# Where torch keeps the hooks of one module; each may change values or gradients.
+# Where torch keeps the hooks of one module, and with "_global" before the name those of all modules; each may change
+# values or gradients.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -30,15 +31,15 @@ def alteration(module: nn.Module) -> str | None:
         return "a parametrization"
     if any(p is not None and p._backward_hooks for p in module._parameters.values()):
         return "a hook on a parameter"
-    return "a hook on all modules" if torch_module._has_any_global_hook() else None  # type: ignore[no-untyped-call]
+    return "a hook on all modules" if any(getattr(torch_module, "_global" + kind) for kind in _HOOKS) else None
 
 
 def check_unaltered(module: nn.Module, label: str) -> None:
     """Raises ValueError, with the label, for a module that does not compute what its class says."""
-    found = alteration(module)
-    if found is not None:
+    reason = alteration(module)
+    if reason is not None:
         raise ValueError(
-            f"expected modules as torch wrote them, got {label} with {found}; remove it, or use GroupedNewton, which takes "
+            f"expected modules as torch wrote them, got {label} with {reason}; remove it, or use GroupedNewton, which takes "
             "any model"
         )
 
@@ -50,7 +51,7 @@ def differentiable_twice(module: nn.Module) -> bool:
     """
     z = torch.tensor(_POINTS, dtype=torch.float64, device="cpu").reshape(3, 4)
     try:
-        slope, bend = _two_derivatives(module, z)
+        slope, curvature = _two_derivatives(module, z)
         ahead, behind = z + _STEP, z - _STEP
         values = (module(ahead.clone()) - module(behind.clone())).detach() / (2 * _STEP)
         slopes = (_two_derivatives(module, ahead)[0] - _two_derivatives(module, behind)[0]) / (2 * _STEP)
@@ -58,7 +59,7 @@ def differentiable_twice(module: nn.Module) -> bool:
     except Exception:
         return False
     # Rounding: 1e-16 / 1e-5, and the step squared, times derivatives of a few units; where it is defined.
-    pairs = ((values, slope), (slopes, bend))
+    pairs = ((values, slope), (slopes, curvature))
     return all(torch.allclose(a[(a - b).isfinite()], b[(a - b).isfinite()], rtol=1e-5, atol=1e-6) for a, b in pairs)
 
 
@@ -78,5 +79,5 @@ def _two_derivatives(module: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
 def _slope(value: Tensor, z: Tensor) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(z)
-    (found,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
-    return torch.zeros_like(z) if found is None else found
+    (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
+    return torch.zeros_like(z) if slope is None else slope

@@ -1,7 +1,7 @@
 """The honest race: small networks, eight methods, equal budgets, steps and seconds.
 
 ``python -m gnewton.experiments`` lists the experiments, ``python -m gnewton.experiments mlp`` runs one; ``load("mlp")``
-reads the results that are shipped. Everything runs on a laptop, on the 5,000 MNIST digits of
+reads the results that are shipped; ``registry.py`` lists what there is. Everything runs on a laptop, on the 5,000 MNIST digits of
 ``gnewton.datasets.mnist_5k``.
 
 The protocol
@@ -33,36 +33,7 @@ momentum 0.9, negative rates kept); SGD with momentum 0.9, Adam, L-BFGS (torch),
 factors).
 """
 
-import json
-from difflib import get_close_matches
-from importlib.resources import files
-from typing import Any
+from gnewton.experiments.registry import find
+from gnewton.experiments.results import load
 
-NAMES = ("mlp", "deep", "lenet", "vgg", "autoencoder", "interaction", "untuned", "unseen", "one-sample")
-
-
-def load(name: str) -> dict[str, Any]:
-    """The shipped results of an experiment, as ``report.results`` wrote them.
-
-    Raises ValueError for an unknown name, FileNotFoundError for an experiment without shipped results.
-
-    >>> load("mpl")
-    Traceback (most recent call last):
-    ValueError: expected one of mlp, deep, lenet, vgg, autoencoder, interaction, untuned, unseen, one-sample, got 'mpl'; did you mean 'mlp'?
-    """
-    check(name)
-    file = files(__name__) / "results" / f"{name}.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"expected shipped results of {name}, got none; run it: python -m gnewton.experiments {name}"
-        )
-    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return results
-
-
-def check(name: str) -> None:
-    """ValueError, with the nearest name, for a name that is no experiment's."""
-    if name not in NAMES:
-        near = get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
-        raise ValueError(f"expected one of {', '.join(NAMES)}, got {name!r}; {hint}")
+__all__ = ["find", "load"]

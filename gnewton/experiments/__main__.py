@@ -7,16 +7,8 @@ from pathlib import Path
 
 import torch
 
-from gnewton.experiments import NAMES, check, interaction, one_sample, untuned
-from gnewton.experiments.networks import PROBLEMS
-from gnewton.experiments.pictures import figure
-from gnewton.experiments.protocol import Plan, compare
-from gnewton.experiments.report import results, table, text, verdict
-from gnewton.experiments.runs import write
-from gnewton.plots import Figure, png
-
-_INTERACTION_MINUTES = 60
-_ONE_SAMPLE_MINUTES = 12
+from gnewton.experiments.protocol import Plan
+from gnewton.experiments.registry import REGISTRY, find
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = Plan(given.folder, given.seeds, given.quick)
     try:
         for name in given.names:
-            sys.stdout.write(run(name, plan) + "\n")
+            sys.stdout.write(find(name).run(plan) + "\n")
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted. Finished runs are kept: the same command goes on from here.\n")
         return 130
@@ -37,49 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def listing() -> str:
     """One line for each experiment, with the time it takes."""
-    lines = [f"{p.name:12} about {p.minutes:2.0f} min  {p.title}" for p in PROBLEMS.values()]
-    lines.append(
-        f"{'interaction':12} about {_INTERACTION_MINUTES:2.0f} min  {interaction.TITLE} (after these have run)"
-    )
-    for name, title in untuned.TITLES.items():
-        minutes = sum(p.minutes for p in untuned.NETWORKS[name].values())
-        lines.append(f"{name:12} about {minutes:2.0f} min  {title}")
-    lines.append(f"{'one-sample':12} about {_ONE_SAMPLE_MINUTES:2.0f} min  {one_sample.TITLE}")
+    lines = [
+        f"{one.name:12} about {one.minutes:2.0f} min  {one.title}"
+        + f" (after {', '.join(one.after)})" * bool(one.after)
+        for one in REGISTRY.values()
+    ]
     return "\n".join([*lines, "", "Run one: python -m gnewton.experiments NAME (on one core; --help for more)"])
-
-
-def run(name: str, plan: Plan) -> str:
-    """Run or resume one experiment, write its JSON, table and figures, and return the table."""
-    command = f"python -m gnewton.experiments {name} --seeds {plan.seeds}" + " --quick" * plan.quick
-    if name == "interaction":
-        numbers = interaction.interact(plan, command)
-        shown, drawn = interaction.report(numbers), interaction.figures(numbers)
-    elif name in untuned.NETWORKS:
-        numbers = untuned.measure(plan, command, name)
-        shown, drawn = untuned.report(numbers), untuned.figures(numbers)
-    elif name == "one-sample":
-        numbers = one_sample.measure(plan, command)
-        shown, drawn = one_sample.report(numbers), one_sample.figures(numbers)
-    else:
-        numbers = results(compare(PROBLEMS[name], plan), command)
-        shown, drawn = f"{table(numbers)}\n\n{verdict(numbers)}", {name: figure(numbers)}
-    folder = plan.place(name)
-    write(folder / f"{name}.json", text(numbers) + "\n")
-    write(folder / f"{name}.md", f"# {numbers['title']}\n\n{shown}\n")
-    save(folder, drawn)
-    return f"{shown}\n\nSaved in {folder}"
-
-
-def save(folder: Path, drawn: dict[str, Figure]) -> None:
-    for name, one in drawn.items():
-        write(folder / f"{name}.png", png(one))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gnewton.experiments", description="Compare eight methods with equal budgets."
     )
-    parser.add_argument("names", nargs="*", type=_name, metavar="NAME", help=f"{', '.join(NAMES)}; none lists them")
+    parser.add_argument("names", nargs="*", type=_name, metavar="NAME", help=f"{', '.join(REGISTRY)}; none lists them")
     parser.add_argument(
         "--folder", type=Path, default=Path("experiments"), help="results go to FOLDER/NAME (experiments)"
     )
@@ -93,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _name(name: str) -> str:
     try:
-        check(name)
+        find(name)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return name

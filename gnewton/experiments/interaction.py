@@ -5,7 +5,6 @@ that are computed anew at every step, tuned and run by the same protocol. What t
 """
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +14,16 @@ from torch import nn
 from gnewton import plots
 from gnewton.datasets import Dataset
 from gnewton.direction import gradient
+from gnewton.experiments.experiment import Experiment, Results
 from gnewton.experiments.methods import METHODS, Method, Settings
 from gnewton.experiments.networks import PROBLEMS, Problem
 from gnewton.experiments.pictures import name_curves, panels
 from gnewton.experiments.protocol import Plan, compare
+from gnewton.experiments.race import UNREAD
 from gnewton.experiments.report import facts, markdown, results, table, verdict
 from gnewton.experiments.runs import Run, kept, network, train
 from gnewton.partition import Partition
 from gnewton.summary import summarize
-
-Results = dict[str, Any]
 
 TITLE = "full H-bar, its diagonal, one group (S = 1) on mlp, deep and lenet; H-bar of deep as a heat map"
 NETWORKS = ("mlp", "deep", "lenet")
@@ -42,7 +41,7 @@ def fresh(method: Method) -> Method:
     return replace(method, name=f"{method.name}-fresh", title=f"{method.title}, fresh rates", settings=settings)
 
 
-def interact(plan: Plan, command: str) -> Results:
+def measure(plan: Plan, command: str) -> Results:
     """The methods on the three networks, and H-bar of ``deep`` before and after training.
 
     Tuned and run as in the experiments of these networks, whose runs are read where they are there.
@@ -146,3 +145,16 @@ def figures(numbers: Results) -> dict[str, plots.Figure]:
         plots.long_range(np.array(measured[when], float), measured["names"], ax)
         ax.set_title(title)
     return {"interaction": curves, "interaction-hessians": maps}
+
+
+EXPERIMENT = Experiment(
+    name="interaction",
+    title=TITLE,
+    minutes=60,
+    measure=measure,
+    report=report,
+    figures=figures,
+    pictures=("interaction", "interaction-hessians"),
+    after=NETWORKS,
+    unread=UNREAD,
+)

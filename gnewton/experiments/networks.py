@@ -55,7 +55,7 @@ _CLASSES = nn.CrossEntropyLoss()
 
 
 def _perceptron(widths: list[int], activation: str) -> Callable[[torch.Generator], nn.Module]:
-    return lambda generator: models.perceptron(widths, activation, generator)
+    return lambda generator: models.perceptron(widths, activation, generator=generator)
 
 
 PROBLEMS = {
@@ -64,7 +64,7 @@ PROBLEMS = {
         Problem(
             "mlp",
             "perceptron 784-256-64-10, tanh",
-            lambda g: models.perceptron([784, 256, 64, 10], "tanh", g),
+            lambda g: models.perceptron([784, 256, 64, 10], "tanh", generator=g),
             flat,
             _CLASSES,
             epochs=6,
@@ -73,7 +73,7 @@ PROBLEMS = {
         Problem(
             "deep",
             "20 hidden layers of 64, ELU",
-            lambda g: models.perceptron([784, *[64] * 20, 10], "elu", g),
+            lambda g: models.perceptron([784, *[64] * 20, 10], "elu", generator=g),
             flat,
             _CLASSES,
             epochs=5,
@@ -82,7 +82,7 @@ PROBLEMS = {
         Problem(
             "lenet",
             "LeNet 6-16-120-84, tanh, images of 28 x 28",
-            lambda g: models.lenet((1, 28, 28), 10, "tanh", g),
+            lambda g: models.lenet((1, 28, 28), 10, activation="tanh", generator=g),
             images,
             _CLASSES,
             epochs=3,
@@ -100,7 +100,7 @@ PROBLEMS = {
         Problem(
             "autoencoder",
             "auto-encoder 784-256-64-16-64-256-784, tanh, squared error",
-            lambda g: models.autoencoder([784, 256, 64, 16], "tanh", g),
+            lambda g: models.autoencoder([784, 256, 64, 16], "tanh", generator=g),
             reproduced,
             nn.MSELoss(),
             epochs=4,
@@ -125,18 +125,20 @@ SIX = {
             "deep-tanh", "8 hidden layers of 48, tanh", _perceptron([64, *[48] * 8, 10], "tanh"), datasets.digits, 0.5
         ),
         _untuned("elu", "3 hidden layers of 64, ELU", _perceptron([64, 64, 64, 64, 10], "elu"), datasets.digits, 0.3),
-        _untuned("lenet", "LeNet, tanh", lambda g: models.lenet((1, 28, 28), 10, "tanh", g), images, 6),
+        _untuned(
+            "lenet", "LeNet, tanh", lambda g: models.lenet((1, 28, 28), 10, activation="tanh", generator=g), images, 6
+        ),
         _untuned(
             "vgg-batch-norm",
             "VGG-11 with batch norm, a sixteenth of its channels, ELU",
-            lambda g: models.vgg(11, 1 / 16, True, (1, 28, 28), activation="elu", generator=g),
+            lambda g: models.vgg(11, 1 / 16, batch_norm=True, inputs=(1, 28, 28), activation="elu", generator=g),
             images,
             21,
         ),
         _untuned(
             "autoencoder",
             "auto-encoder 784-256-64-16, tanh",
-            lambda g: models.autoencoder([784, 256, 64, 16], "tanh", g),
+            lambda g: models.autoencoder([784, 256, 64, 16], "tanh", generator=g),
             reproduced,
             2,
         ),

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from gnewton import datasets, models, plots
 from gnewton.datasets import Dataset
 from gnewton.exact import ExactNewton
+from gnewton.experiments.experiment import Experiment, Results
 from gnewton.experiments.methods import METHODS, Method, Settings, grid
 from gnewton.experiments.networks import Problem
 from gnewton.experiments.pictures import name_curves
@@ -27,8 +28,6 @@ from gnewton.experiments.protocol import HOLD_OUT, Plan
 from gnewton.experiments.report import facts, markdown, rounded
 from gnewton.experiments.runs import Run, finite, kept, train
 from gnewton.experiments.untuned import mean_loss
-
-Results = dict[str, Any]
 
 TITLE = "one sample a step: ExactNewton untuned, beside tuned SGD and Adam"
 ACTIVATIONS = ("tanh", "sigmoid", "softplus", "relu")
@@ -50,7 +49,7 @@ def _problem(activation: str) -> Problem:
     return Problem(
         activation,
         f"64-64-10, {activation}",
-        lambda g: models.perceptron([64, 64, 10], activation, g),
+        lambda g: models.perceptron([64, 64, 10], activation, generator=g),
         digits,
         nn.CrossEntropyLoss(),
         epochs=EPOCHS,
@@ -231,7 +230,7 @@ def figures(numbers: Results) -> dict[str, plots.Figure]:
     for column, one in enumerate(numbers["networks"].values()):
         for row, unit in enumerate(("epoch", "seconds")):
             ax = drawn.axes[4 * row + column]
-            plots.training_curves(_curves(one, unit), ax, unit, scale="log")
+            plots.training_curves(_curves(one, unit), ax, xlabel=unit, scale="log")
             ax.set_title(one["title"] if row == 0 else "", fontsize=9)
             if legend := ax.get_legend():
                 legend.remove()
@@ -247,3 +246,15 @@ def _curves(one: Results, unit: str) -> dict[str, tuple[Sequence[float], Sequenc
         x = list(epochs) if unit == "epoch" else [float(s) for s in np.mean([r["cpu_seconds"] for r in runs], axis=0)]
         found[method["title"]] = (x, [mean_loss(runs, epoch) for epoch in epochs])
     return found
+
+
+EXPERIMENT = Experiment(
+    name="one-sample",
+    title=TITLE,
+    minutes=12,
+    measure=measure,
+    report=report,
+    figures=figures,
+    pictures=("one-sample",),
+    unread=("tuning", "test_losses"),
+)

@@ -37,7 +37,7 @@ def panels(axes: Sequence[Axes], numbers: Results) -> None:
     ]
     curves = {method["title"]: mean_curve(method["runs"]) for method in methods}
     for ax, unit, x in ((axes[0], "step", 0), (axes[1], "time (s)", 1)):
-        plots.training_curves({name: (c[x], c[2]) for name, c in curves.items()}, ax, unit, scale="log")
+        plots.training_curves({name: (c[x], c[2]) for name, c in curves.items()}, ax, xlabel=unit, scale="log")
         for index, curve in enumerate(curves.values()):
             ax.fill_between(curve[x], curve[3], curve[4], color=plots.style(index)["color"], alpha=0.15, linewidth=0)
         ax.set_title(numbers["title"], fontsize=9)

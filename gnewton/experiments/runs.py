@@ -93,7 +93,17 @@ def _epochs(
     summaries = endless(curvature, optimizer.param_groups[0]["period"]) if grouped else None
     while True:
         start = time.process_time()
-        history = fit(model, optimizer, loader, problem.loss, 1, None, summaries, plateau, progress=False)
+        history = fit(
+            model,
+            optimizer,
+            loader,
+            loss_fn=problem.loss,
+            epochs=1,
+            evaluate=None,
+            curvature=summaries,
+            scheduler=plateau,
+            progress=False,
+        )
         yield history, time.process_time() - start
 
 

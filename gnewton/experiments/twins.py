@@ -70,12 +70,14 @@ def _optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
 
 def _trained(name: str, kind: str, epochs: int) -> list[float | None]:
     data = datasets.digits(dtype=torch.float64)
-    plain = models.perceptron([64, 32, 32, 10], "tanh", torch.Generator().manual_seed(0), dtype=torch.float64)
+    plain = models.perceptron([64, 32, 32, 10], "tanh", generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     model = Twin(plain, SCALES if kind == "scaled" else [1.0] * len(SCALES))
     optimizer = _optimizer(name, model)
     loader, other = (data.batches(n, torch.Generator().manual_seed(n), drop_last=True) for n in (100, 300))
     curvature = other if name == _OURS else None
-    history = fit(model, optimizer, loader, nn.CrossEntropyLoss(), epochs, curvature=curvature, progress=False)
+    history = fit(
+        model, optimizer, loader, loss_fn=nn.CrossEntropyLoss(), epochs=epochs, curvature=curvature, progress=False
+    )
     return [finite(float(f"{loss:.8g}")) for loss in history.losses]
 
 
@@ -94,7 +96,7 @@ def figure(measured: Losses) -> plots.Figure:
     for ax, (name, curves) in zip(drawn.axes, measured.items(), strict=True):
         titles = {"plain": "the network", "scaled": "its badly scaled twin"}
         lines = {titles[kind]: (range(len(curve)), np.array(curve, float)) for kind, curve in curves.items()}
-        plots.training_curves(lines, ax, "step", scale="log")
+        plots.training_curves(lines, ax, xlabel="step", scale="log")
         ax.set(title=name, ylim=(0.002, 20))
         if legend := ax.get_legend():
             legend.remove()

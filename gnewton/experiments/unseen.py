@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 from gnewton import datasets, models
 from gnewton.datasets import Dataset
+from gnewton.experiments import untuned
+from gnewton.experiments.experiment import Experiment, Results
 from gnewton.experiments.networks import Problem, flat
+from gnewton.experiments.protocol import Plan
+from gnewton.experiments.report import facts
 
 Build = Callable[[], nn.Module]
 
@@ -140,3 +144,22 @@ UNSEEN = {
         _unseen("regression", "perceptron 20-64-64-1, tanh, squared error", _regression, taught, 0.1),
     )
 }
+
+TITLE = "the same setting on six networks on which nothing was chosen"
+
+
+def measure(plan: Plan, command: str) -> Results:
+    """All runs of the six networks."""
+    return untuned.trials("unseen", TITLE, UNSEEN, plan) | facts(command)
+
+
+EXPERIMENT = Experiment(
+    name="unseen",
+    title=TITLE,
+    minutes=sum(problem.minutes for problem in UNSEEN.values()),
+    measure=measure,
+    report=untuned.report,
+    figures=untuned.figures,
+    pictures=("unseen",),
+    unread=untuned.UNREAD,
+)

@@ -4,11 +4,11 @@ Loss is that of the whole training part, in evaluation mode, as a geometric mean
 choose among seven learning rates by the loss on a held-out fifth of the training part, from seed 0: once for 3 epochs and
 once for 10, so that each comparison meets the rate that is best for it. No schedule anywhere.
 
-``untuned`` runs the six networks on which the setting was found, ``unseen`` six others, on which nothing was chosen.
+These are the six networks on which the setting was found; ``unseen.py`` has six others, on which nothing was chosen.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,22 +18,16 @@ from tqdm import tqdm
 
 from gnewton import plots
 from gnewton.experiments import twins
+from gnewton.experiments.experiment import Experiment, Results
 from gnewton.experiments.methods import ADAPTIVE, METHODS, UNTUNED, WITH_ONE_GROUP, Method, grid
 from gnewton.experiments.networks import SIX, Problem
 from gnewton.experiments.pictures import name_curves
 from gnewton.experiments.protocol import HOLD_OUT, Plan
 from gnewton.experiments.report import facts, markdown, rounded
 from gnewton.experiments.runs import Run, kept, network, train
-from gnewton.experiments.unseen import UNSEEN
 from gnewton.partition import Partition
 
-Results = dict[str, Any]
-
-NETWORKS = {"untuned": SIX, "unseen": UNSEEN}
-TITLES = {
-    "untuned": "one setting of the adaptive step on six networks, beside tuned Adam and SGD; badly scaled on purpose",
-    "unseen": "the same setting on six networks on which nothing was chosen",
-}
+TITLE = "one setting of the adaptive step on six networks, beside tuned Adam and SGD; badly scaled on purpose"
 RATES = {
     "adam": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     "sgd": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0),
@@ -43,20 +37,22 @@ SOON = 5
 OURS = {"adaptive": "GroupedNewton, one setting", "one-group": "the same, one group"}
 
 
-def measure(plan: Plan, command: str, name: str = "untuned") -> Results:
-    """All runs of the six networks of that name; with "untuned" the badly scaled twins, too."""
-    problems, runs = (
-        NETWORKS[name],
-        len(RATES) * (len(RATES["adam"]) + len(BUDGETS) * plan.seeds) + len(OURS) * plan.seeds,
-    )
+def measure(plan: Plan, command: str) -> Results:
+    """All runs of the six networks, and the badly scaled twins."""
+    found = trials("untuned", TITLE, SIX, plan)
+    return found | facts(command) | {"scaled": twins.losses(epochs=1 if plan.quick else 10)}
+
+
+def trials(name: str, title: str, problems: Mapping[str, Problem], plan: Plan) -> Results:
+    """All runs of some networks."""
+    runs = len(RATES) * (len(RATES["adam"]) + len(BUDGETS) * plan.seeds) + len(OURS) * plan.seeds
     with tqdm(total=len(problems) * runs, desc=name, unit="run", disable=None) as bar:
         networks = {key: _Trials(name, problem, plan, bar.update).results() for key, problem in problems.items()}
-    found = {"experiment": name, "title": TITLES[name], **facts(command), "setting": _setting(problems)}
-    scaled = {"scaled": twins.losses(epochs=1 if plan.quick else 10)} if name == "untuned" else {}
-    return found | {"seeds": plan.seeds, "networks": networks, **scaled}
+    about = {"experiment": name, "title": title, "setting": _setting(problems), "seeds": plan.seeds}
+    return about | {"networks": networks}
 
 
-def _setting(problems: dict[str, Problem]) -> Results:
+def _setting(problems: Mapping[str, Problem]) -> Results:
     (sizes,) = {(one.curvature, one.batch) for one in problems.values()}
     named = {"direction": "RMSprop", "momentum": 0.9, "curvature_batch": sizes[0], "batch": sizes[1]}
     return UNTUNED[0] | ADAPTIVE | named
@@ -255,7 +251,20 @@ def _draw(ax: Axes, one: Results) -> None:
     runs |= {METHODS[n].title + ", tuned": one[n]["for 10 epochs"]["runs"] for n in RATES}
     epochs = range(1, 1 + len(one["adaptive"][0]["train_losses"]))
     curves = {name: (epochs, [mean_loss(some, epoch) for epoch in epochs]) for name, some in runs.items()}
-    plots.training_curves(curves, ax, "epoch", scale="log")
+    plots.training_curves(curves, ax, xlabel="epoch", scale="log")
     ax.set_title(one["title"], fontsize=9)
     if legend := ax.get_legend():
         legend.remove()
+
+
+UNREAD = ("test_losses", "test_accuracies", "validation")
+EXPERIMENT = Experiment(
+    name="untuned",
+    title=TITLE,
+    minutes=sum(problem.minutes for problem in SIX.values()),
+    measure=measure,
+    report=report,
+    figures=figures,
+    pictures=("untuned", "untuned-scaled"),
+    unread=(*UNREAD, "scaled"),
+)

@@ -9,15 +9,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gnewton.models.device import default_device
+
 
 class Quadratic(nn.Module):
     """The bowl L(theta) = 1/2 theta^T A theta - b^T theta + c, with A of a given spectrum and min L = 0.
 
-    A = Q diag(spectrum) Q^T (d, d), b = A minimiser (d,), c = 1/2 minimiser^T A minimiser. The basis Q is the axes, or
-    one of: ``angle``, in radians, turns the axes counter-clockwise (d = 2); ``basis`` (d, d), orthogonal, its columns
-    the eigenvectors; ``generator``, from which a random basis is drawn (Haar measure). ``start`` (d,) is where the
-    parameter ``theta`` begins, 1 everywhere unless told otherwise; ``minimiser`` (d,) is 0 unless told otherwise. A
-    negative eigenvalue makes it a saddle: then ``minimiser`` is its stationary point and L has no minimum.
+    A = Q diag(spectrum) Q^T (d, d), b = A minimiser (d,), c = 1/2 minimiser^T A minimiser. The basis Q is the axes unless
+    one of ``angle``, ``basis`` and ``generator`` is given.
+
+    Args:
+        spectrum: the eigenvalues of A, (d,). A negative one makes a saddle, without a minimum.
+        angle: turns the axes counter-clockwise, in radians (d = 2).
+        basis: orthogonal, (d, d), its columns the eigenvectors.
+        generator: a random basis is drawn from it (Haar measure).
+        start: where the parameter ``theta`` begins, (d,); 1 everywhere by default.
+        minimiser: the stationary point, (d,); 0 by default.
+        dtype, device: of theta; None for torch's defaults.
 
     ``A``, ``b`` and ``minimiser`` are buffers. Raises ValueError for an empty or non-finite spectrum, a misshaped
     vector, a basis that is not orthogonal, or two ways of giving the basis.
@@ -38,6 +46,7 @@ class Quadratic(nn.Module):
         self,
         spectrum: Sequence[float] | Tensor,
         angle: float | None = None,
+        *,
         basis: Tensor | None = None,
         generator: torch.Generator | None = None,
         start: Sequence[float] | Tensor | None = None,
@@ -52,7 +61,7 @@ class Quadratic(nn.Module):
         matrix = q @ torch.diag(values) @ q.T
         lowest = _vector("minimiser", [0.0] * d if minimiser is None else minimiser, d)
         first = _vector("start", [1.0] * d if start is None else start, d)
-        dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
+        dtype, device = dtype or torch.get_default_dtype(), device or default_device()
         # Symmetric to the last bit, whatever the products above rounded.
         self.register_buffer("A", ((matrix + matrix.T) / 2).to(device, dtype))
         self.register_buffer("minimiser", lowest.to(device, dtype))
@@ -69,9 +78,14 @@ class Quadratic(nn.Module):
 class Rosenbrock(nn.Module):
     """Rosenbrock's valley in d dimensions: sum over i < d of 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2.
 
-    The minimum, 0, lies at (1, ..., 1). The parameter ``theta`` (d,) begins at ``start``, (-1.2, 1, -1.2, 1, ...)
-    unless told otherwise; from there, for d > 3, the way down may end in a second minimum near (-1, 1, ..., 1). With
-    ``coupled=False`` the sum runs over odd i alone: d / 2 valleys in the plane beside each other. Raises ValueError for
+    Args:
+        d: the number of coordinates of the parameter ``theta``.
+        start: where theta begins, (d,); (-1.2, 1, -1.2, 1, ...) by default.
+        coupled: False lets the sum run over odd i alone: d / 2 valleys in the plane beside each other.
+        dtype, device: of theta; None for torch's defaults.
+
+    The minimum, 0, lies at (1, ..., 1). From the default start, for d > 3, the way down may end in a second minimum near
+    (-1, 1, ..., 1). Raises ValueError for
     d < 2, an odd d that is not coupled, or a misshaped or non-finite start. (H. H. Rosenbrock, 1960.)
 
     >>> valley = Rosenbrock(2, dtype=torch.float64)
@@ -85,6 +99,7 @@ class Rosenbrock(nn.Module):
         self,
         d: int = 2,
         start: Sequence[float] | Tensor | None = None,
+        *,
         coupled: bool = True,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -96,7 +111,7 @@ class Rosenbrock(nn.Module):
         classic = [-1.2 if i % 2 == 0 else 1.0 for i in range(d)]
         first = _vector("start", classic if start is None else start, d)
         self.coupled = coupled
-        self.theta = nn.Parameter(first.to(device or torch.get_default_device(), dtype or torch.get_default_dtype()))
+        self.theta = nn.Parameter(first.to(device or default_device(), dtype or torch.get_default_dtype()))
 
     def forward(self, theta: Tensor | None = None) -> Tensor:
         """L at the parameter, (); or at the points ``theta`` (..., d), as (...)."""

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnewton.models.device import default_device
+
 # The factor sigma_w in N(0, sigma_w^2 / fan_in): it keeps the variance of the signal near 1 from layer to layer (that of
 # a sigmoid unit shrinks, whose slope is at most 1/4).
 _ACTIVATIONS: dict[str, tuple[type[nn.Module], float]] = {
@@ -30,6 +32,7 @@ _CHANNELS = (64, 128, 256, 512, 512)
 def perceptron(
     widths: Sequence[int],
     activation: str = "tanh",
+    *,
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -38,12 +41,19 @@ def perceptron(
     """A multi-layer perceptron: linear layers of the given widths with an activation between them.
 
     Weights are drawn from N(0, sigma_w^2 / fan_in) with sigma_w = 1 for "tanh" (and "sigmoid", "softplus") and sqrt 2 for
-    "elu" and "relu"; biases are 0 (Wolinski, arXiv 2312.03885, appendix F). ReLU has no curvature: with the squared error
-    and one group per tensor its order-3 summary vanishes. generator: a CPU generator; given one, torch's global random
-    state does not move. The numbers are drawn in float64 on the CPU: one seed gives one network on every device and,
-    but for rounding, in every dtype. scaling: the parameters are sqrt(fan_in) times these weights, of variance
-    sigma_w^2, and every layer divides its input by sqrt(fan_in); the network computes the same, and its gradients are
-    sqrt(fan_in) times smaller. Raises ValueError for fewer than two widths, a width below 1 or an unknown activation.
+    "elu" and "relu"; biases are 0 (Wolinski, arXiv 2312.03885, appendix F). They are drawn in float64 on the CPU: one seed
+    gives one network on every device and, but for rounding, in every dtype.
+
+    Args:
+        widths: of input, hidden layers and output.
+        activation: "tanh", "sigmoid", "elu", "relu" or "softplus". ReLU has no curvature: with the squared error and one
+            group per tensor its order-3 summary vanishes.
+        generator: a CPU generator; given one, torch's global random state does not move.
+        dtype, device: of the parameters; None for torch's defaults.
+        scaling: the parameters are sqrt(fan_in) times these weights, of variance sigma_w^2, and every layer divides its
+            input by sqrt(fan_in). The network computes the same; its gradients are sqrt(fan_in) times smaller.
+
+    Raises ValueError for fewer than two widths, a width below 1 or an unknown activation.
 
     >>> model = perceptron([64, 32, 10], generator=torch.Generator().manual_seed(0))
     >>> [(name, tuple(p.shape)) for name, p in model.named_parameters()]
@@ -63,6 +73,7 @@ def perceptron(
 def autoencoder(
     widths: Sequence[int],
     activation: str = "tanh",
+    *,
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -70,17 +81,22 @@ def autoencoder(
 ) -> nn.Sequential:
     """A perceptron down to the narrowest of ``widths`` and back up: its output is as wide as its input.
 
-    Arguments, initialization and errors are those of ``perceptron``.
+    Args:
+        widths: from the input to the narrowest layer.
+        activation, generator, dtype, device, scaling: as in ``perceptron``, and so are initialization and errors.
 
     >>> [layer.weight.shape[0] for layer in autoencoder([784, 64, 8])[::2]]
     [64, 8, 64, 784]
     """
-    return perceptron([*widths, *widths[-2::-1]], activation, generator, dtype, device, scaling)
+    return perceptron(
+        [*widths, *widths[-2::-1]], activation, generator=generator, dtype=dtype, device=device, scaling=scaling
+    )
 
 
 def lenet(
     inputs: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,
+    *,
     activation: str = "tanh",
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
@@ -89,8 +105,12 @@ def lenet(
 ) -> nn.Sequential:
     """LeNet: two convolutions 5 x 5 of 6 and 16 channels, each averaged over 2 x 2, then linear layers of 120 and 84.
 
-    inputs: (channels, 32, 32) or (channels, 28, 28), which the first convolution pads by 2. Other arguments as in
-    ``perceptron``. Raises ValueError for other image sizes, no classes or an unknown activation. (LeCun et al., 1998.)
+    Args:
+        inputs: (channels, 32, 32) or (channels, 28, 28), which the first convolution pads by 2.
+        classes: the number of outputs.
+        activation, generator, dtype, device, scaling: as in ``perceptron``.
+
+    Raises ValueError for other image sizes, no classes or an unknown activation. (LeCun et al., 1998.)
 
     >>> lenet((1, 28, 28))(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
@@ -108,6 +128,7 @@ def lenet(
 def vgg(
     depth: int = 11,
     width: float = 1.0,
+    *,
     batch_norm: bool = False,
     inputs: tuple[int, int, int] = (3, 32, 32),
     classes: int = 10,
@@ -119,9 +140,15 @@ def vgg(
 ) -> nn.Sequential:
     """VGG-11, 13, 16 or 19 for small images, without dropout: convolutions 3 x 3 in five stages, then three linear layers.
 
-    width: a factor on all channels (64 to 512) and on the 4,096 units of the linear layers, rounded to at least 1.
-    batch_norm: after each convolution, which then has no bias. inputs: (channels, 32, 32) or (channels, 28, 28), which is padded by 2 with
-    zeros. Other arguments as in ``perceptron``. Raises ValueError for another depth or image size, a width that is not
+    Args:
+        depth: 11, 13, 16 or 19.
+        width: a factor on all channels (64 to 512) and on the 4,096 units of the linear layers, rounded to at least 1.
+        batch_norm: after each convolution, which then has no bias.
+        inputs: (channels, 32, 32) or (channels, 28, 28), which is padded by 2 with zeros.
+        classes: the number of outputs.
+        activation, generator, dtype, device, scaling: as in ``perceptron``.
+
+    Raises ValueError for another depth or image size, a width that is not
     positive, no classes, or an unknown activation. (Simonyan and Zisserman, arXiv 1409.1556.)
 
     >>> model = vgg(11, width=1 / 32, inputs=(1, 28, 28))
@@ -189,7 +216,7 @@ class _Layers:
         # Built on the meta device: its own initialization would draw from the global random state.
         shape, fan_in = layer.weight.shape, layer.weight[0].numel()
         weight = torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu") * self.sigma
-        layer = layer.to_empty(device=self.device or torch.get_default_device())
+        layer = layer.to_empty(device=self.device or default_device())
         with torch.no_grad():
             layer.weight.copy_(weight if self.scaling else weight / math.sqrt(fan_in))
             if layer.bias is not None:

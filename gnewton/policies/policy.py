@@ -49,7 +49,14 @@ def smooth_rates(eta: Tensor, previous: Tensor | None, settings: Settings) -> Te
 
 
 def predicted_decrease(model: CubicModel, step: Step, rate: float, eta: Tensor) -> float:
-    """-m(rate eta); from the solver, to more digits, where that is the very step it found."""
+    """-m(rate eta); from the solver, to more digits, where that is the very step it found.
+
+    Args:
+        model: m.
+        step: the model's minimum.
+        rate: the part of eta, lambda_1 perhaps.
+        eta: the rates, (S,).
+    """
     if rate == 1 and eta is step.learning_rates and step.status.ok:
         return step.predicted_decrease
     return float(model.decrease(rate * eta))

@@ -23,12 +23,14 @@
 ``tangents_adjoints``    the derivation of H-bar from tangents and adjoints
 ``one_sample_sweep``     the derivation of one sample's exact Newton direction
 ``check``, ``hint``      an exercise checked line by line; one hint more at each call
+``band``                 bounds in place of a number that differs between processors
 ``quiz``                 a question whose answers unfold to their feedback
 ``report``               a learner's results of one notebook as a file to hand in
 ``newton_cauchy``        the derivation of Cauchy's and Newton's steps on a bowl
 =======================  =============================================================
 """
 
+from gnewton.teaching.band import band
 from gnewton.teaching.derivations.cubic_step import cubic_step
 from gnewton.teaching.derivations.derivation import Derivation, Line, Walker
 from gnewton.teaching.derivations.newton_cauchy import newton_cauchy
@@ -76,6 +78,7 @@ __all__ = [
     "TapeViewer",
     "TaylorSlice",
     "Walker",
+    "band",
     "check",
     "cubic_step",
     "hint",

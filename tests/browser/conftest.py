@@ -20,6 +20,9 @@ OFFLINE = ("--disable-background-networking", "--host-resolver-rules=MAP * ~NOTF
 def pytest_addoption(parser):
     parser.addoption("--screenshots", type=Path, help="where the pictures go instead of tests/browser/screenshots")
     parser.addoption("--book", type=Path, help="a built book to look at instead of book/_build/html")
+    parser.addoption(
+        "--installed", type=Path, help="commands of an environment with the wheel: tests/browser/test_installed.py"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -128,6 +128,7 @@ def test_runs_on_the_meta_device():
     assert [t.device.type for t in (gradient, hessian, third, full)] == ["meta"] * 4
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_follows_the_parameters_device(device):
     if not (torch.cuda.is_available() if device == "cuda" else torch.backends.mps.is_available()):

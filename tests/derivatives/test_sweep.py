@@ -163,7 +163,7 @@ def test_a_small_memory_gives_the_same_numbers(case, groups, options):
     u = case.direction(partition)
     options = {"full_third": False} | options
     # Room for about so many groups at a time.
-    room = groups * record(case.loss, partition).bytes_per_group(kept=options["full_third"])
+    room = groups * record(case.loss, partition).bytes_per_group(keep_all=options["full_third"])
     got = swept(case, partition, u, max_memory=room, **options)
     same(got, swept(case, partition, u, **options), 1e-12)
 
@@ -224,6 +224,7 @@ def test_runs_on_the_meta_device(name):
     assert {t.device.type for r in (got, cheap) for t in (r.value, r.gradient, r.hessian, r.third)} == {"meta"}
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 @pytest.mark.parametrize("name", ["perceptron", "convolution", "MultiheadAttention", "BatchNorm2d", "GRU"])
 def test_follows_the_parameters_device(device, name):

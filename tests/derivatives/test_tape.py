@@ -157,7 +157,7 @@ def test_falls_back_by_name_with_one_warning(name):
     summarized(problem, partition)  # says it no more: a second warning would be an error
 
 
-@pytest.mark.parametrize("name", ["custom function", "straight-through", "thread"])
+@pytest.mark.parametrize("name", ["custom function", "thread"])
 def test_without_the_check_it_would_be_wrong(name, monkeypatch):
     """The negative control: a record that is believed as it is gives wrong numbers without a word."""
     problem = ZOO[name].build()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gnewton.exact import Elementwise
-from gnewton.exact.activation import by_autograd, composed, is_elementwise, read, scaled
+from gnewton.exact.activation import by_autograd, compose, is_elementwise, read, scale
 
 MODULES = [
     nn.Tanh(),
@@ -55,13 +55,13 @@ def test_autograds_derivatives_are_difference_quotients(module):
     f = lambda t: module(t.clone())  # noqa: E731
     # Truncation h^2 / 6 f''' and rounding 1e-16 / h, then 1e-16 / h^2.
     torch.testing.assert_close(jet.slope, (f(z + h) - f(z - h)) / (2 * h), rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(jet.bend, (f(z + h) - 2 * f(z) + f(z - h)) / h**2, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(jet.curvature, (f(z + h) - 2 * f(z) + f(z - h)) / h**2, rtol=1e-4, atol=1e-4)
 
 
 def test_composition_and_scale_follow_the_chain_rule():
     z, tanh, softplus = points(), read(nn.Tanh()), read(nn.Softplus())
-    assert_same(composed(tanh, softplus)(z), by_autograd(lambda t: F.softplus(torch.tanh(t)))(z))
-    assert_same(scaled(tanh, 0.3)(z), by_autograd(lambda t: 0.3 * torch.tanh(t))(z))
+    assert_same(compose(tanh, softplus)(z), by_autograd(lambda t: F.softplus(torch.tanh(t)))(z))
+    assert_same(scale(tanh, 0.3)(z), by_autograd(lambda t: 0.3 * torch.tanh(t))(z))
 
 
 def test_a_subclass_that_computes_something_else_is_not_taken_for_its_parent():

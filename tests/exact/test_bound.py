@@ -6,26 +6,26 @@ from support.oracle import CASES, DTYPE, build
 
 import gnewton as gn
 from gnewton.exact.bound import norm_bound
-from gnewton.exact.direction import dampings
-from gnewton.exact.sweep import backward
+from gnewton.exact.riccati import backward
+from gnewton.exact.sample_directions import dampings
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", CASES)
 def test_the_bound_holds(name, seed):
     case = build(name, seed=seed)
-    b, values = gn.exact.safe_damping(case.tape), torch.linalg.eigvalsh(case.hessians)
+    b, values = gn.exact.safe_damping(case.passes), torch.linalg.eigvalsh(case.hessians)
     rounding = 1e-13 * values.abs().amax(1)
     assert (b >= -values[:, 0] - rounding).all()
     assert (b >= 0).all()
-    for pivot in backward(case.tape, dampings(case.tape, b + 1e-6), []):
+    for pivot in backward(case.passes, dampings(case.passes, b + 1e-6), []):
         assert (torch.linalg.eigvalsh(pivot.A) > 0).all()
 
 
 @pytest.mark.parametrize("name", ["tanh", "softplus, one output", "two hidden", "three hidden"])
 def test_the_bound_is_not_loose_by_orders_of_magnitude(name):
     case = build(name)
-    assert (gn.exact.safe_damping(case.tape) < -50 * torch.linalg.eigvalsh(case.hessians)[:, 0]).all()
+    assert (gn.exact.safe_damping(case.passes) < -50 * torch.linalg.eigvalsh(case.hessians)[:, 0]).all()
 
 
 def test_the_bound_vanishes_with_the_gradient():
@@ -34,10 +34,10 @@ def test_the_bound_vanishes_with_the_gradient():
     bounds = []
     for away in (1.0, 1e-3, 1e-6):
         case.y = exact + away
-        bounds.append(gn.exact.safe_damping(case.tape))
+        bounds.append(gn.exact.safe_damping(case.passes))
     assert (bounds[2] < 1e-2 * bounds[0]).all()
     case.y = exact
-    assert not gn.exact.safe_damping(case.tape).any()
+    assert not gn.exact.safe_damping(case.passes).any()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 40), (40, 3), (64, 64)])

@@ -12,29 +12,29 @@ from gnewton.exact.network import Network
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_of_every_sample_are_autograds(name):
     case = build(name)
-    tape = case.tape
+    passes = case.passes
     expected = torch.stack([case.one(case.theta, x, y) for x, y in zip(case.x, case.y, strict=True)])
-    torch.testing.assert_close(tape.values, expected, rtol=1e-13, atol=1e-14)
-    assert gap(row(tape.gradient()), case.gradients) < 1e-13
-    assert list(tape.gradient()) == [n for n, _ in case.model.named_parameters()]
+    torch.testing.assert_close(passes.values, expected, rtol=1e-13, atol=1e-14)
+    assert gap(row(passes.gradient()), case.gradients) < 1e-13
+    assert list(passes.gradient()) == [n for n, _ in case.model.named_parameters()]
 
 
 def test_a_tape_keeps_the_weights_as_they_were():
     case = build("tanh")
-    tape = case.tape
-    before = row(gn.exact.newton_direction(tape, 1.0).per_sample())
+    passes = case.passes
+    before = row(gn.exact.newton_direction(passes, 1.0).per_sample())
     with torch.no_grad():
         for p in case.model.parameters():
             p.zero_()
-    assert torch.equal(row(gn.exact.newton_direction(tape, 1.0).per_sample()), before)
+    assert torch.equal(row(gn.exact.newton_direction(passes, 1.0).per_sample()), before)
 
 
 def test_flatten_may_come_first():
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2))
     x, y = torch.randn(5, 1, 2, 3), torch.tensor([0, 1, 0, 1, 1])
-    images = gn.exact.record(nn.Sequential(nn.Flatten(), *inner), x, y)
-    assert torch.equal(images.values, gn.exact.record(inner, x.flatten(1), y).values)
+    images = gn.exact.forward_backward(nn.Sequential(nn.Flatten(), *inner), x, y)
+    assert torch.equal(images.values, gn.exact.forward_backward(inner, x.flatten(1), y).values)
 
 
 def tied():
@@ -120,17 +120,17 @@ def test_other_models_are_refused(model):
         Network(model)
 
 
-def test_inputs_and_targets_are_checked():
+def test_inputs_and_targets_are_check_inputs():
     model = gn.models.perceptron([3, 4, 2])
     x, y = torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64)
     for bad_x in (torch.zeros(3), torch.zeros(5, 4), torch.zeros(0, 3), torch.zeros(5, 3, dtype=torch.float64)):
         with pytest.raises(ValueError, match="expected inputs"):
-            gn.exact.record(model, bad_x, y)
+            gn.exact.forward_backward(model, bad_x, y)
     for bad_y in (y[:4], y + 2, y - 1, y.int(), torch.zeros(5, 3), torch.zeros(5, 2)):
         with pytest.raises(ValueError, match=r"expected (classes|probabilities|rows)"):
-            gn.exact.record(model, x, bad_y)
+            gn.exact.forward_backward(model, x, bad_y)
     for bad_y in (torch.zeros(5, 3), torch.zeros(5), torch.zeros(5, 2, dtype=torch.int64)):
         with pytest.raises(ValueError, match=r"expected (floating )?targets"):
-            gn.exact.record(model, x, bad_y, "squared_error")
+            gn.exact.forward_backward(model, x, bad_y, loss="squared_error")
     with pytest.raises(ValueError, match="expected loss="):
-        gn.exact.record(model, x, y, torch.nn.functional.l1_loss)
+        gn.exact.forward_backward(model, x, y, loss=torch.nn.functional.l1_loss)

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import gnewton as gn
 from gnewton.exact import newton_direction
-from gnewton.exact.direction import dampings
-from gnewton.exact.sweep import backward
+from gnewton.exact.riccati import backward
+from gnewton.exact.sample_directions import dampings
 
 RHOS = (0.01, 0.3, 5.0, 100.0)
 
@@ -33,29 +33,29 @@ def layers(case):
     return torch.cat([torch.full((n,), order.index(name)) for name, n in zip(names, sizes, strict=True)])
 
 
-@pytest.mark.parametrize("way", ["auto", "sweep"])
+@pytest.mark.parametrize("solver", ["auto", "riccati"])
 @pytest.mark.parametrize("name", CASES)
-def test_the_direction_solves_the_damped_newton_equation(name, way):
+def test_the_direction_solves_the_damped_newton_equation(name, solver):
     # Both solutions are good to rounding times the condition number of H + rho, a few thousand at rho = .01.
     case = build(name)
     for rho in RHOS:
         for kappa in (0.0, 0.2):
-            d = newton_direction(case.tape, rho, kappa, way=way)
+            d = newton_direction(case.passes, rho, weight_decay=kappa, solver=solver)
             assert gap(found(d), case.newton(rho, kappa)) < 1e-10, (rho, kappa)
 
 
-@pytest.mark.parametrize("way", ["auto", "sweep"])
+@pytest.mark.parametrize("solver", ["auto", "riccati"])
 @pytest.mark.parametrize("name", ["one layer, cross-entropy", "tanh", "three hidden", "no biases"])
-def test_dampings_of_samples_and_layers_and_another_right_hand_side(name, way):
+def test_dampings_of_samples_and_layers_and_another_right_hand_side(name, solver):
     case = build(name)
-    rho, L = 0.5 + random(3, len(case.tape)).abs(), len(case.tape)
+    rho, L = 0.5 + random(3, len(case.passes)).abs(), len(case.passes)
     shared, own = random(len(case.theta), seed=1), random(3, len(case.theta), seed=2)
     for extra in (shared, own):
         for damping, dense in ((rho[:, 0], rho[:, :1]), (rho, rho[:, layers(case)]), (rho[:1], rho[:1, layers(case)])):
-            d = newton_direction(case.tape, damping, 0.1, unrow(case.model, extra), way=way)
+            d = newton_direction(case.passes, damping, weight_decay=0.1, extra=unrow(case.model, extra), solver=solver)
             assert gap(found(d), case.newton(dense, 0.1, extra)) < 1e-10
     with pytest.raises(ValueError, match="expected a damping"):
-        newton_direction(case.tape, torch.ones(3, L + 1))
+        newton_direction(case.passes, torch.ones(3, L + 1))
 
 
 @pytest.mark.parametrize(
@@ -63,49 +63,52 @@ def test_dampings_of_samples_and_layers_and_another_right_hand_side(name, way):
 )
 def test_woodburys_shortcut_is_the_sweep(name):
     case = build(name)
-    if len(case.tape) != 2:
+    if len(case.passes) != 2:
         with pytest.raises(ValueError, match="one or two layers"):
-            newton_direction(case.tape, 1.0, way="shortcut")
+            newton_direction(case.passes, 1.0, solver="shortcut")
         return
     for rho in RHOS:
         extra = unrow(case.model, random(len(case.theta)))
-        ways = [found(newton_direction(case.tape, rho, 0.1, extra, way=way)) for way in ("shortcut", "sweep")]
+        ways = [
+            found(newton_direction(case.passes, rho, weight_decay=0.1, extra=extra, solver=solver))
+            for solver in ("shortcut", "riccati")
+        ]
         assert gap(*ways) < 1e-9
 
 
 def test_the_shortcut_is_left_where_it_would_lose_digits():
     # rho such that one entry of I + c D is zero to rounding, while H + rho is far from singular.
     case = build("softplus, one output", samples=1)
-    tape = case.tape
-    k, s, delta = tape.bends[0], tape.slopes[0], tape.deltas[1]
-    c = tape.lengths[0]
+    passes = case.passes
+    k, s, delta = passes.curvatures[0], passes.slopes[0], passes.deltas[1]
+    c = passes.lengths[0]
     # 1 + c (k - s^2 delta^2 / rho) / rho = 0, a quadratic equation for rho > 0.
     rho = ((-c * k + torch.sqrt((c * k).square() + 4 * c * (s * delta).square())) / 2)[0, 0]
-    assert gap(found(newton_direction(tape, rho, way="auto")), case.newton(rho)) < 1e-9
-    assert not gap(found(newton_direction(tape, rho, way="shortcut")), case.newton(rho)) < 1e-9
+    assert gap(found(newton_direction(passes, rho, solver="auto")), case.newton(rho)) < 1e-9
+    assert not gap(found(newton_direction(passes, rho, solver="shortcut")), case.newton(rho)) < 1e-9
 
 
 def test_one_linear_layer_with_squares_is_normalised_lms():
     case = build("one layer, squares")
     delta, length = case.model(case.x) - case.y, case.x.square().sum(1, keepdim=True) + 1
-    bias = newton_direction(case.tape, 0.7).per_sample()["0.bias"]
+    bias = newton_direction(case.passes, 0.7).per_sample()["0.bias"]
     torch.testing.assert_close(bias, (-delta / (0.7 + length)).detach(), rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("rho", [1e-6, 1.0, 1e9])
 def test_one_layer_of_cross_entropy_is_as_good_as_a_solve(rho):
     case = build("one layer, cross-entropy")
-    C = case.tape.loss.hessian()
-    A = torch.eye(3, dtype=DTYPE) + C * (case.tape.lengths[0] / rho)[:, :, None]
-    expected = torch.linalg.solve(A, -case.tape.deltas[0] / rho)
+    C = case.passes.loss.hessian()
+    A = torch.eye(3, dtype=DTYPE) + C * (case.passes.lengths[0] / rho)[:, :, None]
+    expected = torch.linalg.solve(A, -case.passes.deltas[0] / rho)
     condition = torch.linalg.cond(A).max()
-    assert gap(newton_direction(case.tape, rho).per_sample()["0.bias"], expected) < 1e-14 * condition
+    assert gap(newton_direction(case.passes, rho).per_sample()["0.bias"], expected) < 1e-14 * condition
 
 
 def test_the_curvatures_of_the_sweep_stay_symmetric():
     # To the last bit: what is lost of it would grow from layer to layer.
-    tape = build("three hidden").tape
-    for pivot in backward(tape, dampings(tape, 0.05), []):
+    passes = build("three hidden").passes
+    for pivot in backward(passes, dampings(passes, 0.05), []):
         assert torch.equal(pivot.Q, pivot.Q.mT)
 
 
@@ -115,11 +118,11 @@ def test_mean_slope_and_output_are_those_of_the_samples(name):
     extra, weights = unrow(case.model, random(3, len(case.theta))), random(3)
     bare = case.model
     for d in (
-        newton_direction(case.tape, 3.0, 0.1, extra),
-        newton_direction(case.tape, 3.0, 0.1, extra, way="sweep"),
-        newton_direction(case.tape, 3.0, 0.1, extra, absolute=True),
-        gn.exact.saddle_free_direction(case.tape, 3.0, 0.1),
-        gn.exact.gauss_newton_direction(case.tape, 3.0, 0.1),
+        newton_direction(case.passes, 3.0, weight_decay=0.1, extra=extra),
+        newton_direction(case.passes, 3.0, weight_decay=0.1, extra=extra, solver="riccati"),
+        newton_direction(case.passes, 3.0, weight_decay=0.1, extra=extra, absolute=True),
+        gn.exact.saddle_free_direction(case.passes, 3.0, weight_decay=0.1),
+        gn.exact.gauss_newton_direction(case.passes, 3.0, weight_decay=0.1),
     ):
         each = found(d)
         torch.testing.assert_close(row(d.mean(), samples=False), each.mean(0), rtol=1e-12, atol=1e-13)
@@ -132,10 +135,10 @@ def test_mean_slope_and_output_are_those_of_the_samples(name):
 
 def test_a_batch_is_its_samples_one_by_one():
     case = build("two hidden", samples=7)
-    together = found(newton_direction(case.tape, 0.5, 0.1))
+    together = found(newton_direction(case.passes, 0.5, weight_decay=0.1))
     for i in range(7):
-        alone = gn.exact.record(case.model, case.x[i : i + 1], case.y[i : i + 1])
-        assert gap(together[i : i + 1], found(newton_direction(alone, 0.5, 0.1))) < 1e-12
+        alone = gn.exact.forward_backward(case.model, case.x[i : i + 1], case.y[i : i + 1])
+        assert gap(together[i : i + 1], found(newton_direction(alone, 0.5, weight_decay=0.1))) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["tanh", "three hidden", "one layer, cross-entropy", "two hidden, tanh output"])
@@ -143,7 +146,7 @@ def test_with_much_damping_it_is_the_gradient(name):
     case = build(name)
     curvature = torch.linalg.matrix_norm(case.hessians, 2)
     for rho in (1e3, 1e5, 1e7):
-        away = (rho * found(newton_direction(case.tape, rho)) + case.gradients).norm(dim=1)
+        away = (rho * found(newton_direction(case.passes, rho)) + case.gradients).norm(dim=1)
         # (H / rho + 1)^{-1} g - g, and rounding.
         assert (away <= 2 * curvature / rho * case.gradients.norm(dim=1) + 1e-12).all()
 
@@ -152,10 +155,10 @@ def test_with_much_damping_it_is_the_gradient(name):
 def test_without_damping_the_last_layer_moves_alone(name):
     # With biases and sigma' != 0 the stationary point of one sample's model is reached without the hidden layers.
     case = build(name)
-    last = layers(case) == len(case.tape) - 1
+    last = layers(case) == len(case.passes) - 1
     parts = []
     for rho in (1e-2, 1e-4, 1e-6):
-        d = found(newton_direction(case.tape, rho))
+        d = found(newton_direction(case.passes, rho))
         parts.append(d[:, ~last].norm() / d[:, last].norm())
     assert parts[1] < 0.1 * parts[0]
     assert parts[2] < 0.1 * parts[1]
@@ -166,7 +169,7 @@ def test_absolute_pivots_always_descend(name):
     for seed in range(3):
         case = build(name, seed=seed)
         for rho in (1e-3, *RHOS):
-            d = found(newton_direction(case.tape, rho, absolute=True))
+            d = found(newton_direction(case.passes, rho, absolute=True))
             assert ((case.gradients * d).sum(1) < 0).all()
 
 
@@ -175,14 +178,14 @@ def test_safe_damping_always_descends(name):
     for seed in range(3):
         case = build(name, seed=seed)
         for rho in (1e-3, *RHOS):
-            d = found(newton_direction(case.tape, rho + gn.exact.safe_damping(case.tape)))
+            d = found(newton_direction(case.passes, rho + gn.exact.safe_damping(case.passes)))
             assert ((case.gradients * d).sum(1) < 0).all()
 
 
 def test_plain_newton_does_not_always_descend():
     # The negative control of the two tests above.
     cases = [build(name, seed=seed) for name in ("tanh", "sigmoid, mse", "two hidden") for seed in range(3)]
-    slopes = torch.stack([(case.gradients * found(newton_direction(case.tape, 0.3))).sum(1) for case in cases])
+    slopes = torch.stack([(case.gradients * found(newton_direction(case.passes, 0.3))).sum(1) for case in cases])
     assert (slopes > 0).any()
     assert (slopes < 0).any()
 
@@ -197,11 +200,11 @@ def test_absolute_pivots_are_the_newton_step_of_a_larger_hessian(monkeypatch):
         seen.append(absolute - Q)
         return absolute
 
-    monkeypatch.setattr("gnewton.exact.sweep.absolute_value", watched)
+    monkeypatch.setattr("gnewton.exact.riccati.absolute_value", watched)
     case = build("two hidden")
     for rho in (0.1, 5.0):
         seen.clear()
-        d = found(newton_direction(case.tape, rho, absolute=True))
+        d = found(newton_direction(case.passes, rho, absolute=True))
         assert max(float(change.abs().max()) for change in seen) > 1e-3
         H = case.hessians.clone()
         for i, change in enumerate(reversed(seen)):
@@ -227,7 +230,7 @@ def flops(widths, samples=1, **options):
     """Multiplications and additions of all matrix products and solves, by their shapes."""
     model = gn.models.perceptron(widths, dtype=DTYPE)
     x, y = random(samples, widths[0]), torch.zeros(samples, dtype=torch.int64)
-    tape = gn.exact.record(model, x, y)
+    passes = gn.exact.forward_backward(model, x, y)
 
     def solve(A, b, *args, out_shape=None, **kwargs):
         *batch, n, k = b
@@ -235,7 +238,7 @@ def flops(widths, samples=1, **options):
 
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._linalg_solve_ex: solve})
     with counter:
-        newton_direction(tape, 5.0, **options)
+        newton_direction(passes, 5.0, **options)
     return counter.get_total_flops()
 
 
@@ -259,13 +262,13 @@ def test_the_cost_of_the_sweep_does_not_depend_on_the_inputs():
 def test_the_shortcut_of_one_hidden_layer_is_linear_in_its_width():
     costs = [flops([5, n, 10]) for n in (100, 200, 400)]
     assert costs[2] - costs[1] == pytest.approx(2 * (costs[1] - costs[0]), rel=0.01)
-    assert flops([5, 400, 10], way="sweep") > 20 * costs[2]
+    assert flops([5, 400, 10], solver="riccati") > 20 * costs[2]
 
 
 @pytest.mark.parametrize("hidden", [3, 5, 25, 100])
 def test_the_cheaper_way_is_taken(hidden):
     widths = [5, hidden, 10]
-    assert flops(widths) == min(flops(widths, way=way) for way in ("sweep", "shortcut"))
+    assert flops(widths) == min(flops(widths, solver=solver) for solver in ("riccati", "shortcut"))
 
 
 # ---------------------------------------------------------------------------------- precision and settings
@@ -276,8 +279,8 @@ def test_float32_agrees_with_float64(rho):
     generator = torch.Generator().manual_seed(0)
     model = gn.models.perceptron([20, 16, 12, 5], generator=generator)
     x, y = torch.randn(8, 20, generator=generator), torch.randint(5, (8,), generator=generator)
-    single = newton_direction(gn.exact.record(model, x, y), rho)
-    double = newton_direction(gn.exact.record(model.double(), x.double(), y), rho)
+    single = newton_direction(gn.exact.forward_backward(model, x, y), rho)
+    double = newton_direction(gn.exact.forward_backward(model.double(), x.double(), y), rho)
     assert found(single).dtype == torch.float32
     # Rounding 6e-8 times a condition number of some hundreds.
     assert gap(found(single).double(), found(double)) < 1e-3
@@ -288,24 +291,24 @@ def test_nothing_is_made_on_another_device(widths):
     # On the meta device any mixing of devices fails, as do looks at the numbers.
     model = gn.models.perceptron(widths, device="meta")
     x, y = torch.zeros(4, 6, device="meta"), torch.zeros(4, dtype=torch.int64, device="meta")
-    tape = gn.exact.record(model, x, y)
-    rho = 1 + gn.exact.safe_damping(tape)
+    passes = gn.exact.forward_backward(model, x, y)
+    rho = 1 + gn.exact.safe_damping(passes)
     for d in (
-        newton_direction(tape, rho, 0.1),
-        newton_direction(tape, rho, 0.1, absolute=True),
-        gn.exact.saddle_free_direction(tape, rho, 0.1),
-        gn.exact.gauss_newton_direction(tape, rho, 0.1),
-        gn.exact.joint_direction(tape, rho[0], 0.1),
+        newton_direction(passes, rho, weight_decay=0.1),
+        newton_direction(passes, rho, weight_decay=0.1, absolute=True),
+        gn.exact.saddle_free_direction(passes, rho, weight_decay=0.1),
+        gn.exact.gauss_newton_direction(passes, rho, weight_decay=0.1),
+        gn.exact.joint_direction(passes, rho[0], weight_decay=0.1),
     ):
         assert all(t.is_meta for t in [*d.mean().values(), *d.per_sample().values(), d.slope(), d.output])
-    assert gn.exact.hessian.dense(tape).is_meta
+    assert gn.exact.hessian.dense(passes).is_meta
 
 
 def test_unfit_settings_are_refused():
-    tape = build("tanh").tape
+    passes = build("tanh").passes
     with pytest.raises(ValueError, match="weight_decay >= 0"):
-        newton_direction(tape, 1.0, weight_decay=-1.0)
-    with pytest.raises(ValueError, match='expected way="auto"'):
-        newton_direction(tape, 1.0, way="fast")
+        newton_direction(passes, 1.0, weight_decay=-1.0)
+    with pytest.raises(ValueError, match='expected solver="auto"'):
+        newton_direction(passes, 1.0, solver="fast")
     with pytest.raises(ValueError, match="expected a damping"):
-        newton_direction(tape, torch.ones(2))
+        newton_direction(passes, torch.ones(2))

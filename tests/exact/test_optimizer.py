@@ -36,15 +36,17 @@ def moved(model, before):
 def test_a_step_is_the_mean_of_capped_directions(method, cap):
     case = build("two hidden", samples=5)
     before = values(case.model)
-    optimizer = ExactNewton(case.model, case.loss, 0.5, method, damping=2.0, safety=1.2, cap=cap, weight_decay=0.1)
-    tape = case.tape
+    optimizer = ExactNewton(
+        case.model, case.loss, lr=0.5, method=method, damping=2.0, safety=1.2, cap=cap, weight_decay=0.1
+    )
+    passes = case.passes
     d = {
-        "safe": lambda: gn.exact.newton_direction(tape, 2 + 1.2 * gn.exact.safe_damping(tape), 0.1),
-        "abs": lambda: gn.exact.saddle_free_direction(tape, 2.0, 0.1),
-        "absQ": lambda: gn.exact.newton_direction(tape, 2.0, 0.1, absolute=True),
-        "plain": lambda: gn.exact.newton_direction(tape, 2.0, 0.1),
-        "joint": lambda: gn.exact.joint_direction(tape, 2.0, 0.1),
-        "gauss-newton": lambda: gn.exact.gauss_newton_direction(tape, 2.0, 0.1),
+        "safe": lambda: gn.exact.newton_direction(passes, 2 + 1.2 * gn.exact.safe_damping(passes), weight_decay=0.1),
+        "abs": lambda: gn.exact.saddle_free_direction(passes, 2.0, weight_decay=0.1),
+        "absQ": lambda: gn.exact.newton_direction(passes, 2.0, weight_decay=0.1, absolute=True),
+        "plain": lambda: gn.exact.newton_direction(passes, 2.0, weight_decay=0.1),
+        "joint": lambda: gn.exact.joint_direction(passes, 2.0, weight_decay=0.1),
+        "gauss-newton": lambda: gn.exact.gauss_newton_direction(passes, 2.0, weight_decay=0.1),
     }[method]()
     if method == "joint":
         change = row(d.mean(), samples=False)
@@ -56,7 +58,7 @@ def test_a_step_is_the_mean_of_capped_directions(method, cap):
         expected = 0.5 * (t[:, None] * each).mean(0)
     loss = optimizer.step(case.x, case.y)
     assert loss.shape == ()
-    assert loss.item() == pytest.approx(tape.values.mean().item(), rel=1e-14)
+    assert loss.item() == pytest.approx(passes.values.mean().item(), rel=1e-14)
     assert gap(moved(case.model, before), expected) < 1e-9
     assert (t < 1).any() == (cap < 1)
 
@@ -65,7 +67,7 @@ def test_the_adjustment_is_passed_on():
     case = build("tanh")
     before = values(case.model)
     options = {"ceiling": 1.0, "floor": 0.1, "power": 0.5, "negative": 0.3}
-    d = gn.exact.saddle_free_direction(case.tape, 2.0, adjustment=gn.exact.Adjustment(**options))
+    d = gn.exact.saddle_free_direction(case.passes, 2.0, adjustment=gn.exact.Adjustment(**options))
     ExactNewton(case.model, method="abs", damping=2.0, cap=float("inf"), **options).step(case.x, case.y)
     assert gap(moved(case.model, before), row(d.per_sample()).mean(0)) < 1e-12
 
@@ -83,13 +85,13 @@ def test_history_tells_the_truth():
     case = build("tanh", samples=4)
     optimizer = ExactNewton(case.model, lr=0.5, cap=0.3)
     for i in range(3):
-        tape = case.tape
-        rho = 3 + 1.5 * gn.exact.safe_damping(tape)
-        d = gn.exact.newton_direction(tape, rho)
+        passes = case.passes
+        rho = 3 + 1.5 * gn.exact.safe_damping(passes)
+        d = gn.exact.newton_direction(passes, rho)
         optimizer.step(case.x, case.y)
         update = optimizer.history[-1]
         assert (update.step, update.lr) == (i, 0.5)
-        assert update.value == pytest.approx(tape.values.mean().item(), rel=1e-13)
+        assert update.value == pytest.approx(passes.values.mean().item(), rel=1e-13)
         assert update.damping == pytest.approx(rho.mean().item(), rel=1e-13)
         assert update.slope == pytest.approx(d.slope().mean().item(), rel=1e-9)
         assert update.output == pytest.approx(d.output.norm(dim=1).mean().item(), rel=1e-9)
@@ -205,9 +207,9 @@ def test_schedulers_drive_the_step(make):
     scheduler = make(optimizer)
     rates = []
     for _ in range(5):
-        before, tape = values(case.model), case.tape
+        before, passes = values(case.model), case.passes
         optimizer.step(case.x, case.y)
-        d = gn.exact.newton_direction(tape, 3 + 1.5 * gn.exact.safe_damping(tape))
+        d = gn.exact.newton_direction(passes, 3 + 1.5 * gn.exact.safe_damping(passes))
         expected = scheduler.get_last_lr()[0] * row(d.mean(), samples=False)
         torch.testing.assert_close(moved(case.model, before), expected, rtol=1e-9, atol=1e-13)
         rates.append(scheduler.get_last_lr()[0])
@@ -327,6 +329,7 @@ def test_models_that_it_does_not_cover_and_other_groups_are_refused():
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
 
 
+@pytest.mark.accelerator
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("method", METHODS)
 def test_everything_follows_the_device(method):

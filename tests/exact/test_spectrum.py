@@ -22,7 +22,7 @@ def close(found, expected, scale):
 @pytest.mark.parametrize("name", CASES)
 def test_the_reduced_problem_has_all_eigenvalues_but_zeros(name):
     case = build(name)
-    expected, found = dense_values(case), spectrum.eigenvalues(case.tape)
+    expected, found = dense_values(case), spectrum.eigenvalues(case.passes)
     padded = torch.cat([found, found.new_zeros(3, expected.shape[1] - found.shape[1])], 1).sort(1).values
     assert close(padded, expected, expected.abs().amax(1, keepdim=True))
 
@@ -30,7 +30,7 @@ def test_the_reduced_problem_has_all_eigenvalues_but_zeros(name):
 @pytest.mark.parametrize("name", CASES)
 def test_eigenvectors_are_orthonormal_and_are_eigenvectors(name):
     case = build(name)
-    found = spectrum.decompose(case.tape)
+    found = spectrum.decompose(case.passes)
     V = torch.stack([row(found.vector(i).per_sample()) for i in range(found.values.shape[1])], 2)
     torch.testing.assert_close(V.mT @ V, torch.eye(V.shape[2], dtype=DTYPE).expand(3, -1, -1), rtol=1e-11, atol=1e-11)
     scale = found.values.abs().amax(1)[:, None, None]
@@ -41,8 +41,8 @@ def test_the_size_of_the_reduced_problem_does_not_depend_on_the_inputs():
     sizes = []
     for inputs in (2, 300):
         model = gn.models.perceptron([inputs, 4, 3], dtype=DTYPE)
-        tape = gn.exact.record(model, torch.randn(1, inputs, dtype=DTYPE), torch.tensor([0]))
-        sizes.append(spectrum.eigenvalues(tape).shape[1])
+        passes = gn.exact.forward_backward(model, torch.randn(1, inputs, dtype=DTYPE), torch.tensor([0]))
+        sizes.append(spectrum.eigenvalues(passes).shape[1])
     assert sizes == [3 + 2 * 4] * 2
 
 
@@ -50,7 +50,7 @@ def test_a_sample_without_a_gradient_is_no_exception():
     # Targets equal to the outputs: delta is 0 in every layer.
     case = build("sigmoid, mse")
     case.y = case.model(case.x).detach()
-    expected, found = dense_values(case), spectrum.eigenvalues(case.tape)
+    expected, found = dense_values(case), spectrum.eigenvalues(case.passes)
     padded = torch.cat([found, found.new_zeros(3, expected.shape[1] - found.shape[1])], 1).sort(1).values
     assert close(padded, expected, expected.abs().amax(1, keepdim=True))
 
@@ -62,20 +62,20 @@ CLOSED = ["one layer, cross-entropy", "one layer, squares", "one layer, tanh out
 @pytest.mark.parametrize("name", [*CLOSED, "one layer, cross-entropy of tanh"])
 def test_closed_forms_have_the_same_eigenvalues(name, seed):
     case = build(name, seed=seed)
-    expected = spectrum.eigenvalues(case.tape)
-    assert close(spectrum.closed_form(case.tape), expected, expected.abs().amax(1, keepdim=True))
+    expected = spectrum.eigenvalues(case.passes)
+    assert close(spectrum.closed_form(case.passes), expected, expected.abs().amax(1, keepdim=True))
 
 
 def test_one_linear_layer_with_squares_has_one_eigenvalue():
     case = build("one layer, squares")
     lengths = (case.x.square().sum(1) + 1)[:, None].expand(-1, 3)
-    torch.testing.assert_close(spectrum.closed_form(case.tape), lengths, rtol=1e-14, atol=0)
+    torch.testing.assert_close(spectrum.closed_form(case.passes), lengths, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("name", ["tanh", "two hidden"])
 def test_no_closed_form_is_claimed_for_other_networks(name):
     with pytest.raises(ValueError, match="one layer, or two with one output"):
-        spectrum.closed_form(build(name).tape)
+        spectrum.closed_form(build(name).passes)
 
 
 @pytest.mark.parametrize("c", [2.0, -2.0, 0.0])
@@ -99,17 +99,17 @@ def test_pivots_count_the_eigenvalues_beyond_a_shift(name):
     for part in (0.9, 0.5, 0.11, 0.013, 1e-4):
         # Eigenvalues lie further than rounding from these shifts; the counts would tell otherwise.
         mu = part * scale
-        assert torch.equal(spectrum.count_below(case.tape, mu), (values < -mu).sum(1)), part
-        assert torch.equal(spectrum.count_above(case.tape, mu), (values > mu).sum(1)), part
+        assert torch.equal(spectrum.count_below(case.passes, mu), (values < -mu).sum(1)), part
+        assert torch.equal(spectrum.count_above(case.passes, mu), (values > mu).sum(1)), part
 
 
 def test_shifts_may_differ_from_sample_to_sample():
     case = build("two hidden")
     values = dense_values(case)
     between = -(values[:, 1] + values[:, 2]) / 2
-    assert spectrum.count_below(case.tape, between).tolist() == [2, 2, 2]
+    assert spectrum.count_below(case.passes, between).tolist() == [2, 2, 2]
     with pytest.raises(ValueError, match="mu > 0"):
-        spectrum.count_above(case.tape, 0.0)
+        spectrum.count_above(case.passes, 0.0)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -117,12 +117,14 @@ def test_bisection_finds_both_ends(name):
     case = build(name)
     values = dense_values(case)
     scale = values.abs().amax(1)
-    assert close(spectrum.lowest(case.tape), values[:, 0], scale)
-    assert close(spectrum.highest(case.tape), values[:, -1], scale)
+    assert close(spectrum.lowest(case.passes), values[:, 0], scale)
+    assert close(spectrum.highest(case.passes), values[:, -1], scale)
 
 
 def test_the_ends_of_a_hessian_that_is_zero_are_zero():
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
-    tape = gn.exact.record(model, torch.randn(1, 2, dtype=DTYPE), torch.tensor([0]))  # one class: the loss is 0
-    assert spectrum.lowest(tape).item() == spectrum.highest(tape).item() == 0
-    assert not hessian.dense(tape).any()
+    passes = gn.exact.forward_backward(
+        model, torch.randn(1, 2, dtype=DTYPE), torch.tensor([0])
+    )  # one class: the loss is 0
+    assert spectrum.lowest(passes).item() == spectrum.highest(passes).item() == 0
+    assert not hessian.dense(passes).any()

@@ -6,10 +6,10 @@ constructor off its default. What is accepted must have the value, the gradient 
 
 import inspect
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.custom_functions import InNumpy, OnCtx, Sine, StraightThrough
 from torch import nn
 from torch.nn.modules import loss as losses_module
 
@@ -125,7 +125,7 @@ def test_an_option_set_later_is_refused():
     loss = nn.CrossEntropyLoss()
     loss.ignore_index = 2
     with pytest.raises(ValueError, match="ignore_index=2"):
-        gn.exact.record(network(), X, CLASSES, loss)
+        gn.exact.forward_backward(network(), X, CLASSES, loss=loss)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, None])
@@ -186,7 +186,7 @@ def test_subclasses_of_what_is_skipped_are_not_skipped():
     inner = network()
     doubled = nn.Sequential(*list(inner)[:2], Doubled(), inner[2])
     expected = F.cross_entropy(doubled(X), CLASSES).detach()
-    torch.testing.assert_close(gn.exact.record(doubled, X, CLASSES).values.mean(), expected)
+    torch.testing.assert_close(gn.exact.forward_backward(doubled, X, CLASSES).values.mean(), expected)
     for model in (nn.Sequential(DoubledFlatten(), *inner), Relabelled(*inner)):
         with pytest.raises((ValueError, TypeError), match="expected"):
             gn.ExactNewton(model)
@@ -215,66 +215,23 @@ def test_every_layer_of_torch_with_every_option():
         first, last = nn.Linear(3, 4, dtype=DTYPE), nn.Linear(4, 2, dtype=DTYPE)
         try:
             model = nn.Sequential(first, layer, last).to(DTYPE)
-            tape = gn.exact.record(model, X, CLASSES % 2)
+            passes = gn.exact.forward_backward(model, X, CLASSES % 2)
         except (ValueError, TypeError):
             continue
         taken.append(name.split()[0])
         parameters = list(model.parameters())
         value = F.cross_entropy(model(X), CLASSES % 2)
-        torch.testing.assert_close(tape.values.mean(), value.detach(), msg=name)
+        torch.testing.assert_close(passes.values.mean(), value.detach(), msg=name)
         slopes = torch.autograd.grad(value, parameters, create_graph=True)
-        for ours, theirs in zip(tape.gradient().values(), slopes, strict=True):
+        for ours, theirs in zip(passes.gradient().values(), slopes, strict=True):
             torch.testing.assert_close(ours.mean(0), theirs.detach(), msg=name)
         u = {n: torch.randn_like(p) for n, p in model.named_parameters()}
         along = sum((g * v).sum() for g, v in zip(slopes, u.values(), strict=True))
         turned = torch.autograd.grad(along, parameters, allow_unused=True)
-        ours = gn.exact.hessian.product(tape, u).mean()
+        ours = gn.exact.hessian.product(passes, u).mean()
         for product, theirs in zip(ours.values(), turned, strict=True):
             torch.testing.assert_close(product, torch.zeros_like(product) if theirs is None else theirs, msg=name)
     assert {"Tanh", "ELU", "Softplus", "GELU", "Linear", "Hardtanh", "Identity"} <= set(taken)
-
-
-class InNumpy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, a):
-        ctx.kept = a.detach().numpy()
-        return torch.from_numpy(np.sin(ctx.kept))
-
-    @staticmethod
-    def backward(ctx, g):
-        return torch.from_numpy(g.detach().numpy() * np.cos(ctx.kept))
-
-
-class OnCtx(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, a):
-        ctx.slope = a.detach().cos()
-        return a.sin()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g * ctx.slope
-
-
-class StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, a):
-        return a.sign()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g
-
-
-class Sine(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, a):
-        ctx.save_for_backward(a)
-        return a.sin()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g * ctx.saved_tensors[0].cos()
 
 
 @pytest.mark.parametrize("function", [InNumpy, OnCtx, StraightThrough], ids=lambda f: f.__name__)
@@ -289,5 +246,5 @@ def test_an_activation_with_a_right_backward_is_taken():
     inner = network()
     plain = nn.Sequential(inner[0], gn.exact.Elementwise(torch.sin), inner[2])
     custom = nn.Sequential(inner[0], gn.exact.Elementwise(Sine.apply), inner[2])
-    dense = [gn.exact.hessian.dense(gn.exact.record(model, X, CLASSES)) for model in (plain, custom)]
+    dense = [gn.exact.hessian.dense(gn.exact.forward_backward(model, X, CLASSES)) for model in (plain, custom)]
     torch.testing.assert_close(dense[1], dense[0])

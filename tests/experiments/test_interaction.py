@@ -53,7 +53,7 @@ def test_one_figure_from_the_runs_of_the_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(
         interaction, "METHODS", {name: method(name, SETTINGS) for name in ("grouped-newton", "diagonal", "one-group")}
     )
-    numbers = interaction.interact(Plan(tmp_path, seeds=2), "")
+    numbers = interaction.measure(Plan(tmp_path, seeds=2), "")
     drawn = interaction.figures(numbers)
     assert len(drawn["interaction"].axes) == 6
     for ax in drawn["interaction"].axes:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.race import digits
+from support.race import RESULTS, digits
 
 from gnewton import experiments
 from gnewton.experiments import twins, untuned
@@ -70,7 +70,7 @@ def test_renewed_results_differ_by_nothing_but_the_statistics():
 def small(tmp_path_factory):
     """One small network, two rates, two seeds, two epochs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(untuned.NETWORKS, "untuned", {"tanh": replace(digits(), epochs=2, curvature=60, plateau=False)})
+        patch.setattr(untuned, "SIX", {"tanh": replace(digits(), epochs=2, curvature=60, plateau=False)})
         patch.setattr(untuned, "RATES", {"adam": (1e-3, 1e-2), "sgd": (1e-2, 1e5)})
         losses = twins.losses
         patch.setattr(twins, "losses", lambda epochs: losses(epochs=1))
@@ -117,7 +117,7 @@ def test_units_drop_out_of_our_steps_and_not_out_of_the_peers():
 
 @pytest.fixture(scope="module")
 def shipped():
-    return experiments.load("untuned")
+    return experiments.load("untuned", RESULTS)
 
 
 def test_what_the_page_says_of_the_six_networks_is_so(shipped):

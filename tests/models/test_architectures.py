@@ -40,7 +40,9 @@ def faults(summary: gn.Summary, finite: Finite) -> list[str]:
         if not (expected.error <= settled * expected.scale).all():
             found.append(f"{name}: the differences did not settle: {(expected.error / expected.scale).max():.1e}")
         if not (gap <= 10 * expected.error + ROUNDING * expected.scale).all():
-            found.append(f"{name}: off by {gap.max() / expected.scale:.1e}, differences by {expected.error.max() / expected.scale:.1e}")
+            found.append(
+                f"{name}: off by {gap.max() / expected.scale:.1e}, differences by {expected.error.max() / expected.scale:.1e}"
+            )
     return found
 
 
@@ -77,7 +79,7 @@ def problem(row: Row) -> Iterator[Problem]:
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.library}-{row.name}")
 def test_the_table_tells_the_engine_and_its_numbers_are_right(row: Row, problem: Problem) -> None:
     loss = wide(problem)
     engine, said, summary = engine_of(problem, loss)
@@ -152,14 +154,23 @@ def test_a_hessian_that_autograd_gets_wrong_is_noticed() -> None:
     assert [text.split(":")[0] for text in faults(wrong, finite)] == ["hessian", "third"]
 
 
-def test_differences_across_a_corner_settle_at_a_smaller_step() -> None:
-    problem = small(torch.relu)
-    with torch.no_grad():
-        # Each output of one sample lies 1e-5 from the corner.
-        x = problem.partition.parameters["bias"]
-        x += 1e-5 - (problem.partition.parameters["weight"] @ torch.zeros(3) + x)
-    finite = finite_differences(problem.loss, problem.partition, problem.u)
-    assert not faults(gn.summarize(problem.loss, problem.partition, problem.u), finite)
+@pytest.mark.parametrize("distance", [1e-3, 1e-5])
+def test_differences_across_a_corner_settle_at_a_smaller_step(distance: float) -> None:
+    problem = small(lambda h: torch.relu(h - h.detach() + distance) + h**3)
+    problem.stops = True
+    loss = wide(problem)
+    summary = gn.summarize(loss, problem.partition, problem.u)
+    assert not faults(summary, finite_differences(loss, problem.partition, problem.u))
+
+
+def test_a_value_that_the_loss_stops_is_held() -> None:
+    problem = small(lambda h: h * h.detach().exp())
+    summary = gn.summarize(problem.loss, problem.partition, problem.u)
+    assert faults(summary, finite_differences(problem.loss, problem.partition, problem.u))
+    problem.stops = True
+    loss = wide(problem)
+    loss()
+    assert not faults(summary, finite_differences(loss, problem.partition, problem.u))
 
 
 def test_what_is_cast_to_float32_stays_in_float64() -> None:

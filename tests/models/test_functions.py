@@ -18,7 +18,7 @@ def seeded(seed=0):
 
 @pytest.mark.parametrize("activation", SIGMA)
 def test_weights_have_the_paper_s_variance(activation):
-    model = perceptron([300, 200, 100], activation, seeded(), DTYPE)
+    model = perceptron([300, 200, 100], activation, generator=seeded(), dtype=DTYPE)
     for name, p in model.named_parameters():
         if name.endswith("bias"):
             assert not p.any()

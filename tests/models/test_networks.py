@@ -102,7 +102,7 @@ def test_a_small_image_is_a_large_one_with_a_border_of_zeros(make, scaling):
 
 @pytest.mark.parametrize("activation", ["tanh", "elu"])
 def test_scaled_weights_have_the_variance_of_their_activation(activation):
-    model = perceptron([300, 200, 100], activation, seeded(), DTYPE, scaling=True)
+    model = perceptron([300, 200, 100], activation, generator=seeded(), dtype=DTYPE, scaling=True)
     for weight in (model[0].weight, model[2].weight):
         # The mean of n squares of N(0, 1) has standard deviation sqrt(2/n): five of them.
         z = weight.detach() / {"tanh": 1.0, "elu": math.sqrt(2)}[activation]

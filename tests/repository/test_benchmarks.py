@@ -24,6 +24,7 @@ from benchmarks import (
     sections,
     widgets,
 )
+from benchmarks.plan import Plan
 
 S_BY_TENSOR = {
     "perceptron": 8,
@@ -93,8 +94,6 @@ def test_every_group_of_the_direction_has_norm_one() -> None:
 @pytest.mark.parametrize("groups", networks.PARTITIONS)
 @pytest.mark.parametrize("peer", peers.PEERS)
 def test_a_peer_agrees_with_the_oracle(peer: str, groups: str) -> None:
-    if peer == "curvlinops":
-        pytest.importorskip("curvlinops", reason="the bench extra is not installed")
     orders = [(peer, order) for order in peers.PEERS[peer].orders]
     result = agreement.agree("tiny", groups, 5, orders)
     assert agreement.passes(result)
@@ -222,7 +221,7 @@ def test_a_section_from_measurement_to_table(tmp_path: Path, monkeypatch: pytest
         return {"network": arguments["network"], "groups": "by tensor", "S": 8, "threads": threads, "rows": rows}
 
     monkeypatch.setattr(sections, "run", made_up)
-    plan = sections.Plan(networks=["perceptron"], quick=True, folder=tmp_path)
+    plan = Plan(networks=["perceptron"], quick=True, folder=tmp_path)
     sections.work(plan)
     assert plan.failures == ["order 2: perceptron, work", "order 3: perceptron, gain"]
     assert "| 2.5 (2.5 to 2.5) |" in (tmp_path / "work-order-2.md").read_text()
@@ -241,7 +240,7 @@ def test_exact_directions_from_measurement_to_table(tmp_path: Path, monkeypatch:
         return facts | {"ways": {w: {"seconds": made_up.get(w, 1e-5) * size, "why": None} for w in arguments["ways"]}}
 
     monkeypatch.setattr(exact, "run", fake)
-    plan = sections.Plan(quick=True, folder=tmp_path)
+    plan = Plan(quick=True, folder=tmp_path)
     exact.exact(plan)
     assert plan.failures == [f"exact: sweep / its solves, width {w}, {d}" for d in exact.DTYPES for w in (16, 32, 64)]
     text = (tmp_path / "exact.md").read_text()
@@ -252,7 +251,7 @@ def test_exact_directions_from_measurement_to_table(tmp_path: Path, monkeypatch:
 def test_no_times_where_the_exact_ways_disagree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact, "run", lambda task, **_: 1e-3)
     with pytest.raises(RuntimeError, match="expected ways that agree"):
-        exact.exact(sections.Plan(folder=tmp_path))
+        exact.exact(Plan(folder=tmp_path))
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -277,7 +276,7 @@ def test_every_control_of_a_widget_is_moved_and_timed(tmp_path: Path, monkeypatc
     monkeypatch.setattr(widgets, "MOVES", 2)
     monkeypatch.setattr(widgets, "run", lambda task, notebook: widgets.redraw(notebook))
     monkeypatch.setattr(widgets, "ASKED", 0.0)
-    plan = sections.Plan(folder=tmp_path)
+    plan = Plan(folder=tmp_path)
     widgets.widgets(plan)
     assert plan.failures == [f"redraw: one, QuadraticBowl, {c}" for c in ("condition", "angle", "start")]
 

@@ -1,21 +1,23 @@
-"""The arrows of the design point one way, and importing gnewton needs torch and numpy alone."""
+"""The arrows of the design point one way, nothing imports itself, and importing gnewton needs torch and numpy alone."""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "gnewton"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "gnewton"
 
 # A module imports only what stands before it. "gnewton" is the package itself, which imports all that stands before it.
 ORDER = (
     "caller",
     "models",
     "datasets",
+    "ranks",
     "partition",
     "undo",
     "elementary",
@@ -58,15 +60,19 @@ def dotted(path: Path) -> str:
     return ".".join(("gnewton", *path.relative_to(PACKAGE).parts[:-1]))
 
 
-def imported(source: str, package: str = "gnewton") -> Iterator[str]:
-    """The rooms of gnewton that a source imports, anywhere in it: in functions and for type checkers too."""
+def targets(source: str, package: str) -> Iterator[str]:
+    """The dotted names that a source imports, anywhere in it: in functions and for type checkers too."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (name for alias in node.names for name in rooms_of(alias.name))
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
-            for alias in node.names:
-                yield from rooms_of(f"{module}.{alias.name}")
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def imported(source: str, package: str = "gnewton") -> Iterator[str]:
+    """The rooms of gnewton that a source imports."""
+    yield from (room for name in targets(source, package) for room in rooms_of(name))
 
 
 def rooms_of(name: str) -> Iterator[str]:
@@ -113,6 +119,84 @@ def test_forward_import_is_allowed() -> None:
     assert not backward(
         "import torch\nfrom gnewton.partition import Partition\nfrom .loss import differentiable_mode", "cubic"
     )
+
+
+# -- no circles: package, benchmarks and tests, with imports inside functions and for type checkers -------------------
+
+
+def modules() -> dict[str, Path]:
+    """Every module by the name under which it is imported: those of the tests start below ``tests``."""
+    found = {}
+    for root, folder in ((ROOT, "gnewton"), (ROOT, "benchmarks"), (ROOT / "tests", ".")):
+        for path in sorted((root / folder).rglob("*.py")):
+            found[".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")] = path
+    return found
+
+
+def dependencies(sources: Mapping[str, str], packages: Container[str] = ()) -> dict[str, set[str]]:
+    """For each module the modules that it imports anywhere in its source; those in ``packages`` are folders."""
+    found: dict[str, set[str]] = {}
+    for name, source in sources.items():
+        home = name if name in packages else name.rpartition(".")[0]
+        names = {nearest(one, sources) for one in targets(source, home)}
+        found[name] = {one for one in names if one is not None and one != name}
+    return found
+
+
+def nearest(name: str, known: Container[str]) -> str | None:
+    """a.b.c -> a.b where c is a name in the module a.b."""
+    parts = name.split(".")
+    return next((one for n in range(len(parts), 0, -1) if (one := ".".join(parts[:n])) in known), None)
+
+
+def circular(graph: Mapping[str, set[str]]) -> set[str]:
+    """The modules from which a chain of imports leads back to themselves."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = list(graph[start])
+        while waiting:
+            one = waiting.pop()
+            if one not in seen:
+                seen.add(one)
+                waiting += graph[one]
+        return seen
+
+    return {name for name in graph if name in reached(name)}
+
+
+def test_no_module_imports_itself_over_others() -> None:
+    paths = modules()
+    sources = {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
+    assert not circular(dependencies(sources, {name for name, path in paths.items() if path.name == "__init__.py"}))
+
+
+def test_the_graph_sees_every_room() -> None:
+    graph = dependencies({name: path.read_text(encoding="utf-8") for name, path in modules().items()})
+    assert "gnewton.partition" in graph["gnewton.summary"]
+    assert "gnewton.teaching" in graph["benchmarks.widgets"], "inside a function"
+    assert "support.problems" in graph["support.zoo"]
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "import p.a",
+        "from p import a",
+        "from p.a import f",
+        "from . import a",
+        "from .a import f",
+        "def g():\n    from p import a",
+        "if TYPE_CHECKING:\n    from p.a import f",
+    ],
+)
+def test_a_circle_is_found(back: str) -> None:
+    sources = {"p": "", "p.a": "from p.b import g", "p.b": "from p import c", "p.c": back, "p.d": "from p import a"}
+    assert circular(dependencies(sources, {"p"})) == {"p.a", "p.b", "p.c"}
+    assert not circular(dependencies(sources | {"p.c": "import torch"}, {"p"}))
+
+
+# -- what importing gnewton loads -------------------------------------------------------------------------------------
 
 
 def python(code: str) -> str:

@@ -16,6 +16,7 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from support.training_flow import RUN, TRAINS, TRUTH, Flow, is_band
 
 from gnewton.teaching.exercises.exercise import YOUR_TURN, every
 
@@ -26,6 +27,7 @@ SAVING = runpy.run_path(str(ROOT / "tools" / "save_notebooks.py"))
 LARGEST = 1_000_000  # bytes
 FEWEST_ASSERTS = 5
 MOST_IGNORED = 3
+MOST_REASONS = 3  # cells that show a number of a run which is the same everywhere
 NOT_YET: set[int] = set()
 MOST_LINES = 15  # of code in a cell; the set-up cell may be longer
 UNCHECKED_TAGS = {"nbval-skip", "nbval-raises-exception", "raises-exception"}
@@ -41,6 +43,8 @@ UNIT = re.compile(
     r"|(?i:secs?|seconds?|milliseconds?|per cent|percent|times|x faster|x slower))(?![\w/])"
     r"|(?i:\baccurac(?:y|ies)\b[^.\n|\d]{0,20}\.?\d|\.?\d[\d.,]*\s*accuracy\b)"
 )
+# Why a cell may be ignored; that a run differs between processors is none: print bounds.
+CLOCK = re.compile(r"\b(time|times|seconds|device|torchvision)\b")
 MACHINE = re.compile(
     r"0x[0-9a-f]{6,}|ipykernel_\d+|site-packages|[A-Z]:\\Users"
     r"|(?<![\w/.:<])/(?:home|root|Users|tmp|var|usr|opt|mnt|private|work|srv)/",
@@ -107,9 +111,9 @@ def is_compared(notebook: NotebookNode) -> list[str]:
     ignored = [cell for cell in code_cells(notebook) if "nbval-ignore-output" in tags(cell)]
     complaints = [f"{len(ignored)} cells ignored"] if len(ignored) > MOST_IGNORED else []
     complaints += [
-        f"no metadata.gnewton.reason: {cell.source[:60]!r}"
+        f"no clock, device or file in metadata.gnewton.reason: {cell.source[:60]!r}"
         for cell in ignored
-        if not str(cell.metadata.get("gnewton", {}).get("reason", "")).strip()
+        if not CLOCK.search(str(cell.metadata.get("gnewton", {}).get("reason", "")))
     ]
     return complaints + [
         f"not checked: {cell.source[:60]!r}"
@@ -119,14 +123,47 @@ def is_compared(notebook: NotebookNode) -> list[str]:
 
 
 def asserts_its_lesson(notebook: NotebookNode) -> list[str]:
-    # An assert without a name in it (True, 1 + 1 == 2) says nothing about the lesson.
+    # An assert without a name in it (True, 1 + 1 == 2) says nothing about the lesson; a band asserts its bounds.
     asserts = [
         node
         for cell in code_cells(notebook)
         for node in ast.walk(tree(cell))
-        if isinstance(node, ast.Assert) and any(isinstance(part, ast.Name) for part in ast.walk(node.test))
+        if is_band(node)
+        or (isinstance(node, ast.Assert) and any(isinstance(part, ast.Name) for part in ast.walk(node.test)))
     ]
     return [] if len(asserts) >= FEWEST_ASSERTS else [f"{len(asserts)} asserts"]
+
+
+def prints_the_same_everywhere(notebook: NotebookNode) -> list[str]:
+    """What a cell shows of a training run is bounds (``band``) or an asserted comparison; else it says why it is the same."""
+    flow, cells = Flow(), code_cells(notebook)
+    complaints = []
+    for cell, following in zip(cells, [*cells[1:], new_code_cell()], strict=True):
+        shown = shown_by(flow, cell)
+        reason = str(cell.metadata.get("gnewton", {}).get("same_everywhere", ""))
+        told = [source for level, source in shown if level == RUN]
+        if bool(told) != bool(reason.strip()):
+            complaints.append(f"{told or 'nothing'} of a run, and the reason {reason!r}: {cell.source[:60]!r}")
+        if any(level == TRUTH for level, _ in shown) and not (states(cell) or states(following)):
+            complaints.append(f"a comparison that is not asserted: {cell.source[:60]!r}")
+    reasons = sum("same_everywhere" in cell.metadata.get("gnewton", {}) for cell in cells)
+    return complaints + ([f"{reasons} reasons"] if reasons > MOST_REASONS else [])
+
+
+def shown_by(flow: Flow, cell: NotebookNode) -> list[tuple[int, str]]:
+    """What of a cell's code is to be seen in its saved outputs, where these are compared; a figure's text says nothing."""
+    body = tree(cell).body
+    printed = flow.cell(body)
+    if "nbval-ignore-output" in tags(cell):
+        return []
+    streams = [out for out in cell.outputs if out.output_type == "stream"]
+    results = [out for out in cell.outputs if out not in streams]
+    figures = all(out.get("data", {}).get("text/plain", "").startswith("<Figure size") for out in results)
+    return (printed if streams or not figures else []) + ([] if figures else flow.last(body))
+
+
+def states(cell: NotebookNode) -> bool:
+    return any(isinstance(node, ast.Assert) or is_band(node) for node in ast.walk(tree(cell)))
 
 
 def describes_its_pictures(notebook: NotebookNode) -> list[str]:
@@ -360,6 +397,7 @@ LAWS: dict[str, Law] = {
         is_small,
         is_compared,
         asserts_its_lesson,
+        prints_the_same_everywhere,
         describes_its_pictures,
         sets_its_tables,
         measures_in_code,
@@ -404,10 +442,36 @@ def test_numbers_have_no_gaps() -> None:
 # -- every law can fail ------------------------------------------------------------------------------------------
 
 
+# What a cell may show of a training run, and of what stands beside it.
+TRAINING = [
+    new_code_cell(
+        "run = fit(x, optimizer, epochs=9)\nruns = {'a': run}",
+    ),
+    new_code_cell(
+        "band('loss', run.losses[-1], at_most=0.1)\nband('steps that rose', sum(l > 2 for l in run.losses), 1, 9)",
+        outputs=[new_output("stream", text="loss: at most 0.1\n")],
+    ),
+    new_code_cell(
+        "for name, one in runs.items():\n    print(f'{name}: low: {one.losses[-1] < 1}')\n    assert one.losses[-1] < 1",
+        outputs=[new_output("stream", text="a: low: True\n")],
+    ),
+    new_code_cell(
+        "print(3 * 0.1, [name for name, _ in runs.items()] == ['a'])\nassert runs",
+        outputs=[new_output("stream", text="0.3 True\n")],
+    ),
+    new_code_cell("draw(run)", outputs=[new_output("execute_result", {"text/plain": "<Figure size 10x10>"})]),
+    new_code_cell(
+        "run",
+        metadata={"gnewton": {"same_everywhere": "a contraction in double precision"}},
+        outputs=[new_output("execute_result", {"text/plain": "9 epochs: 0.5"})],
+    ),
+]
+
+
 def good() -> NotebookNode:
     """A made-up notebook that obeys every law; the broken ones below differ from it in one thing."""
     opening = "# 00 · Bowls\n\nAfter this notebook you can\n\n- a\n- b\n- c\n\n**Time:** ten minutes. **Needs:** - **GPU:** no"
-    asserts = "\n".join(f"assert x > {-n}" for n in range(FEWEST_ASSERTS))
+    asserts = "\n".join(f"assert x > {-n}" for n in range(FEWEST_ASSERTS - 4))  # the training cells hold four
     picture = new_output("display_data", {"image/png": "aGk=", "text/plain": "a bowl"})
     cells = [
         new_markdown_cell(opening),
@@ -418,6 +482,7 @@ def good() -> NotebookNode:
         new_code_cell("print(x)", outputs=[new_output("stream", text="1\n")]),
         new_code_cell(asserts, outputs=[picture], metadata={"mystnb": {"image": {"alt": "A bowl."}}}),
         new_markdown_cell("The bowl is 100 times steeper.", metadata={"tags": ["given"]}),
+        *deepcopy(TRAINING),
         new_markdown_cell(f"{READY}\n\n[Unsure?](../refresher.md#autograd-twice) [01](01-quadratics.ipynb)"),
         *[quiz_cell(n) for n in range(READINESS + ALONG_THE_WAY)],
         *exercise_cells("00.1"),
@@ -480,6 +545,14 @@ def without_outputs(notebook: NotebookNode) -> None:
         cell.outputs = []
 
 
+def shows(notebook: NotebookNode, source: str, reason: str | None = None) -> None:
+    """A cell after a training run, with a number among its outputs."""
+    outputs = [new_output("stream", text="0.123 of 7\n"), new_output("execute_result", {"text/plain": "0.123"})]
+    metadata = {} if reason is None else {"gnewton": {"same_everywhere": reason}}
+    count = 1 + len(code_cells(notebook))
+    notebook.cells.append(new_code_cell(source, execution_count=count, outputs=outputs, metadata=metadata))
+
+
 def without_alt(notebook: NotebookNode, alt: str) -> None:
     notebook.cells[4].metadata.mystnb.image.alt = alt
 
@@ -492,6 +565,52 @@ def same_alt(notebook: NotebookNode) -> None:
 def replaced(notebook: NotebookNode, old: str, new: str) -> None:
     cell = next(cell for cell in notebook.cells if old in cell.source)
     cell.source = cell.source.replace(old, new)
+
+
+# Each shows a number, a count or a name that a training run decides.
+SHOWN = [
+    "print(run.losses[-1])",
+    "run.losses[-1]",
+    "run",
+    "display(run)",
+    "print(f'loss {run.losses[-1]:.2f}')",
+    "print('loss {:.2f}'.format(run.losses[-1]))",
+    "print('loss %.2f' % run.losses[-1])",
+    "print(*run.losses)",
+    "print(sum(loss > 2 for loss in run.losses))",
+    "print(len([loss for loss in run.losses if loss > 2]))",
+    "print(next(i for i, loss in enumerate(run.losses) if loss < 1))",
+    "print(min(runs, key=lambda name: runs[name].losses[-1]))",
+    "print(sorted({u.status for u in optimizer.history}))",
+    "for name, one in runs.items():\n    print(name, one.losses[-1])",
+    "for i, loss in enumerate(run.losses):\n    print(i, loss)",
+    "losses = torch.tensor(run.losses)\nlow, high = losses.aminmax()\nprint(f'{low:.2g}')",
+    "pd.DataFrame({name: one.losses for name, one in runs.items()})",
+    "rows = []\nfor one in runs.values():\n    rows.append([one.losses[-1]])\nprint(rows)",
+    "table = {}\ntable['a'] = run.losses[-1]\nprint(table)",
+    "def tell(one):\n    print(one.losses[-1])\n\n\ntell(run)",
+    "def tell():\n    print(run.losses[-1])\n\n\ntell()",
+    "def last(one):\n    return one.losses[-1]\n\n\nprint(last(run))",
+    "def again():\n    return fit(x, optimizer).losses\n\n\nprint(again()[-1])",
+    "def again():\n    print(fit(x, optimizer).losses)\n\n\nagain()",
+    "def again():\n    return fit(x, optimizer).losses\n\n\ndef more():\n    return again()\n\n\nprint(more()[-1])",
+    "again = lambda: fit(x, optimizer)\nprint(again().losses)",
+    "class Loop:\n    def go(self):\n        return optimizer.step(x)\n\n\nprint(Loop().go())",
+    "def loss():\n    return model(x)\n\n\nfit(model, optimizer)\nprint(loss())",
+    "n = 0\nwhile optimizer.step(x) > 0.1:\n    n += 1\nprint(n)",
+    "for n in range(99):\n    if optimizer.step(x) < 0.1:\n        break\nprint(n)",
+    "n = 0\nfor loss in run.losses:\n    if loss > 2:\n        n += 1\nprint(n)",
+    "far = []\nfor loss in run.losses:\n    if loss > 2:\n        far.append(1)\nprint(len(far))",
+    "theta = start\nfor _ in range(9):\n    theta = theta - 0.1 * slope(theta)\nprint(theta)",
+    "for _ in range(9):\n    theta -= 0.1 * slope(theta)\nprint(theta)",
+    "def move(p):\n    p.sub_(slope(p))\n\n\nfor _ in range(9):\n    move(p)\n    now = value(p)\nprint(now)",
+    "live = LiveTraining(make, settings)\nlive.advance(50)\nlive",
+    "DeepRates(data)",
+    "with warnings.catch_warnings(record=True) as caught:\n    fit(x, optimizer)\nprint(len(caught))",
+    "band('loss', run.losses[-1], at_most=2 * run.losses[-1])",
+    "band(f'loss {run.losses[-1]}', run.losses[-1], at_most=2)",
+    "print(f'{optimizer.step(x):.2f}')",
+]
 
 
 BAD: list[tuple[str, Callable[[NotebookNode], object]]] = [
@@ -512,11 +631,18 @@ BAD: list[tuple[str, Callable[[NotebookNode], object]]] = [
     ("is_small", lambda nb: more_prose(nb, "a" * LARGEST)),
     ("is_compared", many_ignored),
     ("is_compared", lambda nb: ignored(nb, " ")),
+    ("is_compared", lambda nb: ignored(nb, "rounding on another processor moves a training run")),
     ("is_compared", lambda nb: nb.cells[3].metadata.update(tags=["nbval-skip"])),
     ("is_compared", lambda nb: nb.cells[3].metadata.update(tags=["raises-exception"])),
     ("is_compared", lambda nb: replaced(nb, "print(x)", "# NBVAL_IGNORE_OUTPUT\nprint(x)")),
     ("asserts_its_lesson", lambda nb: replaced(nb, "assert x > 0", "x > 0")),
     ("asserts_its_lesson", lambda nb: replaced(nb, "assert x > 0", "assert True")),
+    *[("prints_the_same_everywhere", lambda nb, source=source: shows(nb, source)) for source in SHOWN],
+    ("prints_the_same_everywhere", lambda nb: shows(nb, "print(run.losses[-1] < 1)")),
+    ("prints_the_same_everywhere", lambda nb: shows(nb, "print('low' if run.losses[-1] < 1 else 'high')")),
+    ("prints_the_same_everywhere", lambda nb: shows(nb, SHOWN[0], reason=" ")),
+    ("prints_the_same_everywhere", lambda nb: shows(nb, "print(1)", reason="not needed")),
+    ("prints_the_same_everywhere", lambda nb: [shows(nb, SHOWN[0], reason="calm") for _ in range(MOST_REASONS)]),
     ("describes_its_pictures", lambda nb: without_alt(nb, "  ")),
     ("describes_its_pictures", lambda nb: nb.cells[4].metadata.pop("mystnb")),
     ("describes_its_pictures", same_alt),
@@ -612,3 +738,17 @@ def test_every_law_has_a_notebook_that_it_refuses() -> None:
 )
 def test_gaps_in_numbers_are_refused(names: list[str]) -> None:
     assert misnumbered(names)
+
+
+def trainers(source: str) -> set[str]:
+    """The widgets of a module that trains, examples in docstrings aside."""
+    code = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith((">>>", "...")))
+    found = re.findall(r"(?m)^class (\w+)\(FigureWidget\)", code)
+    return set(found) if re.search(r"\boptimizer\.step\(|\bfit\(", code) else set()
+
+
+def test_every_widget_that_trains_is_known_to_the_flow() -> None:
+    modules = (ROOT / "gnewton" / "teaching" / "widgets").glob("*.py")
+    found = set().union(*(trainers(path.read_text(encoding="utf-8")) for path in modules))
+    assert found >= {"DeepRates", "InvarianceTwins", "SampleSpectrum"}  # the search finds what it should
+    assert found <= TRAINS

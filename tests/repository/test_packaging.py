@@ -163,12 +163,16 @@ def test_ci_runs_the_documented_test_command() -> None:
     assert "make test" in read(".ci/run").splitlines()
 
 
+def test_ci_runs_the_notebooks_in_another_arithmetic_too() -> None:
+    assert re.search(r"(?m)^make notebooks-elsewhere VARIANT=\w+$", read(".ci/run"))
+
+
 # -- licences ------------------------------------------------------------------------------------------------------
 
 
 def test_code_is_mit() -> None:
-    assert PROJECT["license"] == "MIT"
-    assert PROJECT["license-files"] == ["LICENSE"]
+    assert PROJECT["license"] == "MIT AND CC-BY-4.0"
+    assert PROJECT["license-files"] == ["LICENSE", "notebooks/LICENSE", "book/LICENSE"]
     assert read("LICENSE").startswith("MIT License")
     assert "The gnewton authors" in read("LICENSE")
 

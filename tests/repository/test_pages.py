@@ -124,7 +124,7 @@ def test_a_term_of_the_glossary_stands_there_once_and_briefly() -> None:
 
 
 def test_the_messages_in_the_gotchas_are_the_library_s() -> None:
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "gnewton").glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "gnewton").rglob("*.py"))
     quoted = re.findall(r'"([a-z][^"`\n]{20,})"', (BOOK / "gotchas.md").read_text(encoding="utf-8"))
     assert len(quoted) >= 5
     assert [message for message in quoted if message not in source] == []

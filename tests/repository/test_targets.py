@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-INSTALLS_NOTHING = {"help", "clean", "chromium", "test-alone"}
+INSTALLS_NOTHING = {"help", "clean", "chromium", "image", "release-check", "test-alone"}
 ARGUMENTS = {"test-torch": ["TORCH=2.9.1"]}
 
 

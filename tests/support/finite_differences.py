@@ -94,7 +94,9 @@ def _moved(parameters: dict[str, Tensor], along: dict[str, Tensor], eta: float) 
 class Float64(TorchFunctionMode):
     """What a library casts to float32 (norms, softmax, logits) stays in float64: differences of float32 numbers say nothing."""
 
-    def __torch_function__(self, function: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_function__(
+        self, function: object, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         function = torch.Tensor.double if function is torch.Tensor.float else function
         args = tuple(torch.float64 if a is torch.float32 else a for a in args)
         kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
@@ -114,7 +116,9 @@ class Held(TorchFunctionMode):
         self._filled, self._calls = True, 0
         super().__exit__(*error)
 
-    def __torch_function__(self, function: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_function__(
+        self, function: object, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         result = function(*args, **(kwargs or {}))
         if function is not torch.Tensor.detach:
             return result

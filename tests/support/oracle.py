@@ -35,8 +35,8 @@ class Case:
         return "squared_error" if self.loss is half_squares else self.loss
 
     @property
-    def tape(self) -> gn.exact.Tape:
-        return gn.exact.record(self.model, self.x, self.y, self.named)
+    def passes(self) -> gn.exact.Passes:
+        return gn.exact.forward_backward(self.model, self.x, self.y, loss=self.named)
 
     @cached_property
     def theta(self) -> Tensor:

@@ -1,5 +1,7 @@
 """A race that takes a second: a small teacher-student regression, or digits, two methods, few steps."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -7,10 +9,11 @@ from gnewton import datasets, models
 from gnewton.experiments.methods import METHODS, Method
 from gnewton.experiments.networks import Problem
 
+RESULTS = Path(__file__).parents[2] / "results"
 TINY = Problem(
     "tiny",
     "perceptron 3-4-1, tanh",
-    lambda generator: models.perceptron([3, 4, 1], "tanh", generator),
+    lambda generator: models.perceptron([3, 4, 1], "tanh", generator=generator),
     lambda: datasets.teacher_student((3, 4, 1), samples=60, test_samples=20, seed=100),
     nn.MSELoss(),
     epochs=2,
@@ -25,7 +28,7 @@ def digits() -> Problem:
     return Problem(
         "digits",
         "perceptron 64-8-10, tanh",
-        lambda generator: models.perceptron([64, 8, 10], "tanh", generator),
+        lambda generator: models.perceptron([64, 8, 10], "tanh", generator=generator),
         datasets.digits,
         nn.CrossEntropyLoss(),
         epochs=1,

@@ -13,6 +13,7 @@ from gnewton.partition import Partition
 from gnewton.plots import array, loss_range, new_figure, style
 from gnewton.summary import Summary
 from gnewton.teaching.widgets.figure_widget import FigureWidget, choice, slider
+from gnewton.undo import restored
 
 Array = NDArray[np.float64]
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -130,15 +131,9 @@ def places(one: Alone) -> Array:
 
 def losses_along(loss: Loss, partition: Partition, change: Mapping[str, Tensor], steps: Array) -> Array:
     """L(theta - t change) for every t of ``steps``; theta is put back, whatever happens."""
-    theta = {name: p.detach().clone() for name, p in partition.parameters.items()}
     values = []
-    with differentiable_mode(partition), torch.no_grad():
-        try:
-            for t in steps:
-                for name, p in partition.parameters.items():
-                    p.copy_(theta[name] - float(t) * change[name])
-                values.append(float(loss().detach()))
-        finally:
-            for name, p in partition.parameters.items():
-                p.copy_(theta[name])
+    with differentiable_mode(partition), torch.no_grad(), restored(partition) as start:
+        for t in steps:
+            start.move({name: float(t) * part for name, part in change.items()})
+            values.append(float(loss().detach()))
     return np.array(values)

@@ -40,7 +40,7 @@ class QuadraticBowl(FigureWidget):
     def _prepare(self, figure: Figure) -> None:
         """Draw everything once and keep the artists that ``draw`` moves."""
         matrix, paths = self._descents()
-        level_sets(height_of(matrix), paths, VIEW, ax=self._left)
+        level_sets(height_of(matrix), paths, extent=VIEW, ax=self._left)
         self._contours: Any = self._left.collections[0]
         self._lines = {line.get_label(): line for line in self._left.get_lines() if line.get_label() in paths}
         self._rings = [line for line in self._left.get_lines() if line.get_label() not in paths]

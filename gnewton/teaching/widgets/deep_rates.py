@@ -158,7 +158,7 @@ def measured(data: Dataset, depth: int, gain: float, width: int, samples: int, e
 def network(depth: int, gain: float, width: int, inputs: int) -> nn.Sequential:
     """A tanh perceptron whose weights come from N(0, gain^2 / fan_in)."""
     generator = torch.Generator().manual_seed(0)
-    model = perceptron([inputs, *[width] * depth, CLASSES], "tanh", generator, torch.float64)
+    model = perceptron([inputs, *[width] * depth, CLASSES], "tanh", generator=generator, dtype=torch.float64)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith("weight"):

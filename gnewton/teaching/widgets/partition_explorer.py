@@ -82,7 +82,7 @@ class PartitionExplorer(FigureWidget):
         shown = self.summary()
         picture = heat_map if self.view.value == "H-bar" else long_range
         assert shown.hessian is not None
-        picture(shown.hessian, shown.names, left)
+        picture(shown.hessian, shown.names, ax=left)
         if len(shown) > READABLE:  # signs too small to read, and names that the other axis has
             left.set_xticks([])
             for marks in left.get_lines():

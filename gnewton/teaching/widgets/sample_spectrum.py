@@ -121,7 +121,8 @@ def small_digits(data: Dataset) -> tuple[Tensor, Tensor]:
 def trained(x: Tensor, y: Tensor) -> tuple[nn.Sequential, nn.Sequential]:
     """The network at its start, and after one epoch of ``ExactNewton``, one sample a step."""
     start, later = (
-        perceptron([16, *HIDDEN, 10], "tanh", torch.Generator().manual_seed(0), torch.float64) for _ in range(2)
+        perceptron([16, *HIDDEN, 10], "tanh", generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        for _ in range(2)
     )
     optimizer = exact.ExactNewton(later)
     for batch in torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:, None]:
@@ -131,18 +132,18 @@ def trained(x: Tensor, y: Tensor) -> tuple[nn.Sequential, nn.Sequential]:
 
 def examined(network: nn.Sequential, x: Tensor, y: Tensor) -> Point:
     """What is drawn of one sample x (16,) of class y ()."""
-    tape = exact.record(network, x[None], y[None])
+    passes = exact.forward_backward(network, x[None], y[None])
     # As many copies of the sample as there are dampings: one sweep for all of them.
-    copies = exact.record(network, x.expand(len(DAMPINGS), -1), y.expand(len(DAMPINGS)))
+    copies = exact.forward_backward(network, x.expand(len(DAMPINGS), -1), y.expand(len(DAMPINGS)))
     rho = torch.tensor(DAMPINGS, dtype=torch.float64)
     newton, saddle_free = exact.newton_direction(copies, rho), exact.saddle_free_direction(copies, rho)
     squares = {name: part.flatten(1).square().sum(1) for name, part in newton.per_sample().items()}
     *_, last_weight, last_bias = squares.values()
     sizes = [layer.weight.numel() + layer.bias.numel() for layer in network if isinstance(layer, nn.Linear)]
     return Point(
-        float(tape.values),
-        exact.hessian.dense(tape)[0].numpy(),
-        exact.spectrum.eigenvalues(tape)[0].numpy(),
+        float(passes.values),
+        exact.hessian.dense(passes)[0].numpy(),
+        exact.spectrum.eigenvalues(passes)[0].numpy(),
         [0, *np.cumsum(sizes)[:-1].tolist()],
         cosine(copies, newton),
         cosine(copies, saddle_free),
@@ -150,8 +151,8 @@ def examined(network: nn.Sequential, x: Tensor, y: Tensor) -> Point:
     )
 
 
-def cosine(tape: exact.Tape, direction: exact.Direction) -> Array:
+def cosine(passes: exact.Passes, direction: exact.SampleDirections) -> Array:
     """The cosine between each sample's direction and its own -g, (B,): above 0 it descends."""
-    both = [torch.cat([p.flatten(1) for p in d.values()], 1) for d in (direction.per_sample(), tape.gradient())]
+    both = [torch.cat([p.flatten(1) for p in d.values()], 1) for d in (direction.per_sample(), passes.gradient())]
     found: Array = (-direction.slope() / (both[0].norm(dim=1) * both[1].norm(dim=1))).numpy()
     return found

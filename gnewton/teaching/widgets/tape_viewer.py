@@ -10,8 +10,9 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torch.func import hessian, jacrev
 
+from gnewton.derivatives.operation import Operation, Variable
 from gnewton.derivatives.record import record
-from gnewton.derivatives.tape import Operation, Tape, Variable
+from gnewton.derivatives.tape import Tape
 from gnewton.loss import Loss
 from gnewton.partition import Partition
 from gnewton.plots import COLOURS, new_figure

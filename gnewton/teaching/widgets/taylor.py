@@ -60,7 +60,7 @@ class TaylorSlice(FigureWidget):
         truth, models = self._losses(t, eta), self._models(t, eta)
         ax = self.figure.axes[0]
         ax.clear()
-        taylor_models(t, truth, models, ax)
+        taylor_models(t, truth, models, ax=ax)
         ax.axvline(0.0, color="black", linewidth=0.6)
         at_one = self._losses(np.array([0.0, 1.0]), eta)
         order = max(models)

@@ -36,15 +36,13 @@ class CurvatureTimeline(FigureWidget):
         self._updates = {record.step: record for record in history}
         self._names = list(names)
         first = next(iter(self._updates)) if update is None else update
-        if first not in self._updates:
-            raise ValueError(f"expected a step with an update, {list(self._updates)[:5]} ..., got {first}")
         self.update = slider("step", self._updates, first)
         figure = new_figure(columns=2, height=4.2)
         figure.set_layout_engine("constrained", wspace=0.08)  # between the scale of the colours and the names
         self._heat, self._bars = figure.axes
         self._norm = _common_scale(np.stack([array(record.hessian) for record in history]))
         self._picture = heat_map(
-            array(self._updates[first].hessian), self._names, self._heat, norm=self._norm
+            array(self._updates[first].hessian), self._names, ax=self._heat, norm=self._norm
         ).get_images()[0]
         self._marks = list(self._heat.get_lines())
         self._lengths = self._prepare_bars(np.stack([array(record.learning_rates) for record in history]))

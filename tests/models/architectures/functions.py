@@ -4,9 +4,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from models.architectures.built import Built, normal
+from torch import Tensor, nn
 
 
 def _line(n: int = 12) -> tuple[Tensor, Tensor]:
@@ -25,7 +24,10 @@ def exact_process_rbf_kernel() -> Built:
     class Model(gpytorch.models.ExactGP):
         def __init__(self) -> None:
             super().__init__(x, y, gpytorch.likelihoods.GaussianLikelihood())
-            self.mean, self.kernel = gpytorch.means.ConstantMean(), gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
+            self.mean, self.kernel = (
+                gpytorch.means.ConstantMean(),
+                gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel()),
+            )
 
         def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
             return gpytorch.distributions.MultivariateNormal(self.mean(x), self.kernel(x))
@@ -64,7 +66,10 @@ def variational_process() -> Built:
         def __init__(self) -> None:
             distribution = gpytorch.variational.CholeskyVariationalDistribution(len(inducing))
             super().__init__(gpytorch.variational.VariationalStrategy(self, inducing, distribution))
-            self.mean, self.kernel = gpytorch.means.ConstantMean(), gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
+            self.mean, self.kernel = (
+                gpytorch.means.ConstantMean(),
+                gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel()),
+            )
 
         def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
             return gpytorch.distributions.MultivariateNormal(self.mean(x), self.kernel(x))

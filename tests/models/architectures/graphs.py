@@ -2,9 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from models.architectures.built import Built, normal
+from torch import Tensor
 
 
 def _ring(n: int = 8) -> Tensor:
@@ -40,7 +39,9 @@ def principal_neighbourhood_aggregation() -> Built:
     from torch_geometric.nn import PNA
 
     degrees = torch.tensor([0, 0, 0, 8])
-    return _classified(PNA(4, 8, 2, 3, aggregators=["mean", "max", "std"], scalers=["identity", "amplification"], deg=degrees))
+    return _classified(
+        PNA(4, 8, 2, 3, aggregators=["mean", "max", "std"], scalers=["identity", "amplification"], deg=degrees)
+    )
 
 
 def graph_gps() -> Built:
@@ -48,7 +49,9 @@ def graph_gps() -> Built:
 
     model = torch.nn.ModuleDict({"gps": GPSConv(8, SAGEConv(8, 8), heads=2, act="gelu"), "head": torch.nn.Linear(8, 3)})
     x, edges, graph, y = normal(8, 8), _ring(), torch.arange(8) // 4, torch.tensor([0, 2])
-    return Built(model, lambda: F.cross_entropy(model["head"](global_mean_pool(model["gps"](x, edges, graph), graph)), y))
+    return Built(
+        model, lambda: F.cross_entropy(model["head"](global_mean_pool(model["gps"](x, edges, graph), graph)), y)
+    )
 
 
 class Ring:

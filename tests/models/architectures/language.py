@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-
 from models.architectures.built import Built, labelled, normal, tokens
 
 _SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -21,7 +20,9 @@ def bert() -> Built:
 def deberta() -> Built:
     from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
-    config = DebertaV2Config(vocab_size=29, relative_attention=True, pos_att_type=["p2c", "c2p"], **_SMALL, **_NO_DROPOUT)
+    config = DebertaV2Config(
+        vocab_size=29, relative_attention=True, pos_att_type=["p2c", "c2p"], **_SMALL, **_NO_DROPOUT
+    )
     return labelled(DebertaV2ForSequenceClassification(config), input_ids=tokens(2, 6), labels=torch.tensor([0, 1]))
 
 
@@ -37,13 +38,22 @@ def llama() -> Built:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     x = tokens(2, 7)
-    return labelled(LlamaForCausalLM(LlamaConfig(vocab_size=29, num_key_value_heads=1, **_SMALL)), input_ids=x, labels=x)
+    return labelled(
+        LlamaForCausalLM(LlamaConfig(vocab_size=29, num_key_value_heads=1, **_SMALL)), input_ids=x, labels=x
+    )
 
 
 def mixtral() -> Built:
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    config = MixtralConfig(vocab_size=29, num_key_value_heads=1, num_local_experts=3, output_router_logits=True, experts_implementation="eager", **_SMALL)
+    config = MixtralConfig(
+        vocab_size=29,
+        num_key_value_heads=1,
+        num_local_experts=3,
+        output_router_logits=True,
+        experts_implementation="eager",
+        **_SMALL,
+    )
     x = tokens(2, 7)
     return labelled(MixtralForCausalLM(config), input_ids=x, labels=x)
 

@@ -7,23 +7,22 @@ a bias that is 0, or a row of weights, can lie exactly on the corner of a ReLU, 
 
 import csv
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
+from models.architectures import functions, graphs, language, vision
+from models.architectures.built import Built
 from torch import Tensor, nn
 
 import gnewton as gn
-from models.architectures import functions, graphs, language, vision
-from models.architectures.built import Built
 
 PATH = Path(__file__).parents[3] / "book" / "real-models.csv"
 PAGES = (language, vision, graphs, functions)
-COLUMNS = ("model", "library", "engine", "what the tape cannot record", "groups", "price at order 2", "price at order 3")
+COLUMNS = ("model", "library", "engine", "what the tape cannot record")
 GROUPS = 12
 
 
@@ -44,13 +43,9 @@ class Row:
         return next(vars(page)[self.name] for page in PAGES if self.name in vars(page))()
 
 
-def entries() -> list[dict[str, str]]:
-    with PATH.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def rows() -> list[Row]:
-    return [Row(*(entry[column] for column in COLUMNS[:4])) for entry in entries()]
+    with PATH.open(encoding="utf-8", newline="") as file:
+        return [Row(*(entry[column] for column in COLUMNS)) for entry in csv.DictReader(file)]
 
 
 def builders() -> dict[str, Callable[[], Built]]:
@@ -100,7 +95,11 @@ def problem(row: Row) -> Problem:
 def grouped(model: nn.Module) -> gn.Partition:
     partition = gn.Partition.by_tensor(model)
     n = len(partition)
-    return partition if n <= GROUPS else partition.coarsen([range(i * n // GROUPS, (i + 1) * n // GROUPS) for i in range(GROUPS)])
+    return (
+        partition
+        if n <= GROUPS
+        else partition.coarsen([range(i * n // GROUPS, (i + 1) * n // GROUPS) for i in range(GROUPS)])
+    )
 
 
 def _size(p: Tensor) -> float:
@@ -108,18 +107,5 @@ def _size(p: Tensor) -> float:
     return float(p.detach().abs().mean()) or 0.05
 
 
-def write(found: list[dict[str, Any]]) -> None:
-    """Save the table."""
-    with PATH.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
-
-
 def installed(library: str) -> bool:
-    from importlib.util import find_spec
-
-    return library == "torch" or library in sys.modules or find_spec(IMPORTS.get(library, library)) is not None
-
-
-IMPORTS = {"x-transformers": "x_transformers", "neuraloperator": "neuralop", "efficientnet-pytorch": "efficientnet_pytorch"}
+    return find_spec({"neuraloperator": "neuralop"}.get(library, library.replace("-", "_"))) is not None

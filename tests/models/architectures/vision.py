@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from models.architectures.built import Built, labelled, normal
+from torch import nn
 
 _TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 _IMAGES = {"image_size": 8, "patch_size": 4}
@@ -55,7 +54,9 @@ def clip() -> Built:
 def dinov2() -> Built:
     from transformers import Dinov2Config, Dinov2ForImageClassification
 
-    config = Dinov2Config(num_labels=3, mlp_ratio=2, **_IMAGES, **{k: v for k, v in _TRANSFORMER.items() if "inter" not in k})
+    config = Dinov2Config(
+        num_labels=3, mlp_ratio=2, **_IMAGES, **{k: v for k, v in _TRANSFORMER.items() if "inter" not in k}
+    )
     return _classified(Dinov2ForImageClassification(config), 8)
 
 
@@ -85,7 +86,12 @@ def resnet() -> Built:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", num_labels=3, downsample_in_first_stage=True
+        embedding_size=8,
+        hidden_sizes=[8, 12],
+        depths=[1, 1],
+        layer_type="basic",
+        num_labels=3,
+        downsample_in_first_stage=True,
     )
     return _classified(ResNetForImageClassification(config), 16)
 
@@ -102,7 +108,12 @@ def mobilenetv2() -> Built:
 
     # A stride of 8 leaves 4 x 4 pixels at the end: batch norm of 4 numbers would be all curvature.
     config = MobileNetV2Config(
-        depth_multiplier=0.1, min_depth=4, depth_divisible_by=4, output_stride=8, num_labels=3, classifier_dropout_prob=0.0
+        depth_multiplier=0.1,
+        min_depth=4,
+        depth_divisible_by=4,
+        output_stride=8,
+        num_labels=3,
+        classifier_dropout_prob=0.0,
     )
     return _classified(MobileNetV2ForImageClassification(config), 32)
 
@@ -126,7 +137,9 @@ def residual_u_net() -> Built:
 def segresnet() -> Built:
     from monai.networks.nets import SegResNet
 
-    return _regressed(SegResNet(2, init_filters=8, in_channels=1, out_channels=2, blocks_down=(1, 1), blocks_up=(1,)), 2, 1, 8, 8)
+    return _regressed(
+        SegResNet(2, init_filters=8, in_channels=1, out_channels=2, blocks_down=(1, 1), blocks_up=(1,)), 2, 1, 8, 8
+    )
 
 
 def densenet() -> Built:

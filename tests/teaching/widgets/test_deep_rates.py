@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import gnewton as gn
 from gnewton.teaching import DeepRates
-from gnewton.teaching.widgets.deep_rates import DEPTHS, GAINS, KINDS, MOMENTS, QUANTITIES, layers_of, network
+from gnewton.teaching.widgets.deep_rates import DEPTHS, KINDS, MOMENTS, QUANTITIES, layers_of, network
 
 SIZES = {"width": 6, "samples": 40, "epochs": 1}
 
@@ -65,7 +65,9 @@ def test_what_it_draws_at_the_start_is_the_summary_and_the_step_of_the_initial_n
 
 
 def test_at_gain_1_the_network_is_the_librarys_own():
-    library = gn.models.perceptron([64, 6, 6, 10], "tanh", torch.Generator().manual_seed(0), torch.float64)
+    library = gn.models.perceptron(
+        [64, 6, 6, 10], "tanh", generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     ours = [network(2, gain, 6, 64).state_dict() for gain in (1.0, 0.7)]
     for name, p in library.state_dict().items():
         torch.testing.assert_close(ours[0][name], p)
@@ -93,32 +95,6 @@ def test_rates_follow_the_units_of_the_layers(data):
         np.testing.assert_allclose(found["weight"], expected["weight"] * fan_in**power, rtol=1e-6)
         np.testing.assert_allclose(found["bias"], expected["bias"], rtol=1e-6)
     np.testing.assert_allclose(two.interactions, one.interactions, rtol=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("control", "value"),
-    [
-        *[("depth", depth) for depth in DEPTHS if depth != 20],
-        *[("gain", gain) for gain in GAINS if gain != 1],
-        ("moment", MOMENTS[1]),
-        *[("quantity", quantity) for quantity in QUANTITIES if quantity != "η*"],
-    ],
-)
-def test_a_control_moves_picture_and_sentence(data, widget, control, value):
-    put(widget)
-    picture, sentence = widget.png, widget.sentence
-    getattr(widget, control).value = value
-    assert widget._status.value == ""
-    assert widget.png != picture
-    assert widget.sentence != sentence
-
-
-def test_a_state_given_at_construction_is_the_state_that_the_controls_reach(data, widget):
-    state = {"depth": 10, "gain": 0.7, "moment": MOMENTS[1], "quantity": "gradient"}
-    given = DeepRates(data, **state, **SIZES)
-    assert repr(given) == repr(put(widget, **state))
-    for kind in KINDS:
-        np.testing.assert_array_equal(shown(given, kind), shown(widget, kind))
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

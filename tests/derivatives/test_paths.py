@@ -7,7 +7,7 @@ from torch import nn
 
 import gnewton as gn
 from gnewton.derivatives import sweep
-from gnewton.derivatives.pairs import ways
+from gnewton.derivatives.paths import find_paths
 from gnewton.derivatives.record import record
 
 DTYPE = torch.float64
@@ -53,7 +53,7 @@ def built(make):
 )
 def test_ways_lead_from_the_first_activation_to_the_second_layer(make, expected):
     loss, partition, _ = built(make)
-    found = ways(record(loss, partition), len(partition)).values()
+    found = find_paths(record(loss, partition), len(partition)).values()
     assert [[o.name for o in (way.start, *way.between, way.end)] for way in found] == expected
 
 
@@ -61,7 +61,7 @@ def test_ways_lead_from_the_first_activation_to_the_second_layer(make, expected)
 def test_both_ways_give_the_same_tensor(make, monkeypatch):
     loss, partition, u = built(make)
     short = gn.summarize(loss, partition, u, full_third=True, engine="tape").third_full
-    monkeypatch.setattr(sweep, "ways", lambda tape, most: {})
+    monkeypatch.setattr(sweep, "find_paths", lambda tape, most: {})
     long = gn.summarize(loss, partition, u, full_third=True, engine="tape").third_full
     # A few thousand float64 products in another order.
     torch.testing.assert_close(short, long, rtol=1e-12, atol=1e-12 * long.abs().max().item())
@@ -69,4 +69,4 @@ def test_both_ways_give_the_same_tensor(make, monkeypatch):
 
 def test_many_groups_have_too_many_pairs():
     loss, partition, _ = built(chain)
-    assert not ways(record(loss, partition), most=3)
+    assert not find_paths(record(loss, partition), most=3)

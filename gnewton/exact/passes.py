@@ -18,12 +18,20 @@ from gnewton.exact.network import Network
 
 
 @dataclass(frozen=True, eq=False)
-class Tape:
-    """The passes of B samples; every list has one entry a layer.
+class Passes:
+    """The passes of B samples, in the parameters' dtype and on their device. Every list has one entry a layer.
 
-    weights (n_l, n_{l-1}) and biases (n_l,) or None, as they are in the model; inputs a_{l-1} (B, n_{l-1});
-    lengths |abar_{l-1}|^2 (B, 1); z and deltas (B, n_l); slopes sigma'(z_l) and bends k_l (B, n_l) of the hidden layers;
-    loss: values, delta_L and C_L of the B losses. Values are in the parameters' dtype and on their device.
+    Args:
+        network: the layers.
+        weights: W_l (n_l, n_{l-1}), as they are in the model.
+        biases: b_l (n_l,), or None.
+        inputs: a_{l-1} (B, n_{l-1}).
+        lengths: |abar_{l-1}|^2 (B, 1).
+        z: the pre-activations (B, n_l).
+        slopes: sigma'(z_l) (B, n_l), of the hidden layers.
+        curvatures: k_l (B, n_l), of the hidden layers.
+        deltas: delta_l (B, n_l).
+        loss: values, delta_L and C_L of the B losses.
     """
 
     network: Network
@@ -33,7 +41,7 @@ class Tape:
     lengths: list[Tensor]
     z: list[Tensor]
     slopes: list[Tensor]
-    bends: list[Tensor]
+    curvatures: list[Tensor]
     deltas: list[Tensor]
     loss: losses.Terms
 
@@ -43,7 +51,7 @@ class Tape:
 
     def __repr__(self) -> str:
         widths = [self.weights[0].shape[1], *(len(W) for W in self.weights)]
-        return f"Tape({self.samples} samples through {'-'.join(map(str, widths))})"
+        return f"Passes({self.samples} samples through {'-'.join(map(str, widths))})"
 
     @property
     def samples(self) -> int:
@@ -55,69 +63,72 @@ class Tape:
         """The losses of the samples, (B,)."""
         return self.loss.values
 
-    def extended(self, layer: int) -> Tensor:
+    def extended_input(self, layer: int) -> Tensor:
         """abar_{l-1} of the layer with this index, (B, n_{l-1} + 1), or a_{l-1} where it has no bias."""
         a = self.inputs[layer]
         return a if self.biases[layer] is None else torch.cat([a, a.new_ones(len(a), 1)], 1)
 
     def gradient(self) -> dict[str, Tensor]:
         """The gradient of each sample's own loss: name -> (B, *shape)."""
-        found = {}
+        gradients = {}
         for layer, a, delta in zip(self.network.layers, self.inputs, self.deltas, strict=True):
-            found[layer.weight_name] = delta[:, :, None] * a[:, None, :]
+            gradients[layer.weight_name] = delta[:, :, None] * a[:, None, :]
             if layer.bias_name is not None:
-                found[layer.bias_name] = delta
-        return found
+                gradients[layer.bias_name] = delta
+        return gradients
 
 
-def record(model: nn.Sequential, x: Tensor, y: Tensor, loss: losses.LossName = F.cross_entropy) -> Tape:
+def forward_backward(model: nn.Sequential, x: Tensor, y: Tensor, *, loss: losses.LossName = F.cross_entropy) -> Passes:
     """Run a batch through a network, forward and backward.
 
-    model: a Sequential of Linear and element-wise activations, in float32 or float64. x: (B, n_0), or (B, ...) where the
-    model begins with Flatten, in the model's dtype. loss: "cross_entropy" or F.cross_entropy, with y classes (B,) int64
-    or probabilities (B, n_L); "squared_error", half the sum of squares, or F.mse_loss, with targets y (B, n_L). An
-    activation behind the last linear layer is part of the loss. Everything is per sample; nothing is averaged. The tape
+    Args:
+        model: a Sequential of Linear and element-wise activations, in float32 or float64.
+        x: (B, n_0), or (B, ...) where the model begins with Flatten, in the model's dtype.
+        y: classes (B,) int64 or probabilities (B, n_L) for cross-entropy; targets (B, n_L) for the squared error.
+        loss: "cross_entropy" or F.cross_entropy, "squared_error" (half the sum of squares) or F.mse_loss.
+
+    An activation behind the last linear layer is part of the loss. Everything is per sample; nothing is averaged. The result
     keeps the weights as they are now, and the graph of x and y is not looked at.
 
     Raises TypeError or ValueError, naming the layer, for other networks, losses and shapes.
 
     >>> import gnewton as gn
     >>> model = gn.models.perceptron([3, 4, 2])
-    >>> gn.exact.record(model, torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64))
-    Tape(5 samples through 3-4-2)
+    >>> gn.exact.forward_backward(model, torch.zeros(5, 3), torch.zeros(5, dtype=torch.int64))
+    Passes(5 samples through 3-4-2)
     """
-    tape = passes(Network(model), x, y, losses.read(loss))
-    biases = [None if b is None else b.clone() for b in tape.biases]
-    return replace(tape, weights=[W.clone() for W in tape.weights], biases=biases)
+    passes = run_passes(Network(model), x, y, losses.read(loss))
+    biases = [None if b is None else b.clone() for b in passes.biases]
+    return replace(passes, weights=[W.clone() for W in passes.weights], biases=biases)
 
 
 @torch.no_grad()
-def passes(network: Network, x: Tensor, y: Tensor, loss: losses.Loss) -> Tape:
-    """The tape on the weights themselves, for use before they move."""
+def run_passes(network: Network, x: Tensor, y: Tensor, loss: losses.Loss) -> Passes:
+    """The passes on the weights themselves, for use before they move."""
     network.check()
-    a = _checked(network, x)
+    a = _check_inputs(network, x)
     loss.check(y, len(a), network.layers[-1].shape[0])
     weights = [layer.linear.weight.detach() for layer in network.layers]
     biases: list[Tensor | None] = [
         None if layer.linear.bias is None else layer.linear.bias.detach() for layer in network.layers
     ]
-    inputs, z, slopes, bends = [], [], [], []
+    inputs, z, slopes, curvatures = [], [], [], []
     for layer, W, b in zip(network.layers, weights, biases, strict=True):
         inputs.append(a)
         z.append(F.linear(a, W, b))
-        jet = layer.activation(z[-1])
-        slopes.append(jet.slope)
-        bends.append(jet.bend)
-        a = jet.value
-    terms = loss(a, y).before(jet) if network.has_output_activation else loss(a, y)
+        sigma = layer.activation(z[-1])
+        slopes.append(sigma.slope)
+        curvatures.append(sigma.curvature)
+        a = sigma.value
+    terms = loss(a, y).before(sigma) if network.has_output_activation else loss(a, y)
     deltas = [terms.delta]
-    slopes.pop(), bends.pop()
+    slopes.pop(), curvatures.pop()
     for i in reversed(range(len(slopes))):
         beta = deltas[0] @ weights[i + 1]
         deltas.insert(0, slopes[i] * beta)
-        bends[i] = bends[i] * beta
+        curvatures[i] = curvatures[i] * beta
     lengths = [_length(a, b) for a, b in zip(inputs, biases, strict=True)]
-    return Tape(network, weights, biases, inputs, lengths, z, slopes, bends, deltas, terms)
+    return Passes(network, weights, biases, inputs, lengths, z, slopes, curvatures, deltas, terms)
 
 
 def _length(a: Tensor, b: Tensor | None) -> Tensor:
@@ -125,7 +136,7 @@ def _length(a: Tensor, b: Tensor | None) -> Tensor:
     return squares if b is None else squares + 1
 
 
-def _checked(network: Network, x: Tensor) -> Tensor:
+def _check_inputs(network: Network, x: Tensor) -> Tensor:
     """The inputs of the first layer, (B, n_0)."""
     W = network.layers[0].linear.weight
     rows = x.flatten(1) if network.flattens and x.ndim > 1 else x

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gnewton.exact.tape import Tape
+from gnewton.exact.passes import Passes
 
 Parts = list[tuple[Tensor, Tensor | None]]
 
@@ -21,57 +21,62 @@ class Extra:
     """A term G of the right-hand side besides the gradient: ``factor`` times a matrix and a bias for each layer.
 
     parts: (n_l, n_{l-1}) and (n_l,) or None, or with a leading dimension B. The weight decay kappa is factor kappa and
-    parts V, of which z = V abar is on the tape.
+    parts V, of which z = V abar stands in the passes.
     """
 
     parts: Parts
     factor: float = 1.0
     is_decay: bool = False
 
-    def on_input(self, tape: Tape, i: int) -> Tensor:
+    def on_input(self, passes: Passes, i: int) -> Tensor:
         """G_l abar_{l-1}, (B, n_l)."""
         if self.is_decay:
-            return self.factor * tape.z[i]
+            return self.factor * passes.z[i]
         W, b = self.parts[i]
-        product = torch.einsum("...ij,...j->...i", W, tape.inputs[i])
+        product = torch.einsum("...ij,...j->...i", W, passes.inputs[i])
         return self.factor * (product if b is None else product + b)
 
-    def on_delta(self, tape: Tape, i: int) -> Tensor:
+    def on_delta(self, passes: Passes, i: int) -> Tensor:
         """The weight part, G_l^T delta_l, (B, n_{l-1})."""
-        return self.factor * torch.einsum("...ij,...i->...j", self.parts[i][0], tape.deltas[i])
+        return self.factor * torch.einsum("...ij,...i->...j", self.parts[i][0], passes.deltas[i])
 
 
-def weight_decay(tape: Tape, kappa: float) -> list[Extra]:
+def weight_decay(passes: Passes, kappa: float) -> list[Extra]:
     """kappa V, or nothing for kappa = 0."""
-    parts = list(zip(tape.weights, tape.biases, strict=True))
+    parts = list(zip(passes.weights, passes.biases, strict=True))
     return [Extra(parts, kappa, is_decay=True)] if kappa else []
 
 
-def by_layer(tape: Tape, tensors: Mapping[str, Tensor]) -> Parts:
+def by_layer(passes: Passes, tensors: Mapping[str, Tensor]) -> Parts:
     """Tensors by parameter name, shared or with a leading B, as one pair a layer; ValueError for misfits."""
-    shapes = {name: p.shape for name, p in tape.network.parameters.items()}
+    shapes = {name: p.shape for name, p in passes.network.parameters.items()}
     if tensors.keys() != shapes.keys():
         raise ValueError(f"expected tensors named {', '.join(shapes)}, got {', '.join(tensors)}; give one a parameter")
     for name, t in tensors.items():
-        if t.shape not in (shapes[name], (tape.samples, *shapes[name])):
+        if t.shape not in (shapes[name], (passes.samples, *shapes[name])):
             raise ValueError(
-                f"expected {name} of shape {tuple(shapes[name])}, or with {tape.samples} samples in front, got {tuple(t.shape)}"
+                f"expected {name} of shape {tuple(shapes[name])}, or with {passes.samples} samples in front, got {tuple(t.shape)}"
             )
     return [
         (tensors[layer.weight_name], None if layer.bias_name is None else tensors[layer.bias_name])
-        for layer in tape.network.layers
+        for layer in passes.network.layers
     ]
 
 
 @dataclass(frozen=True, eq=False)
-class Direction:
-    """One direction U for each sample: see the module.
+class SampleDirections:
+    """One direction U for each sample, in the form of the module's first formula. Every list has one entry a layer.
 
-    left and axis (B, n_l), right (B, n_{l-1}) or None for zero, one of each a layer; extras: pairs of a coefficient
-    (B, 1) a layer and what it multiplies; known_output: ``output``, where it came with the solution.
+    Args:
+        passes: of the B samples.
+        left: (B, n_l).
+        axis: (B, n_l).
+        right: (B, n_{l-1}), or None for zero.
+        extras: pairs of a coefficient (B, 1) a layer and the term that it multiplies.
+        known_output: ``output``, where it came with the solution.
     """
 
-    tape: Tape
+    passes: Passes
     left: list[Tensor]
     axis: list[Tensor]
     right: list[Tensor | None]
@@ -83,22 +88,22 @@ class Direction:
         """What it changes the outputs z_L by, to first order, (B, n_L)."""
         if self.known_output is not None:
             return self.known_output
-        return output_changes(self.tape, [self._on_input(i) for i in range(len(self.tape))])[-1]
+        return output_changes(self.passes, [self._on_input(i) for i in range(len(self.passes))])[-1]
 
     def _on_input(self, i: int) -> Tensor:
         """U_l abar_{l-1}, (B, n_l)."""
-        tape = self.tape
-        p = tape.lengths[i] * self.left[i]
+        passes = self.passes
+        p = passes.lengths[i] * self.left[i]
         if (right := self.right[i]) is not None:
-            p = p + self.axis[i] * (right * tape.inputs[i]).sum(1, keepdim=True)
-        return p + sum(c[i] * extra.on_input(tape, i) for c, extra in self.extras)
+            p = p + self.axis[i] * (right * passes.inputs[i]).sum(1, keepdim=True)
+        return p + sum(c[i] * extra.on_input(passes, i) for c, extra in self.extras)
 
     @torch.no_grad()
     def per_sample(self) -> dict[str, Tensor]:
         """U in full: parameter name -> (B, ...)."""
-        found = {}
-        for i, layer in enumerate(self.tape.network.layers):
-            U = self.left[i][:, :, None] * self.tape.inputs[i][:, None, :]
+        tensors = {}
+        for i, layer in enumerate(self.passes.network.layers):
+            U = self.left[i][:, :, None] * self.passes.inputs[i][:, None, :]
             if (right := self.right[i]) is not None:
                 U += self.axis[i][:, :, None] * right[:, None, :]
             bias = self.left[i]
@@ -107,20 +112,20 @@ class Direction:
                 c = extra.factor * coefficients[i]
                 U = U + c[:, :, None] * W
                 bias = bias if b is None else bias + c * b
-            found[layer.weight_name] = U
+            tensors[layer.weight_name] = U
             if layer.bias_name is not None:
-                found[layer.bias_name] = bias
-        return found
+                tensors[layer.bias_name] = bias
+        return tensors
 
     @torch.no_grad()
     def mean(self, weights: Tensor | None = None) -> dict[str, Tensor]:
         """The mean over the samples, each times its weight (B,): parameter name -> tensor; no U is formed."""
-        B, tape = self.tape.samples, self.tape
-        t = tape.values.new_full((B, 1), 1 / B) if weights is None else weights[:, None] / B
-        found = {}
-        for i, layer in enumerate(tape.network.layers):
+        B, passes = self.passes.samples, self.passes
+        t = passes.values.new_full((B, 1), 1 / B) if weights is None else weights[:, None] / B
+        tensors = {}
+        for i, layer in enumerate(passes.network.layers):
             left = t * self.left[i]
-            U = left.mT @ tape.inputs[i]
+            U = left.mT @ passes.inputs[i]
             if (right := self.right[i]) is not None:
                 U.addmm_((t * self.axis[i]).mT, right)
             bias = left.sum(0)
@@ -130,30 +135,30 @@ class Direction:
                 U += c.sum() * W if W.ndim == 2 else torch.einsum("b,bij->ij", c[:, 0], W)
                 if b is not None:
                     bias = bias + (c.sum() * b if b.ndim == 1 else (c * b).sum(0))
-            found[layer.weight_name] = U
+            tensors[layer.weight_name] = U
             if layer.bias_name is not None:
-                found[layer.bias_name] = bias
-        return found
+                tensors[layer.bias_name] = bias
+        return tensors
 
     @torch.no_grad()
     def slope(self) -> Tensor:
         """g . U of each sample's own loss, (B,): below zero where the step descends."""
         # g_l = delta abar^T, so that the whole slope goes through the outputs: g . U = delta_L . z_L's change.
-        return (self.tape.deltas[-1] * self.output).sum(1)
+        return (self.passes.deltas[-1] * self.output).sum(1)
 
 
-def output_changes(tape: Tape, moved: list[Tensor]) -> list[Tensor]:
+def output_changes(passes: Passes, own: list[Tensor]) -> list[Tensor]:
     """The first-order changes of z_l, given the part U_l abar_{l-1} that layer l makes itself: all (B, n_l)."""
-    changes = [moved[0]]
-    for i in range(1, len(tape)):
-        changes.append(moved[i] + (tape.slopes[i - 1] * changes[-1]) @ tape.weights[i].mT)
+    changes = [own[0]]
+    for i in range(1, len(passes)):
+        changes.append(own[i] + (passes.slopes[i - 1] * changes[-1]) @ passes.weights[i].mT)
     return changes
 
 
-def dampings(tape: Tape, damping: float | Tensor, kappa: float = 0.0) -> list[Tensor]:
+def dampings(passes: Passes, damping: float | Tensor, kappa: float = 0.0) -> list[Tensor]:
     """rho_l + kappa as (B, 1) for each layer, from a number, (B,) or (B, L) (or (1, L)); ValueError for other shapes."""
-    B, L = tape.samples, len(tape)
-    rho = torch.as_tensor(damping, dtype=tape.values.dtype, device=tape.values.device)
+    B, L = passes.samples, len(passes)
+    rho = torch.as_tensor(damping, dtype=passes.values.dtype, device=passes.values.device)
     if rho.ndim == 0:
         rho = rho.expand(B, L)
     elif rho.shape == (B,):
@@ -168,8 +173,8 @@ def dampings(tape: Tape, damping: float | Tensor, kappa: float = 0.0) -> list[Te
     return [rho[:, i : i + 1] for i in range(L)]
 
 
-def of_samples(tape: Tape, damping: float | Tensor) -> Tensor:
+def of_samples(passes: Passes, damping: float | Tensor) -> Tensor:
     """rho of each sample, (B, 1), from a number or (B,); ValueError for other shapes."""
-    if isinstance(damping, Tensor) and damping.shape not in ((), (tape.samples,)):
-        raise ValueError(f"expected a damping for each of {tape.samples} samples, got shape {tuple(damping.shape)}")
-    return dampings(tape, damping)[0]
+    if isinstance(damping, Tensor) and damping.shape not in ((), (passes.samples,)):
+        raise ValueError(f"expected a damping for each of {passes.samples} samples, got shape {tuple(damping.shape)}")
+    return dampings(passes, damping)[0]

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gnewton.exact.direction import Direction, Extra
-from gnewton.exact.tape import Tape
+from gnewton.exact.passes import Passes
+from gnewton.exact.sample_directions import Extra, SampleDirections
 
 
 class Pivot(NamedTuple):
@@ -38,52 +38,52 @@ class Pivot(NamedTuple):
     solution: Tensor
 
 
-def sweep(tape: Tape, rho: list[Tensor], extras: list[Extra], absolute: bool = False) -> Direction:
+def riccati_sweep(passes: Passes, rho: list[Tensor], extras: list[Extra], absolute: bool = False) -> SampleDirections:
     """The direction for dampings rho (B, 1) a layer; absolute: with |Q_l| in the place of Q_l, always a descent."""
     # A is not kept: what is freed now serves the next layer. Q is symmetric, and the product from the left is the faster one.
-    kept = [pivot[1:] for pivot in backward(tape, rho, extras, absolute)]
+    pivots = [pivot[1:] for pivot in backward(passes, rho, extras, absolute)]
     left, right = [], []
-    moved: Tensor | None = None
-    for i, (Q, h, solution) in enumerate(reversed(kept)):
+    change: Tensor | None = None
+    for i, (Q, h, solution) in enumerate(reversed(pivots)):
         r = -1 / rho[i]
         z = solution[:, -1]
-        if moved is not None:
-            z = plus_transposed(z, solution[:, :-1], moved)
+        if change is not None:
+            z = plus_transposed(z, solution[:, :-1], change)
         left.append(r * plus_transposed(h, Q, z))
-        right.append(None if moved is None else r * tape.slopes[i - 1] * moved)
-        moved = z
-    return Direction(tape, left, tape.deltas, right, [([-1 / r for r in rho], extra) for extra in extras], z)
+        right.append(None if change is None else r * passes.slopes[i - 1] * change)
+        change = z
+    return SampleDirections(passes, left, passes.deltas, right, [([-1 / r for r in rho], extra) for extra in extras], z)
 
 
-def backward(tape: Tape, rho: list[Tensor], extras: list[Extra], absolute: bool = False) -> Iterator[Pivot]:
+def backward(passes: Passes, rho: list[Tensor], extras: list[Extra], absolute: bool = False) -> Iterator[Pivot]:
     """The pivots from the last layer to the first."""
-    Q, h = tape.loss.hessian(), tape.deltas[-1]
-    for i in range(len(tape) - 1, -1, -1):
+    Q, h = passes.loss.hessian(), passes.deltas[-1]
+    for i in range(len(passes) - 1, -1, -1):
         Q = absolute_value(Q) if absolute else Q
         r = -1 / rho[i]
-        ratio = r * tape.lengths[i]
+        ratio = r * passes.lengths[i]
         A = Q * -ratio[:, :, None]
         A.diagonal(dim1=1, dim2=2).add_(1)
-        f = sum((r * extra.on_input(tape, i) for extra in extras), ratio * h)
+        f = sum((r * extra.on_input(passes, i) for extra in extras), ratio * h)
         if i == 0:
-            yield Pivot(A, Q, h, solved(A, f[:, :, None]).mT)
+            yield Pivot(A, Q, h, solve(A, f[:, :, None]).mT)
             return
-        W, a, delta, s = tape.weights[i], tape.inputs[i], tape.deltas[i], tape.slopes[i - 1]
+        W, a, delta, s = passes.weights[i], passes.inputs[i], passes.deltas[i], passes.slopes[i - 1]
         scaled = r * delta
         rhs = a.new_empty(len(a), a.shape[1] + 1, len(W))
         G = torch.addcmul(W.mT, a[:, :, None], scaled[:, None, :], out=rhs[:, :-1]).mul_(s[:, :, None])
         rhs[:, -1] = f
         # Q and A are symmetric, and so are their own transposes.
-        solution = solved(A.mT, rhs.mT).mT
+        solution = solve(A.mT, rhs.mT).mT
         yield Pivot(A, Q, h, solution)
-        curved = torch.bmm(solution, Q)
-        curved[:, -1].add_(h)
-        P = torch.bmm(curved, G.mT)
-        h = sum((r * s * extra.on_delta(tape, i) for extra in extras), P[:, -1])
+        costates = torch.bmm(solution, Q)
+        costates[:, -1].add_(h)
+        P = torch.bmm(costates, G.mT)
+        h = sum((r * s * extra.on_delta(passes, i) for extra in extras), P[:, -1])
         # The mean of it and its transpose, as rounding would grow from layer to layer.
         Q = torch.lerp(P[:, :-1], P[:, :-1].mT, 0.5)
-        bends = torch.addcmul(tape.bends[i - 1], s * s, (scaled * delta).sum(1, keepdim=True))
-        Q.diagonal(dim1=1, dim2=2).add_(bends)
+        diagonal = torch.addcmul(passes.curvatures[i - 1], s * s, (scaled * delta).sum(1, keepdim=True))
+        Q.diagonal(dim1=1, dim2=2).add_(diagonal)
 
 
 def plus_transposed(sums: Tensor, matrices: Tensor, vectors: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def plus_transposed(sums: Tensor, matrices: Tensor, vectors: Tensor) -> Tensor:
     return torch.baddbmm(sums[:, None], vectors[:, None], matrices)[:, 0]
 
 
-def solved(A: Tensor, rhs: Tensor) -> Tensor:
+def solve(A: Tensor, rhs: Tensor) -> Tensor:
     """A^{-1} rhs by LU, as A may be indefinite; a singular A gives infinities, which the caller meets as such."""
     # The check for a singular pivot would wait for the device.
     solution: Tensor = torch.linalg.solve_ex(A, rhs, check_errors=False)[0]

@@ -1,0 +1,212 @@
+"""One operation of a tape, and what a rule must do with it.
+
+Let  y = o(x)  be one operation,  x_s  the tangent of its inputs along u_s  and  lambda = dL/dy  its adjoint. Along the
+path  x + e x_s + e^2/2 x2_s  the tangents of the output are
+
+    first order    y_s  = D o [x_s]
+    second order   y2_s = D o [x2_s] + D^2 o [x_s, x_s]
+
+and the operation contributes to the summaries
+
+    H-bar_st  +=  lambda . D^2 o [x_s, x_t]
+    D3_sss    +=  lambda . ( D^3 o [x_s, x_s, x_s] + 3 D^2 o [x_s, x2_s] ) .
+
+For the full order-3 tensor the list is read backwards once more, with the tangents of the adjoints, lambda^s:
+
+    lambda_x^s  =  D o^T [lambda^s]  +  D^2 o [x_s, .]^T lambda
+    D3_rst  +=  lambda . D^3 o [x_r, x_s, x_t]  +  lambda^r . D^2 o [x_s, x_t]  +  the same with lambda^s, lambda^t
+
+(Wigner's 2n + 1 rule: first-order tangents alone give order 3). All inputs are treated as one tuple, so that a group
+which reaches an operation through several arguments gets its cross terms.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from gnewton.derivatives.group_tangents import GroupTangents
+
+
+@dataclass(eq=False)
+class Variable:
+    """A value on the tape, a parameter or the output of an operation; ``groups`` are those that it depends on."""
+
+    value: Tensor  # without graph
+    groups: tuple[int, ...]
+    edge: Any  # where autograd collects its adjoint
+    name: str | None = None  # of a parameter
+
+    def __str__(self) -> str:
+        return self.name or "x".join(map(str, self.value.shape)) or "scalar"
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands, among an operation's arguments, for its i-th input."""
+
+    index: int
+
+
+@dataclass(eq=False)
+class Operation:
+    """One step: a function of ``arguments``, in which a ``Ref`` stands in the place of each input.
+
+    ``picks`` are the entries of the returned tuple that are the outputs; None where the function returns a tensor.
+    ``others`` are returned tensors without derivative, such as indices.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Variable, ...] = ()
+    picks: tuple[int, ...] | None = None
+    others: tuple[Tensor, ...] = ()
+    rule: "Rule" = field(init=False)
+
+    def call(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs at other values of the inputs."""
+        args, kwargs = substitute(self.arguments, Ref, lambda ref: inputs[ref.index])
+        result = self.function(*args, **kwargs)
+        return (result,) if self.picks is None else tuple(result[i] for i in self.picks)
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or name, a ``Ref`` if it is an input."""
+        args, kwargs = self.arguments
+        if position < len(args):
+            return args[position]
+        return kwargs.get(name, default)
+
+    def place(self, position: int, name: str) -> int | None:
+        """Which input stands at an argument; None where it is a constant."""
+        entry = self.argument(position, name)
+        return entry.index if isinstance(entry, Ref) else None
+
+    def value(self, position: int, name: str) -> Any:
+        """The value of an argument, whether it is an input or not."""
+        entry = self.argument(position, name)
+        return self.inputs[entry.index].value if isinstance(entry, Ref) else entry
+
+
+class Jet(NamedTuple):
+    """The tangents of one value, of the first and, where order 3 is wanted, of the second order; None is zero."""
+
+    first: GroupTangents | None = None
+    second: GroupTangents | None = None
+
+
+class Adjoint(NamedTuple):
+    """dL/dy of one output and, on the way back, its derivatives along the groups; None is zero."""
+
+    value: Tensor | None = None
+    tangents: GroupTangents | None = None
+
+
+Jets = Sequence[Jet]  # of the inputs
+Adjoints = Sequence[Adjoint]  # of the outputs
+AdjointTangents = Sequence[GroupTangents | None]  # of the inputs
+NeedsAdjoint = Sequence[bool]  # for each input, whether its adjoint tangents are read by an earlier operation
+
+
+class Accumulator(Protocol):
+    """Where rules add what an operation contributes. ``order`` 3 asks for second-order tangents."""
+
+    order: int
+
+    def hessian(self, s: Sequence[int], t: Sequence[int], block: Tensor) -> None:
+        """H-bar[s, t] += block (len(s), len(t))."""
+
+    def third(self, s: Sequence[int], values: Tensor) -> None:
+        """D3[s, s, s] += values (len(s),)."""
+
+    def full(self, r: Sequence[int], s: Sequence[int], t: Sequence[int], block: Tensor) -> None:
+        """D3[r, s, t], D3[s, r, t] and D3[s, t, r] += block (len(r), len(s), len(t))."""
+
+
+class Rule:
+    """The derivatives of one kind of operation. ``rules/__init__.py`` says how to write one.
+
+    ``curved``: D^2 o is not zero. ``repeatable``: known to draw no random numbers, so that it may run again.
+    ``reads_inputs``, ``reads_outputs``: needs the values of the operation's inputs and outputs, not their shapes alone.
+    """
+
+    curved = True
+    repeatable = True
+    reads_inputs = True
+    reads_outputs = False
+
+    def applies(self, o: Operation) -> bool:
+        """Whether the rule is made for these arguments. Asked before the operation runs, and again with its outputs."""
+        return all(v.value.dtype == o.inputs[0].value.dtype for v in o.inputs)
+
+    def forward(self, o: Operation, jets: Jets, adjoints: Adjoints, sums: Accumulator) -> list[Jet]:
+        """The jets of the outputs; adds to H-bar and to the diagonal of D3.
+
+        Args:
+            jets: the tangents of each input; at least one has some.
+            adjoints: the adjoint of each output, without tangents.
+            sums: takes the contributions; ``sums.order`` 3 asks for second-order tangents as well.
+        """
+        raise NotImplementedError
+
+    def backward(
+        self, o: Operation, jets: Jets, adjoints: Adjoints, needs: NeedsAdjoint, sums: Accumulator
+    ) -> AdjointTangents:
+        """lambda_x^s, the adjoint tangents of each input; adds to the full D3.
+
+        Args:
+            jets: the first-order tangents of each input.
+            adjoints: the adjoint of each output, with its tangents lambda^s.
+            needs: for each input, whether its adjoint tangents are read; where not, None will do.
+            sums: takes the contributions.
+        """
+        raise NotImplementedError
+
+    def has_curvature(self, o: Operation) -> bool:
+        """Whether D^2 o is not zero in the inputs that are variables."""
+        return self.curved
+
+    def cost(self, o: Operation) -> int:
+        """Multiplications for the first-order tangents and the share of H-bar, in the closed form or as if it were."""
+        return sum(v.value.numel() * len(v.groups) for v in o.outputs) * (2 if self.curved else 1)
+
+
+def adjoint_values(o: Operation, adjoints: Adjoints) -> tuple[Tensor, ...]:
+    """The adjoints of all outputs, zeros where the loss does not depend on one."""
+    pairs = zip(adjoints, o.outputs, strict=True)
+    return tuple(torch.zeros_like(v.value) if a.value is None else a.value for a, v in pairs)
+
+
+_RULES: dict[str, list[Rule]] = {}
+
+
+def register(functions: str, rule: Rule) -> None:
+    """Let a rule serve torch functions, named as in torch and separated by spaces, wherever it applies."""
+    for name in functions.split():
+        _RULES.setdefault(name, []).append(rule)
+
+
+def matching_rules(o: Operation) -> list[Rule]:
+    """The registered rules that apply to an operation: one, or none."""
+    return [rule for rule in _RULES.get(o.name, ()) if rule.applies(o)]
+
+
+def substitute(structure: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """The nested tuples, lists and dictionaries with every entry of a kind changed.
+
+    >>> substitute((1, [2, "a"], {"k": 3}), int, lambda i: i + 1)
+    (2, [3, 'a'], {'k': 4})
+    """
+
+    def entry(e: Any) -> Any:
+        return change(e) if isinstance(e, kind) else substitute(e, kind, change) if type(e) in _CONTAINERS else e
+
+    if type(structure) is dict:
+        return {key: entry(e) for key, e in structure.items()}
+    return type(structure)([entry(e) for e in structure]) if type(structure) in _CONTAINERS else entry(structure)
+
+
+_CONTAINERS = {tuple, list, dict}

@@ -1,0 +1,86 @@
+"""Matrix products."""
+
+import torch
+from torch import Tensor
+
+from gnewton.derivatives.group_tangents import GroupTangents, add_rows, lift, sum_values_to, union
+from gnewton.derivatives.operation import Operation, register
+from gnewton.derivatives.rules.bilinear import Pair, Product
+
+
+class Matmul(Product):
+    """a @ b, matrices or batches of matrices that broadcast."""
+
+    def applies(self, o: Operation) -> bool:
+        return super().applies(o) and bool(min(o.value(*self.left).dim(), o.value(*self.right).dim()) >= 2)
+
+    def times(self, o: Operation, a: Tensor, b: Tensor) -> Tensor:
+        dim = o.outputs[0].value.dim()
+        return lift(a, dim) @ lift(b, dim)
+
+    def pull_a(self, o: Operation, adjoint: Tensor, b: Tensor) -> Tensor:
+        return sum_values_to(adjoint @ lift(b, adjoint.dim() - 1).mT, o.value(*self.left).shape)
+
+    def pull_b(self, o: Operation, adjoint: Tensor, a: Tensor) -> Tensor:
+        return sum_values_to(lift(a, adjoint.dim() - 1).mT @ adjoint, o.value(*self.right).shape)
+
+    def multiplications(self, o: Operation) -> int:
+        return int(o.value(*self.left).shape[-1]) * o.outputs[0].value.numel()
+
+
+register("matmul __matmul__", Matmul())
+
+
+class Bmm(Matmul):
+    """``torch.bmm`` and ``torch.mm``, whose second argument has another name."""
+
+    right = (1, "mat2")
+
+
+register("bmm mm", Bmm())
+
+
+class Linear(Product):
+    """x W^T + bias."""
+
+    right = (1, "weight")
+
+    def applies(self, o: Operation) -> bool:
+        return super().applies(o) and bool(o.value(*self.right).dim() == 2)
+
+    def times(self, o: Operation, a: Tensor, b: Tensor) -> Tensor:
+        if len(b) == 1:
+            return a @ b[0].T
+        return (_samples(a) @ b.mT).reshape(-1, *a.shape[1:-1], b.shape[1])
+
+    def tangent(self, o: Operation, pair: Pair, *more: GroupTangents | None) -> GroupTangents | None:
+        a, b = pair
+        if a is None:
+            return super().tangent(o, pair, *more)
+        # The product for all of a's groups, by far the largest, is written where it is to stay.
+        groups, shape, k = union([a, b, *more]), o.outputs[0].value.shape, len(a.groups)
+        out = a.values.new_empty(len(groups), *shape)
+        weight = o.value(*self.right)
+        torch.mm(a.values.reshape(-1, weight.shape[1]), weight.T, out=out[:k].view(-1, weight.shape[0]))
+        out[k:] = 0
+        for term in (b and GroupTangents(b.groups, self.times(o, o.value(*self.left)[None], b.values)), *more):
+            if term:
+                add_rows(out, groups, term.groups, lift(term.values, len(shape)))
+        return GroupTangents(groups, out, owned=True)
+
+    def pull_a(self, o: Operation, adjoint: Tensor, b: Tensor) -> Tensor:
+        return self.times(o, adjoint, b.mT)
+
+    def pull_b(self, o: Operation, adjoint: Tensor, a: Tensor) -> Tensor:
+        return _samples(adjoint).mT @ _samples(a)
+
+    def multiplications(self, o: Operation) -> int:
+        return int(o.value(*self.right).shape[1]) * o.outputs[0].value.numel()
+
+
+register("linear", Linear())
+
+
+def _samples(stacked: Tensor) -> Tensor:
+    """(k, ..., n) -> (k, N, n)."""
+    return stacked.reshape(len(stacked), -1, stacked.shape[-1])

@@ -1,0 +1,110 @@
+"""Norm layers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gnewton.derivatives.group_tangents import GroupTangents, rows, total
+from gnewton.derivatives.operation import (
+    Accumulator,
+    Adjoints,
+    AdjointTangents,
+    Jet,
+    Jets,
+    NeedsAdjoint,
+    Operation,
+    Rule,
+    adjoint_values,
+    register,
+)
+
+
+class Standardize(Rule):
+    """y = c r  with  c = x - mean(x)  and  r = (mean(c^2) + eps)^(-1/2)  over some axes: the core of the norm layers."""
+
+    def forward(self, o: Operation, jets: Jets, adjoints: Adjoints, sums: Accumulator) -> list[Jet]:
+        ((x, x2),), (adjoint,) = jets, adjoint_values(o, adjoints)
+        assert x is not None
+        value, eps = o.inputs[0].value, o.argument(2, "eps")
+        axes = [axis % value.dim() - value.dim() for axis in o.argument(1, "axes")]
+
+        def mean(v: Tensor) -> Tensor:
+            return v.mean(axes, keepdim=True)
+
+        c, c1 = value - mean(value), x.values - mean(x.values)
+        r = (mean(c * c) + eps).rsqrt()
+        q1 = 2 * mean(c * c1)  # the derivatives of mean(c^2), and then of r
+        r1 = -(r**3) * q1 / 2
+        size = c.numel() // r.numel()
+        pull, pull1 = size * mean(adjoint * c), size * mean(adjoint * c1)
+        gram = (rows(c1) * (-pull * r**3 / size).expand_as(c).flatten()) @ rows(c1).T
+        cross = rows(pull1) @ rows(r1).T
+        curvature = rows(pull * r**5 * q1) @ rows(q1).T * 0.75
+        sums.hessian(x.groups, x.groups, gram + cross + cross.T + curvature)
+        first = GroupTangents(x.groups, c1 * r + c * r1)
+        if sums.order < 3:
+            return [Jet(first)]
+        c2 = torch.zeros_like(c1) if x2 is None else x2.over(x.groups) - mean(x2.over(x.groups))
+        q2, q3 = 2 * mean(c1 * c1 + c * c2), 6 * mean(c1 * c2)
+        r2 = 0.75 * r**5 * q1 * q1 - r**3 * q2 / 2
+        r3 = -1.875 * r**7 * q1**3 + 2.25 * r**5 * q1 * q2 - r**3 * q3 / 2
+        third = 3 * size * mean(adjoint * c2) * r1 + 3 * pull1 * r2 + pull * r3
+        sums.third(x.groups, rows(third).sum(1))
+        return [Jet(first, GroupTangents(x.groups, c2 * r + 2 * c1 * r1 + c * r2))]
+
+    def backward(
+        self, o: Operation, jets: Jets, adjoints: Adjoints, needs: NeedsAdjoint, sums: Accumulator
+    ) -> AdjointTangents:
+        x, m, (adjoint,) = jets[0].first, adjoints[0].tangents, adjoint_values(o, adjoints)
+        value, axes, eps = o.inputs[0].value, o.argument(1, "axes"), o.argument(2, "eps")
+        # All in the layout (groups, cells, entries of a cell): a cell is what shares one mean and one variance.
+        c = _centre(_to_cells(value[None], axes))[0]
+        n, r = c.shape[1], (c.square().mean(1) + eps).rsqrt()
+        pulled = None if m is None else _to_cells(m.values, axes)
+        out = []
+        if m and pulled is not None:
+            pullback = pulled * r[:, None] - c * (r**3 * (pulled * c).mean(2))[..., None]
+            out.append(GroupTangents(m.groups, _centre(pullback)))
+        if x:
+            a, weights = _centre(_to_cells(x.values, axes)), _to_cells(adjoint[None], axes)[0]
+            v, pairs = 2 * (c * a).mean(2), 2 / n * torch.einsum("scn,tcn->stc", a, a)
+            slope = -(r**3) * v / 2
+            curvature = 0.75 * r**5 * v[:, None] * v - r**3 * pairs / 2
+            if m and pulled is not None:
+                along, level = torch.einsum("rcn,scn->rsc", pulled, a), (pulled * c).sum(2)
+                cross = torch.einsum("rsc,tc->rst", along, slope)
+                block = cross + cross.mT + torch.einsum("rc,stc->rst", level, curvature)
+                sums.full(m.groups, x.groups, x.groups, block)
+            along, level = (weights * a).sum(2), (weights * c).sum(1)
+            twist = -1.875 * torch.einsum("c,rc,sc,tc->rst", level * r**7, v, v, v)
+            # What is symmetric in two places only goes is spread over all three where blocks of D3 are added.
+            mixed = torch.einsum("rc,stc->rst", along, curvature)
+            mixed = mixed + torch.einsum("rc,stc->rst", 0.75 * level * r**5 * v, pairs)
+            sums.full(x.groups, x.groups, x.groups, mixed + twist / 3)
+            hvp = weights * slope[..., None] - c * (along * r**3)[..., None] / n
+            hvp = hvp + (level * 1.5 * r**5 * v)[..., None] * c / n - (level * r**3)[:, None] * a / n
+            out.append(GroupTangents(x.groups, _centre(hvp)))
+        tangents = total(out, c.shape)
+        return [tangents and GroupTangents(tangents.groups, _from_cells(tangents.values, axes, value.shape))]
+
+
+register("standardized", Standardize())
+
+
+def _to_cells(stacked: Tensor, axes: Sequence[int]) -> Tensor:
+    """(k, *shape) -> (k, cells, entries): the axes that a mean is taken over come last, as one."""
+    dims = [axis % (stacked.dim() - 1) + 1 for axis in axes]
+    return stacked.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims)).flatten(1, -2)
+
+
+def _from_cells(cells: Tensor, axes: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The inverse of ``_to_cells``."""
+    dims = [axis % len(shape) for axis in axes]
+    others = [n for i, n in enumerate(shape) if i not in dims]
+    values = cells.reshape(len(cells), *others, *(shape[i] for i in dims))
+    return values.movedim(list(range(-len(dims), 0)), [i + 1 for i in dims])
+
+
+def _centre(cells: Tensor) -> Tensor:
+    return cells - cells.mean(-1, keepdim=True)

@@ -1,0 +1,6 @@
+"""Many scalars made one: sums, means and choices along an axis."""
+
+from gnewton.derivatives.operation import register
+from gnewton.derivatives.rules.linear import PiecewiseLinear
+
+register("amax amin cumsum diff max maximum mean median min minimum sum trace", PiecewiseLinear())

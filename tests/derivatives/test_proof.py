@@ -1,0 +1,439 @@
+"""No exact summary without proof: a backward pass that is no derivative, or has none, is refused by name.
+
+Each way to write a wrong backward stands beside a right one. The oracle of the right ones is the same loss in torch's
+operations, to 1e-9 of its largest entry: the same products in another order.
+"""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.custom_functions import (
+    Ascent,
+    InNumpy,
+    NoGrad,
+    Once,
+    OnceInTheSecond,
+    OnCtx,
+    OneInAHundred,
+    Reversal,
+    Sine,
+    SineByAnother,
+    StraightThrough,
+)
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import gnewton as gn
+from gnewton.derivatives import graph
+from gnewton.derivatives.proof import check_symmetry
+from gnewton.derivatives.record import IncompleteRecordWarning
+
+pytestmark = pytest.mark.filterwarnings("ignore::gnewton.derivatives.record.IncompleteRecordWarning")
+
+
+def fixed_point(a):
+    """As a deep equilibrium model: z = cos(z) / 3 + a without a graph, and a solver in a hook for the backward pass."""
+    with torch.no_grad():
+        z = a.clone()
+        for _ in range(60):
+            z = z.cos() / 3 + a
+    z = z.cos() / 3 + a
+    if z.requires_grad:
+        kept = z.detach()
+        z.register_hook(lambda g: g / (1 + kept.sin() / 3))
+    return z
+
+
+def scaled_by_a_hook(a):
+    out = a.sin()
+    out.register_hook(lambda g: 2 * g)
+    return out.sin()
+
+
+def scaled_by_a_node_hook(a):
+    out = a.sin()
+    if out.grad_fn is not None:
+        out.grad_fn.register_hook(lambda inward, outward: tuple(2 * g for g in inward))
+    return out.sin()
+
+
+def scaled_by_a_prehook(a):
+    out = a.sin()
+    if out.grad_fn is not None:
+        out.grad_fn.register_prehook(lambda outward: tuple(2 * g for g in outward))
+    return out.sin()
+
+
+def watched(a):
+    out = a.sin()
+    if out.grad_fn is not None:
+        out.register_hook(lambda g: None)
+        out.grad_fn.register_hook(lambda inward, outward: None)
+        out.grad_fn.register_prehook(lambda outward: None)
+    return out
+
+
+def detached_by_a_node_hook(a):
+    out = a.sin()
+    if out.grad_fn is not None:
+        out.grad_fn.register_hook(lambda inward, outward: tuple(g.detach() for g in inward))
+    return out
+
+
+@torch.library.custom_op("gnewton_tests::sine", mutates_args=())
+def sine_operator(a: torch.Tensor) -> torch.Tensor:
+    return a.sin()
+
+
+sine_operator.register_autograd(
+    lambda ctx, g: g * ctx.slope,
+    setup_context=lambda ctx, inputs, output: setattr(ctx, "slope", inputs[0].detach().cos()),
+)
+
+
+@torch.library.custom_op("gnewton_tests::right_sine", mutates_args=())
+def right_sine_operator(a: torch.Tensor) -> torch.Tensor:
+    return a.sin()
+
+
+right_sine_operator.register_autograd(
+    lambda ctx, g: g * ctx.saved_tensors[0].cos(),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]),
+)
+
+RIGHT = {
+    "custom function": Sine.apply,
+    "one inside another": SineByAnother.apply,
+    "hooks that look": watched,
+    "custom operator": right_sine_operator,
+}
+WRONG = {
+    "once_differentiable": (Once.apply, "Once"),
+    "NumPy": (InNumpy.apply, "InNumpy"),
+    "on ctx": (OnCtx.apply, "OnCtx"),
+    "no_grad": (NoGrad.apply, "NoGrad"),
+    "one in a hundred": (OneInAHundred.apply, "OneInAHundred"),
+    "straight-through": (StraightThrough.apply, "StraightThrough"),
+    "solved again": (Ascent.apply, "Ascent"),
+    "solver in a hook": (fixed_point, "hook"),
+    "scaled by a tensor hook": (scaled_by_a_hook, "hook"),
+    "scaled by a node's hook": (scaled_by_a_node_hook, "hook"),
+    "scaled by a node's prehook": (scaled_by_a_prehook, "hook"),
+    "detached by a node's hook": (detached_by_a_node_hook, "hook"),
+    "custom operator": (sine_operator, "gnewton_tests"),
+}
+
+
+def model(dtype=torch.float64):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).to(dtype)
+
+
+def problem(function, dtype=torch.float64):
+    net = model(dtype)
+    x = torch.linspace(-1, 1, 18).reshape(6, 3).cos().to(dtype)
+    partition = gn.Partition.by_tensor(net)
+    g = torch.Generator().manual_seed(1)
+    u = {n: torch.randn(p.shape, generator=g).to(dtype) for n, p in partition.parameters.items()}
+    return (lambda: function(net(x)).square().sum()), partition, u
+
+
+def assert_close(got, expected, relative=1e-9):
+    scale = expected.hessian.abs().max().item()
+    for name in ("gradient", "hessian", "third"):
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=relative, atol=relative * scale)
+
+
+@pytest.mark.parametrize("engine", ["auto", "nested"])
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_backward_is_taken(name, engine):
+    expected = gn.summarize(*problem(torch.sin))
+    found = gn.summarize(*problem(RIGHT[name]), engine=engine)
+    assert_close(found, expected)
+    assert found.exact
+
+
+@pytest.mark.parametrize("engine", ["auto", "nested"])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_backward_is_refused_by_name(name, engine):
+    function, named = WRONG[name]
+    loss, partition, u = problem(function)
+    before = {n: p.detach().clone() for n, p in partition.parameters.items()}
+    with pytest.raises(NotImplementedError, match=rf'{named}.*engine="differences"'):
+        gn.summarize(loss, partition, u, engine=engine)
+    assert all(torch.equal(p, before[n]) for n, p in partition.parameters.items())
+    assert all(p.grad is None for p in partition.parameters.values())
+
+
+@pytest.mark.parametrize("name", [n for n in WRONG if n not in ("once_differentiable", "one in a hundred")])
+def test_a_wrong_backward_is_refused_in_float32(name):
+    loss, partition, u = problem(WRONG[name][0], torch.float32)
+    with pytest.raises(NotImplementedError, match=WRONG[name][1]):
+        gn.summarize(loss, partition, u, order=2)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_backward_is_taken_in_float32(name):
+    found = gn.summarize(*problem(RIGHT[name], torch.float32))
+    # A few hundred float32 roundings of 6e-8.
+    assert_close(found, gn.summarize(*problem(torch.sin)), 1e-4)
+
+
+def test_a_lost_third_derivative_is_refused_at_order_three_alone():
+    loss, partition, u = problem(OnceInTheSecond.apply)
+    expected = gn.summarize(*problem(torch.sin), order=2)
+    torch.testing.assert_close(gn.summarize(loss, partition, u, order=2).hessian, expected.hessian)
+    with pytest.raises(NotImplementedError, match="third derivative"):
+        gn.summarize(loss, partition, u, order=3)
+
+
+def test_a_hessian_that_is_not_symmetric_is_refused():
+    """Gradient reversal between two parts of a network: its backward is the derivative of nothing."""
+    net = model()
+    x = torch.linspace(-1, 1, 18, dtype=torch.float64).reshape(6, 3)
+    partition = gn.Partition.by_layer(net)
+    u = {n: torch.ones_like(p) for n, p in partition.parameters.items()}
+    with pytest.raises(NotImplementedError, match="Reversal"):
+        gn.summarize(lambda: net[2](Reversal.apply(net[1](net[0](x)))).exp().sum(), partition, u)
+
+
+def test_symmetry_is_checked_by_itself():
+    partition = gn.Partition.by_layer(model())
+    check_symmetry(torch.tensor([[2.0, 1.0], [1.0 + 1e-9, 3.0]], dtype=torch.float64), ["Reversal"], partition)
+    with pytest.raises(NotImplementedError, match=r"asymmetric by 3\.3 % through Reversal"):
+        check_symmetry(torch.tensor([[2.0, 1.0], [1.1, 3.0]], dtype=torch.float64), ["Reversal"], partition)
+
+
+def test_no_symmetry_between_the_groups_hides_a_gap():
+    """Along the sum of all groups cross-entropy is flat: H u = 0 with and without the share that is lost."""
+    bias = nn.Parameter(torch.tensor([0.3, -0.2, 0.5, 0.1], dtype=torch.float64))
+    partition = gn.Partition.from_groups(
+        {str(i): {"bias": (bias, torch.arange(4) == i)} for i in range(4)},
+    )
+    u = {"bias": torch.ones(4, dtype=torch.float64)}
+    right, wrong = (lambda f=f: -f(F.log_softmax(f(bias), 0))[1] for f in (Sine.apply, OnCtx.apply))
+    flat = gn.summarize(lambda: -F.log_softmax(bias, 0)[1], partition, u)
+    assert flat.hessian.sum().abs() < 1e-14
+    assert_close(
+        gn.summarize(right, partition, u), gn.summarize(lambda: -F.log_softmax(bias.sin(), 0)[1].sin(), partition, u)
+    )
+    with pytest.raises(NotImplementedError, match="OnCtx"):
+        gn.summarize(wrong, partition, u)
+
+
+def test_what_is_order_one_needs_no_proof():
+    loss, partition, u = problem(Once.apply)
+    expected = gn.summarize(*problem(torch.sin), order=1)
+    torch.testing.assert_close(gn.summarize(loss, partition, u, order=1).gradient, expected.gradient)
+
+
+def test_the_optimizer_refuses_too_and_takes_differences():
+    loss, partition, _ = problem(OnCtx.apply)
+    before = copy.deepcopy([p.detach() for p in partition.parameters.values()])
+    optimizer = gn.GroupedNewton(partition)
+    for _ in range(2):
+        with pytest.raises(NotImplementedError, match="OnCtx"):
+            optimizer.step(loss)
+    assert all(torch.equal(p, q) for p, q in zip(partition.parameters.values(), before, strict=True))
+    optimizer = gn.GroupedNewton(partition, engine="differences")
+    losses = [float(optimizer.step(loss)) for _ in range(4)]
+    assert losses[-1] < losses[0]
+
+
+def test_the_stochastic_newton_refuses_too():
+    loss, partition, _ = problem(OnCtx.apply)
+    before = copy.deepcopy([p.detach() for p in partition.parameters.values()])
+    with pytest.raises(NotImplementedError, match="OnCtx"):
+        gn.StochasticNewton(partition).step(loss)
+    assert all(torch.equal(p, q) for p, q in zip(partition.parameters.values(), before, strict=True))
+    loss, partition, _ = problem(Sine.apply)
+    expected, other, _ = problem(torch.sin)
+    for _ in range(3):
+        gn.StochasticNewton(partition).step(loss)
+        gn.StochasticNewton(other).step(expected)
+    for p, q in zip(partition.parameters.values(), other.parameters.values(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_suggested_rates_refuse_too_and_take_differences():
+    loss, partition, _ = problem(OnCtx.apply)
+    with pytest.raises(NotImplementedError, match="OnCtx"):
+        gn.suggest_learning_rates(loss, partition)
+    found = gn.suggest_learning_rates(loss, partition, engine="differences").learning_rates
+    expected = gn.suggest_learning_rates(*problem(torch.sin)[:2]).learning_rates
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_proof_costs_a_fixed_number_of_evaluations():
+    evaluations = 0
+
+    def counted(a):
+        nonlocal evaluations
+        evaluations += 1
+        return Sine.apply(a)
+
+    loss, partition, u = problem(counted)
+    gn.summarize(loss, partition, u, engine="nested")
+    # One of the summary; in the proof one for the products, one at theta, and four around it.
+    assert evaluations == 7
+
+
+def test_torchs_own_nodes_need_no_proof():
+    loss, _, _ = problem(lambda a: F.layer_norm(a, (2,)).cumsum(0).clamp(-1, 1).sort(0)[0][:, [0, 1, 1]].exp())
+    assert graph.unproven(loss()) == []
+    value = checkpoint(model(), torch.ones(2, 3, dtype=torch.float64), use_reentrant=False).sum()
+    assert graph.unproven(value) == []
+    assert graph.unproven(Sine.apply(torch.ones(2, requires_grad=True)).sum()) == ["Sine"]
+
+
+def test_a_function_of_torch_with_a_backward_that_loses_its_share_is_refused():
+    """torch 2.13's chunked linear cross-entropy computes its gradients in the forward pass."""
+    if not hasattr(nn, "LinearCrossEntropyOptions"):
+        pytest.skip("not in this torch")
+    options = nn.LinearCrossEntropyOptions(allow_retain_graph=True, batch_chunk_size=2)
+    net, y = nn.Linear(3, 4).double(), torch.tensor([0, 1, 2, 3, 1])
+    x = torch.linspace(-1, 1, 15, dtype=torch.float64).reshape(5, 3).sin()
+    partition = gn.Partition.by_tensor(net)
+    u = {
+        n: torch.linspace(-1, 2, p.numel(), dtype=p.dtype).reshape(p.shape).cos()
+        for n, p in partition.parameters.items()
+    }
+
+    def loss():
+        return F.linear_cross_entropy(x, net.weight, y, options=options)
+
+    with pytest.raises((NotImplementedError, ValueError), match="linear_cross_entropy"):
+        gn.summarize(loss, partition, u)
+
+
+# -- norm kernels by another name -------------------------------------------------------------------------------------
+
+WEIGHT = torch.linspace(0.5, 1.5, 4, dtype=torch.float64)
+CALLS = {
+    "torch.layer_norm": (lambda z: torch.layer_norm(z, [4], WEIGHT), lambda z: F.layer_norm(z, (4,), WEIGHT)),
+    "aten.layer_norm": (lambda z: torch.ops.aten.layer_norm(z, [4], WEIGHT), lambda z: F.layer_norm(z, (4,), WEIGHT)),
+    "aten.layer_norm.default": (
+        lambda z: torch.ops.aten.layer_norm.default(z, [4], WEIGHT),
+        lambda z: F.layer_norm(z, (4,), WEIGHT),
+    ),
+    "native_layer_norm": (
+        lambda z: torch.native_layer_norm(z, [4], WEIGHT, None, 1e-5)[0],
+        lambda z: F.layer_norm(z, (4,), WEIGHT),
+    ),
+    "aten.native_layer_norm": (
+        lambda z: torch.ops.aten.native_layer_norm.default(z, [4], WEIGHT, None, 1e-5)[0],
+        lambda z: F.layer_norm(z, (4,), WEIGHT),
+    ),
+    "torch.batch_norm": (
+        lambda z: torch.batch_norm(z, WEIGHT, None, None, None, True, 0.1, 1e-5, False),
+        lambda z: F.batch_norm(z, None, None, WEIGHT, None, True),
+    ),
+    "native_batch_norm": (
+        lambda z: torch.native_batch_norm(z, WEIGHT, None, None, None, True, 0.1, 1e-5)[0],
+        lambda z: F.batch_norm(z, None, None, WEIGHT, None, True),
+    ),
+    "_native_batch_norm_legit": (
+        lambda z: torch._native_batch_norm_legit(z, WEIGHT, None, True, 0.1, 1e-5)[0],
+        lambda z: F.batch_norm(z, None, None, WEIGHT, None, True),
+    ),
+    "batch norm in evaluation": (
+        lambda z: torch.native_batch_norm(z, WEIGHT, None, 0 * WEIGHT, WEIGHT, False, 0.1, 1e-5)[0],
+        lambda z: F.batch_norm(z, 0 * WEIGHT, WEIGHT, WEIGHT),
+    ),
+    "torch.instance_norm": (
+        lambda z: torch.instance_norm(z.view(5, 2, 2), None, None, None, None, True, 0.1, 1e-2, False),
+        lambda z: F.instance_norm(z.view(5, 2, 2), eps=1e-2),
+    ),
+    "aten.instance_norm": (
+        lambda z: torch.ops.aten.instance_norm(z.view(5, 2, 2), None, None, None, None, True, 0.1, 1e-2, False),
+        lambda z: F.instance_norm(z.view(5, 2, 2), eps=1e-2),
+    ),
+    "torch.group_norm": (lambda z: torch.group_norm(z, 2, WEIGHT), lambda z: F.group_norm(z, 2, WEIGHT)),
+    "native_group_norm": (
+        lambda z: torch.native_group_norm(z, WEIGHT, None, 5, 4, 1, 2, 1e-5)[0],
+        lambda z: F.group_norm(z, 2, WEIGHT),
+    ),
+    "aten.rms_norm": (lambda z: torch.ops.aten.rms_norm(z, [4], WEIGHT), lambda z: F.rms_norm(z, (4,), WEIGHT)),
+    "aten._weight_norm": (
+        lambda z: torch.ops.aten._weight_norm(z, WEIGHT[None], 1),
+        lambda z: z * WEIGHT / z.norm(dim=0),
+    ),
+    "_weight_norm_interface": (
+        lambda z: torch._weight_norm_interface(z, WEIGHT[None].clone(), 1)[0],
+        lambda z: z * WEIGHT / z.norm(dim=0),
+    ),
+}
+
+
+def norm_problem(call):
+    torch.manual_seed(0)
+    net = nn.Linear(3, 4).double()
+    x = torch.linspace(-1, 2, 15, dtype=torch.float64).reshape(5, 3).sin()
+    partition = gn.Partition.by_tensor(net)
+    u = {n: torch.linspace(-1, 1, p.numel(), dtype=p.dtype).reshape(p.shape) for n, p in partition.parameters.items()}
+    return (lambda: call(net(x)).exp().sum()), partition, u
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_norm_by_another_name_is_right_or_refused(name):
+    call, written = CALLS[name]
+    expected = gn.summarize(*norm_problem(written))
+    for engine in ("auto", "nested"):
+        for order in (2, 3):
+            found = error = None
+            try:
+                found = gn.summarize(*norm_problem(call), order=order, engine=engine)
+            except NotImplementedError as raised:
+                error = str(raised)
+            if found is None:
+                assert ("Norm" if order == 3 else "WeightNorm") in error
+                continue
+            torch.testing.assert_close(found.hessian, expected.hessian, rtol=1e-9, atol=1e-9)
+            if order == 3:
+                torch.testing.assert_close(found.third, expected.third, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.RMSNorm(4)])
+@pytest.mark.parametrize("how", ["exported", "scripted", "traced"])
+def test_an_exported_scripted_or_traced_norm_is_right_or_refused(norm, how):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), norm, nn.Tanh()).double()
+    x = torch.linspace(-1, 2, 18, dtype=torch.float64).reshape(6, 3).sin()
+    other = {
+        "exported": lambda: torch.export.export(net, (x,)).module(),
+        "scripted": lambda: torch.jit.script(net),
+        "traced": lambda: torch.jit.trace(net, x, check_trace=False),
+    }[how]()
+    results = []
+    for call in (net, other):
+        partition = gn.Partition.by_tensor(call)
+        u = {n: torch.ones_like(p) / (1 + i) for i, (n, p) in enumerate(partition.parameters.items())}
+        # Traced modules keep the parameters of the module, under other names of their own.
+        with contextlib.suppress(NotImplementedError):
+            results.append(gn.summarize(lambda call=call: call(x).exp().sum(), partition, u).third)
+        torch.testing.assert_close(
+            gn.summarize(lambda call=call: call(x).exp().sum(), partition, u, order=2).value,
+            net(x).exp().sum().detach(),
+        )
+    assert all(torch.allclose(r, results[0], rtol=1e-9, atol=1e-9) for r in results)
+
+
+def test_the_guard_is_needed():
+    """The control: without it torch's kernel gives another third derivative."""
+    loss, partition, u = norm_problem(CALLS["native_layer_norm"][0])
+    from gnewton.derivatives import nested
+
+    wrong = nested.summary(loss(), partition, u)[2]
+    expected = gn.summarize(*norm_problem(CALLS["native_layer_norm"][1])).third
+    assert not torch.allclose(wrong, expected, rtol=1e-2)
+
+
+def test_the_fallback_still_warns_once():
+    loss, partition, u = problem(Sine.apply)
+    with pytest.warns(IncompleteRecordWarning, match="Sine"):
+        gn.summarize(loss, partition, u)

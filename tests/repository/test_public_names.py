@@ -1,0 +1,80 @@
+"""Every public function and class: few arguments by position, each of many described."""
+
+import enum
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import gnewton as gn
+
+ROOMS = ("average", "datasets", "direction", "exact", "models", "plots", "policies", "training")
+
+
+def is_record(kind: type) -> bool:
+    """Results, which the library makes and a user reads: data classes, named tuples, enumerations, errors, protocols."""
+    made = issubclass(kind, BaseException | tuple | enum.Enum)
+    return made or hasattr(kind, "__dataclass_fields__") or bool(getattr(kind, "_is_protocol", False))
+
+
+def own(module: Any) -> list[str]:
+    return [n for n, o in vars(module).items() if n[0] != "_" and getattr(o, "__module__", None) == module.__name__]
+
+
+def public() -> Iterator[tuple[str, Callable[..., Any]]]:
+    doors = [("gn", gn, gn.__all__)]
+    doors += [(f"gn.{room}", m := getattr(gn, room), getattr(m, "__all__", own(m))) for room in ROOMS]
+    for prefix, module, names in doors:
+        for name in names:
+            value = getattr(module, name)
+            if inspect.isfunction(value) or (inspect.isclass(value) and not is_record(value)):
+                yield f"{prefix}.{name}", value
+            if inspect.isclass(value):
+                methods = {n: getattr(f, "__func__", f) for n, f in vars(value).items() if not n.startswith("_")}
+                yield from ((f"{prefix}.{name}.{n}", f) for n, f in methods.items() if inspect.isfunction(f))
+
+
+PUBLIC = dict(public())
+
+
+def arguments(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    every = inspect.signature(function).parameters.values()
+    return [p for p in every if p.name not in ("self", "cls") and p.kind not in variable]
+
+
+def has_few_by_position(function: Callable[..., Any]) -> bool:
+    return sum(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in arguments(function)) <= 3
+
+
+def describes_many(function: Callable[..., Any]) -> bool:
+    text, names = inspect.getdoc(function) or "", [p.name for p in arguments(function)]
+    listed = text.partition("Args:\n")[2]
+    return len(names) <= 3 or all(re.search(rf"(?m)^ +([\w, ]*, )?{name}(, [\w, ]*)?:", listed) for name in names)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_at_most_three_arguments_go_by_position(name: str) -> None:
+    assert has_few_by_position(PUBLIC[name]), "put a * after the first two or three"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_more_than_three_arguments_are_described_one_by_one(name: str) -> None:
+    assert describes_many(PUBLIC[name]), "list them under Args:"
+
+
+def test_the_walk_finds_what_it_should_and_the_tests_can_fail() -> None:
+    assert {"gn.GroupedNewton", "gn.GroupedNewton.step", "gn.summarize", "gn.training.fit", "gn.models.vgg"} <= set(
+        PUBLIC
+    )
+
+    def four(a: int, b: int, c: int, d: int) -> None:
+        """Args:
+        a, b: described.
+        c: described; of d nothing is said.
+        """
+
+    assert not has_few_by_position(four)
+    assert not describes_many(four)
