@@ -39,7 +39,9 @@ def faults(summary: gn.Summary, finite: Finite) -> list[str]:
         gap = (got - expected.value).abs().reshape(len(got), -1).amax(1)
         if not (expected.error <= settled * expected.scale).all():
             found.append(f"{name}: the differences did not settle: {(expected.error / expected.scale).max():.1e}")
-        if not (gap <= 10 * expected.error + ROUNDING * expected.scale).all():
+        # What is not exact says how far off it may be.
+        allowed = 10 * (expected.error + summary.errors.get(name, 0.0)) + ROUNDING * expected.scale
+        if not (gap <= allowed).all():
             found.append(
                 f"{name}: off by {gap.max() / expected.scale:.1e}, differences by {expected.error.max() / expected.scale:.1e}"
             )
@@ -57,17 +59,16 @@ def wide(problem: Problem) -> Callable[[], Tensor]:
     return loss
 
 
-def engine_of(problem: Problem, loss: Callable[[], Tensor]) -> tuple[str, str, gn.Summary]:
-    """The engine that summarize takes, what it says the tape lacks, and its summary."""
+def summarized(problem: Problem, loss: Callable[[], Tensor]) -> tuple[gn.Summary, str]:
+    """The summary by the engine that gnewton takes, or names, and what it says the tape lacks."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             summary = gn.summarize(loss, problem.partition, problem.u)
         except NotImplementedError as refusal:
-            summary = gn.summarize(loss, problem.partition, problem.u, engine="differences")
-            return "differences", str(refusal), summary
+            return gn.summarize(loss, problem.partition, problem.u, engine="differences"), str(refusal)
     said = [str(w.message) for w in caught if isinstance(w.message, IncompleteRecordWarning)]
-    return ("nested", said[0], summary) if said else ("tape", "", summary)
+    return summary, "".join(said)
 
 
 @pytest.fixture
@@ -82,10 +83,10 @@ def problem(row: Row) -> Iterator[Problem]:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.library}-{row.name}")
 def test_the_table_tells_the_engine_and_its_numbers_are_right(row: Row, problem: Problem) -> None:
     loss = wide(problem)
-    engine, said, summary = engine_of(problem, loss)
-    assert engine == row.engine, said
+    summary, said = summarized(problem, loss)
+    assert summary.engine == row.engine, said
     assert row.missing in said
-    if engine == "tape":
+    if row.engine == "tape":
         # As its library wrote it, casts included.
         assert gn.derivatives.record.record(problem.loss, problem.partition).missing is None
     assert not faults(summary, finite_differences(loss, problem.partition, problem.u))
@@ -154,7 +155,7 @@ def test_a_hessian_that_autograd_gets_wrong_is_noticed() -> None:
     assert [text.split(":")[0] for text in faults(wrong, finite)] == ["hessian", "third"]
 
 
-@pytest.mark.parametrize("distance", [1e-3, 1e-5])
+@pytest.mark.parametrize("distance", [1e-3, 1e-4])
 def test_differences_across_a_corner_settle_at_a_smaller_step(distance: float) -> None:
     problem = small(lambda h: torch.relu(h - h.detach() + distance) + h**3)
     problem.stops = True
@@ -164,7 +165,7 @@ def test_differences_across_a_corner_settle_at_a_smaller_step(distance: float) -
 
 
 def test_a_value_that_the_loss_stops_is_held() -> None:
-    problem = small(lambda h: h * h.detach().exp())
+    problem = small(lambda h: h.tanh() * h.detach().exp())
     summary = gn.summarize(problem.loss, problem.partition, problem.u)
     assert faults(summary, finite_differences(problem.loss, problem.partition, problem.u))
     problem.stops = True

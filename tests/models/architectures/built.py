@@ -18,9 +18,9 @@ class Built:
     stops: bool = False
 
 
-def labelled(model: nn.Module, stops: bool = False, **arguments: Any) -> Built:
+def labelled(model: nn.Module, train: bool = False, stops: bool = False, **arguments: Any) -> Built:
     """A model of transformers, which returns its own loss where it is given the labels."""
-    return Built(model, lambda: model(**arguments).loss, stops=stops)
+    return Built(model, lambda: model(**arguments).loss, train, stops)
 
 
 def normal(*shape: int) -> Tensor:

@@ -71,7 +71,8 @@ def rwkv() -> Built:
 
     config = RwkvConfig(vocab_size=29, hidden_size=16, num_hidden_layers=2, context_length=16, attention_hidden_size=16)
     x = tokens(2, 6)
-    return labelled(RwkvForCausalLM(config), input_ids=x, labels=x, use_cache=False)
+    # In evaluation mode it divides its own weights, in place, at each call.
+    return labelled(RwkvForCausalLM(config), train=True, input_ids=x, labels=x, use_cache=False)
 
 
 def t5_v1_1() -> Built:

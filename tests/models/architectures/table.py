@@ -93,13 +93,13 @@ def problem(row: Row) -> Problem:
 
 
 def grouped(model: nn.Module) -> gn.Partition:
-    partition = gn.Partition.by_tensor(model)
+    """At most GROUPS groups of consecutive tensors; complex ones are no part of it."""
+    real = {name: p for name, p in model.named_parameters() if not p.is_complex()}
+    partition = gn.Partition.from_groups({name: {name: p} for name, p in real.items()}, module=model)
     n = len(partition)
-    return (
-        partition
-        if n <= GROUPS
-        else partition.coarsen([range(i * n // GROUPS, (i + 1) * n // GROUPS) for i in range(GROUPS)])
-    )
+    if n <= GROUPS:
+        return partition
+    return partition.coarsen([range(i * n // GROUPS, (i + 1) * n // GROUPS) for i in range(GROUPS)])
 
 
 def _size(p: Tensor) -> float:

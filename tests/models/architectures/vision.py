@@ -103,21 +103,6 @@ def convnext() -> Built:
     return _classified(ConvNextForImageClassification(config), 16)
 
 
-def mobilenetv2() -> Built:
-    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
-
-    # A stride of 8 leaves 4 x 4 pixels at the end: batch norm of 4 numbers would be all curvature.
-    config = MobileNetV2Config(
-        depth_multiplier=0.1,
-        min_depth=4,
-        depth_divisible_by=4,
-        output_stride=8,
-        num_labels=3,
-        classifier_dropout_prob=0.0,
-    )
-    return _classified(MobileNetV2ForImageClassification(config), 32)
-
-
 def efficientnet() -> Built:
     from efficientnet_pytorch import EfficientNet
 
@@ -147,13 +132,6 @@ def densenet() -> Built:
 
     model = DenseNet(2, in_channels=3, out_channels=3, init_features=8, growth_rate=4, block_config=(2, 2), bn_size=2)
     return _scored(model, 3, 16, 16)
-
-
-def unetr() -> Built:
-    from monai.networks.nets import UNETR
-
-    model = UNETR(1, 2, img_size=16, feature_size=4, hidden_size=16, mlp_dim=24, num_heads=2, spatial_dims=2)
-    return _regressed(model, 1, 1, 16, 16)
 
 
 def attention_u_net_dice_loss() -> Built:
