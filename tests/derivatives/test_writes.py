@@ -12,8 +12,8 @@ from support.problems import DTYPE
 from torch import Tensor, nn
 
 import gnewton as gn
-from gnewton.derivatives import record as recording
 from gnewton.derivatives.record import record
+from gnewton.derivatives.recorder import Recorder
 
 ROWS, COLUMNS = 4, 6
 MASK = torch.arange(ROWS * COLUMNS).reshape(ROWS, COLUMNS) % 3 == 0
@@ -101,7 +101,7 @@ def test_a_view_that_is_believed_to_be_as_it_was_gives_wrong_numbers(monkeypatch
 
     partition = gn.Partition.from_groups({"w": {"w": w}})
     assert record(loss, partition).missing is None
-    monkeypatch.setattr(recording._Recorder, "_look_again", lambda *arguments: None)
+    monkeypatch.setattr(Recorder, "_look_again", lambda *arguments: None)
     assert record(loss, partition).missing
 
 

@@ -668,8 +668,8 @@ class Packed(First):
 add("skip", lambda: formula(skip, a=(3, 3), b=(3, 3), c=(6, 3)))
 add("recurrent cell", lambda: formula(recurrent_cell, x=(2, 4, 3), a=(3, 3), b=(3, 3), c=(3,)))
 add("siamese", lambda: closure(siamese))
-add("gradient penalty", lambda: closure(gradient_penalty), "oracle", "grad")
-add("torch.func.grad in the loss", lambda: closure(slope_by_torch_func), "oracle")
+add("gradient penalty", lambda: closure(gradient_penalty))
+add("torch.func.grad in the loss", lambda: closure(slope_by_torch_func))
 for _name, _cell in {"RNNCell": nn.RNNCell, "LSTMCell": nn.LSTMCell, "GRUCell": nn.GRUCell}.items():
     add(_name, lambda cell=_cell: layers(Cells(cell(2, 2)), x=(2, 3, 2)))
 for _name, _net in {"RNN": nn.RNN, "LSTM": nn.LSTM, "GRU": nn.GRU}.items():
@@ -1002,9 +1002,9 @@ def mixed_dtypes() -> Problem:
 
 add("custom function", lambda: wrapped(lambda m: lambda x: Cube.apply(m(x))), "oracle", "Cube")
 add("thread", lambda: wrapped(in_a_thread), "oracle", "linear|Add|vmap")
-add("vmap", lambda: wrapped(lambda m: torch.func.vmap(m)), "oracle", "linear|Add|vmap")
-add("scripted", lambda: wrapped(lambda m: torch.jit.script(m)), "oracle", "linear|Add|vmap")
-add("traced", lambda: wrapped(lambda m: torch.jit.trace(m, torch.ones(4, 3, dtype=DTYPE))), "oracle", "linear|Addmm")
+add("vmap", lambda: wrapped(lambda m: torch.func.vmap(m)))
+add("scripted", lambda: wrapped(lambda m: torch.jit.script(m)), "either")
+add("traced", lambda: wrapped(lambda m: torch.jit.trace(m, torch.ones(4, 3, dtype=DTYPE))), "either")
 add("compiled, eager", lambda: wrapped(lambda m: torch.compile(m, backend="eager")), "either")
 add("DataParallel", lambda: wrapped(nn.DataParallel), "either")
 add("checkpoint", lambda: wrapped(lambda m: lambda x: checkpoint(m, x, use_reentrant=False)), "either")
@@ -1012,7 +1012,7 @@ add("module hooks", lambda: wrapped(hooked))
 add("gradient watched", lambda: wrapped(watched), "either")
 add("module backward hook", lambda: wrapped(backward_hooked), "either")
 add("saved on the CPU", lambda: wrapped(saved_on_the_cpu))
-add("autograd.functional", lambda: wrapped(slope_of), "oracle", "grad")
+add("autograd.functional", lambda: wrapped(slope_of))
 add("sparse", partial(operation, lambda h, w: torch.sparse.mm(RAMP.to_sparse(), (h * w).mT)), "either")
 add("input with gradient", input_with_gradient)
 # Roundings of bfloat16, 4e-3 each, in the first derivatives already.
