@@ -91,6 +91,9 @@ def _moved(parameters: dict[str, Tensor], along: dict[str, Tensor], eta: float) 
                 p.copy_(before[n])
 
 
+_WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
 class Float64(TorchFunctionMode):
     """What a library casts to float32 (norms, softmax, logits) stays in float64: differences of float32 numbers say nothing."""
 
@@ -98,8 +101,8 @@ class Float64(TorchFunctionMode):
         self, function: object, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
         function = torch.Tensor.double if function is torch.Tensor.float else function
-        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        args = tuple(_WIDE.get(a, a) if isinstance(a, torch.dtype) else a for a in args)
+        kwargs = {k: _WIDE.get(v, v) if isinstance(v, torch.dtype) else v for k, v in (kwargs or {}).items()}
         return function(*args, **kwargs)
 
 
