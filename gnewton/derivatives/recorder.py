@@ -123,6 +123,10 @@ class Recorder(Elementary):
         # An argument that was not recorded must not depend on a parameter, not even through a recorded value.
         unseen = [t for t in tensors if t.requires_grad and not self._variable(t) and self._strays([t], set())]
         reason = self._reason(unseen[0]) if unseen else self._flaw(operation, tensors, target)
+        kind = self._partition.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            # What is cast inside the function cannot be seen from here.
+            reason = reason or f"{operation.name} casts under autocast"
         state = None if operation.rule.repeatable else RandomState(self._partition)
         if target is not None:
             self._keep_values(target)
