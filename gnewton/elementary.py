@@ -386,6 +386,47 @@ def _embedding(
     return rows if padding_idx < 0 else torch.where((indices == padding_idx)[..., None], rows.detach(), rows)
 
 
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """``F.hardsigmoid``: min(max(x + 3, 0), 6) / 6; torch has no second derivative of its own."""
+    values = (input + 3).clamp(0, 6) / 6
+    return input.copy_(values) if inplace else values
+
+
+def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
+    """``torch.cdist``, whose gradient has no derivative in torch: the norms of all differences."""
+    if min(x1.dim(), x2.dim()) < 2 or x1.shape[-1] != x2.shape[-1] or p < 0:
+        return torch.cdist(x1, x2, p)
+    norms: Tensor = torch.linalg.vector_norm(x1[..., :, None, :] - x2[..., None, :, :], p, -1)
+    return norms
+
+
+def embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """``F.embedding_bag`` of equally long bags (B, n): rows of the weight, summed, averaged or their greatest entries."""
+    plain = offsets is None and input.dim() == 2 and input.shape[1] > 0 and weight.dim() == 2
+    scaled = per_sample_weights is not None
+    if not plain or max_norm is not None or scale_grad_by_freq or padding_idx is not None or (scaled and mode != "sum"):
+        more = (scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, padding_idx)
+        return F.embedding_bag(input, weight, offsets, max_norm, norm_type, *more)
+    rows = F.embedding(input, weight)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights[..., None]
+    if mode == "max":
+        return rows.max(1).values
+    return rows.sum(1) if mode == "sum" else rows.mean(1)
+
+
 def _with_indices(pool: Callable[..., Tensor], both: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
     """Max pooling by the function that also says which entries it chose."""
 
@@ -511,6 +552,9 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     F.scaled_dot_product_attention: attention,
     F.cross_entropy: cross_entropy,
     F.embedding: embedding,
+    F.embedding_bag: embedding_bag,
+    F.hardsigmoid: hardsigmoid,
+    torch.cdist: cdist,
     torch.embedding: _embedding,
     torch.prelu: prelu,
     torch.lstm_cell: lstm_cell,

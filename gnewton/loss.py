@@ -62,12 +62,15 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
     """
     if not inputs or not value.requires_grad:
         return [None] * len(inputs)
-    graph = _reachable([value.grad_fn])
-    if _may_hide(graph, inputs):
-        return _through_hidden_parameters(value, inputs, graph, options)
+    leaves = [x for x in inputs if isinstance(x, Tensor)]
+    plain = not options and len(leaves) == len(inputs)
+    if plain and _may_hide(_reachable([value.grad_fn]), leaves):
+        return gradient_by_backward(value, leaves)
     try:
-        # Opened: as one function to a mode, it would run what it recomputes (checkpoints) outside the mode.
-        return list(opened(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
+        # Opened: as one function to a mode, it would run what it recomputes (checkpoints) outside the mode. The backward
+        # of a custom function may write into .grad.
+        with _grads_kept(leaves):
+            return list(opened(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
     except RuntimeError as error:
         if "backward through the graph a second time" in str(error):
             raise ValueError(
@@ -75,7 +78,12 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
                 "return the loss from the closure without calling backward(): gnewton differentiates it itself"
             ) from error
         if "torch.utils.checkpoint is incompatible" in str(error):
-            return _through_hidden_parameters(value, inputs, graph, options)
+            if plain:
+                return gradient_by_backward(value, leaves)
+            raise NotImplementedError(
+                "expected a loss that torch can differentiate twice, got a reentrant checkpoint, which it cannot; "
+                'write checkpoint(..., use_reentrant=False), or use engine="differences"'
+            ) from error
         if any(text in str(error) for text in ("not implemented", "donated buffer", "support double backward")):
             raise NotImplementedError(
                 "expected a loss that torch can differentiate to the order asked for, got an operation that it cannot: "
@@ -89,27 +97,12 @@ def _has_reentrant_checkpoint(graph: Iterable[Any]) -> bool:
     return any(node.name() == "CheckpointFunctionBackward" for node in graph)
 
 
-def _may_hide(graph: Iterable[Any], inputs: Sequence[Any]) -> bool:
+def _may_hide(graph: Iterable[Any], inputs: Sequence[Tensor]) -> bool:
     """Whether an input that looks unused may be used inside a custom function: a reentrant checkpoint, a reversible block."""
     if not any(isinstance(node, BackwardCFunction) for node in graph):
         return False
     leaves = {id(getattr(node, "variable", None)) for node in graph}
-    return any(isinstance(x, Tensor) and x.is_leaf and id(x) not in leaves for x in inputs)
-
-
-def _through_hidden_parameters(
-    value: Tensor, inputs: Sequence[Any], graph: Iterable[Any], options: Mapping[str, Any]
-) -> list[Tensor | None]:
-    if not options and all(isinstance(x, Tensor) for x in inputs):
-        return gradient_by_backward(value, inputs)
-    if not _has_reentrant_checkpoint(graph):
-        # The function's own backward may write into their .grad.
-        with _grads_kept([x for x in inputs if isinstance(x, Tensor)]):
-            return list(opened(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
-    raise NotImplementedError(
-        "expected a loss that torch can differentiate twice, got a reentrant checkpoint, which it cannot; "
-        'write checkpoint(..., use_reentrant=False), or use engine="differences"'
-    )
+    return any(x.is_leaf and id(x) not in leaves for x in inputs)
 
 
 def gradient_by_backward(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
@@ -294,7 +287,9 @@ def _check_value(value: Any) -> None:
         raise ValueError(f"expected a scalar loss, got shape {tuple(value.shape)}; take its mean or sum")
     if not value.requires_grad:
         raise ValueError(
-            "expected a loss with a graph, got a detached one (no_grad, detach, .item(), or every parameter frozen); "
+            "expected a loss with a graph, got a detached one (no_grad, detach, .item(), or every parameter frozen; or its closure "
+            "called backward, as Lightning's automatic optimization does: set self.automatic_optimization = False and, in "
+            "training_step, call self.optimizers().step(closure)); "
             "compute it from the model's parameters with gradients enabled"
         )
     if value.device.type != "meta" and not torch.isfinite(value).all():

@@ -42,6 +42,20 @@ MASKS = [None, torch.ones(5, 5, dtype=torch.bool).tril(), randn(5, 5, seed=4), r
 
 # function -> (the first arguments, by position; a list of values for each further keyword)
 CALLS = {
+    torch.cdist: (
+        [(randn(4, 3), randn(5, 3, seed=1)), (randn(2, 4, 3), randn(5, 3, seed=1)), (randn(4, 3), randn(5, 2, seed=1))],
+        {
+            "p": [2.0, 1.0, 3.0, -1.0],
+            "compute_mode": ["use_mm_for_euclid_dist_if_necessary", "donot_use_mm_for_euclid_dist"],
+        },
+    ),
+    F.embedding_bag: (
+        [(PADDED, randn(5, 3)), (PADDED.flatten(), randn(5, 3))],
+        {"offsets": [None, torch.tensor([0, 2, 4])], "max_norm": [None], "norm_type": [2.0]}
+        | {"scale_grad_by_freq": [False], "mode": ["mean", "sum", "max"], "sparse": [False]}
+        | {"per_sample_weights": [None, rand(3, 2, seed=1)], "include_last_offset": [False, True]}
+        | {"padding_idx": [None, 2]},
+    ),
     F.mse_loss: (PAIRS, REDUCED | WEIGHTED),
     F.l1_loss: (PAIRS, REDUCED | WEIGHTED),
     F.smooth_l1_loss: (PAIRS, REDUCED | {"beta": [1.0, 0.2, 0.0, -1.0]}),
@@ -263,7 +277,8 @@ NAMES = {f"{getattr(f, '__module__', None) or 'torch'}.{f.__name__}": f for f in
 
 
 def test_every_written_out_function_and_keyword_is_tried():
-    covered = set(CALLS) | set(RECURRENT)
+    # hardsigmoid has a test of its own: torch's slope is the float32 number next to 1/6, whatever the dtype.
+    covered = set(CALLS) | set(RECURRENT) | {F.hardsigmoid}
     assert {f for f in WRITTEN_OUT if not isinstance(f, OpOverload | OpOverloadPacket)} == covered
     for name in {f.__name__.split(".")[0] for f in set(WRITTEN_OUT) - covered}:
         # The operator library's function is the same, under the same keywords.
@@ -271,6 +286,17 @@ def test_every_written_out_function_and_keyword_is_tried():
     for function, (firsts, rest) in CALLS.items():
         known = keywords(function)
         assert set(known[len(firsts[0]) :]) == set(rest), function
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hardsigmoid_is_torchs_up_to_the_rounding_of_its_slope(inplace):
+    x = (4 * randn(20)).requires_grad_()
+    with Elementary():
+        ours = F.hardsigmoid(x * 1.0, inplace=inplace)
+    theirs = F.hardsigmoid(x * 1.0, inplace=inplace)
+    torch.testing.assert_close(ours, theirs, rtol=1e-15, atol=1e-15)
+    slopes = (torch.autograd.grad(y.sum(), x)[0] for y in (ours, theirs))
+    torch.testing.assert_close(*slopes, rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -59,6 +59,11 @@ def prove(
         order: 2 or 3.
         names: what is in doubt, for the message.
     """
+    if "CheckpointFunction" in names:
+        raise NotImplementedError(
+            "expected a loss that torch can differentiate twice, got a reentrant checkpoint, which it cannot; "
+            'write checkpoint(..., use_reentrant=False), or use engine="differences"'
+        )
     wide = accumulator_dtype(partition.device)
     irregular = torch.arange(1, len(partition) + 1, dtype=wide, device=partition.device).mul(2.3).cos()
     direction = partition.scale(direction, irregular + 1.2)

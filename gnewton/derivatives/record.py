@@ -9,24 +9,20 @@ otherwise means that something went unseen (a custom autograd function, a script
 names it in ``missing``, and the slow engine, which needs no record, takes over.
 """
 
-from collections.abc import Container, Iterable, Sequence
-from types import FunctionType
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch import Tensor
 
 from gnewton.caller import warn
-from gnewton.derivatives.graph import hooked, hooks_so_far
-from gnewton.derivatives.operation import Operation, Ref, Variable, substitute
-from gnewton.derivatives.rules import rule_for
+from gnewton.derivatives.beneath import RecorderBeneath
+from gnewton.derivatives.recorder import HOOKED, Recorder
 from gnewton.derivatives.tape import Tape
-from gnewton.elementary import COMPOSITE, Elementary
 from gnewton.loss import Loss, differentiable_mode, evaluate
 from gnewton.partition import Partition
-from gnewton.undo import RandomState, version
+from gnewton.undo import Buffers, RandomState
 
 
 class IncompleteRecordWarning(UserWarning):
@@ -34,6 +30,8 @@ class IncompleteRecordWarning(UserWarning):
 
 
 _WARNED: WeakSet[Partition] = WeakSet()
+# Whose loss was recorded beneath autograd before, as nothing else sees the whole of it.
+_BENEATH: WeakSet[Partition] = WeakSet()
 
 
 def warn_of_missing(what: str | None, partition: Partition) -> None:
@@ -58,7 +56,33 @@ def record(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
 def record_in_mode(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
     """``record`` for a caller that has entered ``loss.differentiable_mode``."""
     with torch._C.DisableTorchFunction():
-        recorder = _Recorder(partition)
+        kinds = (RecorderBeneath,) if partition in _BENEATH else (Recorder, RecorderBeneath)
+        buffers, random = Buffers(partition.module), RandomState(partition)
+    tape = _record_by(kinds[0], loss, partition, batch)
+    if tape.missing in (None, HOOKED) or len(kinds) == 1:
+        return tape
+    # A second evaluation, of the same function: what the first one drew is drawn again, what it wrote is undone.
+    with torch._C.DisableTorchFunction():
+        after = Buffers(partition.module)
+        buffers.restore()
+    with random.replay():
+        beneath = _record_by(kinds[1], loss, partition, batch)
+    if beneath.missing is None and _is_same(beneath, tape):
+        _BENEATH.add(partition)
+        return beneath
+    after.restore()
+    return tape
+
+
+def _is_same(tape: Tape, other: Tape) -> bool:
+    assert tape.value is not None
+    assert other.value is not None
+    return tape.value.is_meta or torch.equal(tape.value, other.value)
+
+
+def _record_by(kind: type[Recorder], loss: Loss, partition: Partition, batch: Sequence[Any]) -> Tape:
+    with torch._C.DisableTorchFunction():
+        recorder = kind(partition)
     recorder.tape.value = evaluate(recorder.wrap(loss) if callable(loss) else loss, partition, batch)
     return recorder.tape
 
@@ -75,252 +99,3 @@ def record_with_gradient(loss: Loss, partition: Partition) -> tuple[Tape, dict[s
         if g is not None:
             gradient[name] = g.to_dense()
     return tape, gradient
-
-
-class _Recorder(Elementary):
-    def __init__(self, partition: Partition) -> None:
-        super().__init__()
-        self._partition = partition
-        # Each with its tensor, whose id must not be given to another while the recording lasts.
-        self._known: dict[int, tuple[Tensor, Any, Variable]] = {}
-        self._reasons: dict[int, tuple[Tensor, str]] = {}
-        self._read: list[tuple[Tensor, int, Operation]] = []
-        self._hooked = any(p._backward_hooks for p in partition.parameters.values())
-        self._hooks = hooks_so_far()
-        for name, p in partition.parameters.items():
-            if p.requires_grad:
-                self._know(p, partition.groups_in(name), name)
-        self._ours = set(self._known)
-        self.tape = Tape(tuple(v for _, _, v in self._known.values()))
-
-    def wrap(self, loss: Loss) -> Loss:
-        def record_once(*batch: Any) -> Tensor:
-            if self.tape.result or self.tape.missing:
-                return loss(*batch)
-            with self:
-                value = loss(*batch)
-            with torch._C.DisableTorchFunction():
-                self._finish(value)
-            return value
-
-        return record_once
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._hooked |= function is Tensor.register_hook
-        return super().__torch_function__(function, types, args, kwargs)
-
-    # -- one operation -------------------------------------------------------------------------------------------
-
-    def run(self, function: Any, args: Any, kwargs: Any) -> Any:
-        """Call the function, and write it down if it is a step from the parameters to the loss."""
-        tensors = _tensors((*args, *kwargs.values()))
-        name = _name(function)
-        if all(id(t) not in self._known for t in tensors) or not torch.is_grad_enabled():
-            result = function(*args, **kwargs)
-            if torch.is_grad_enabled():
-                self._propagate_unseen(tensors, result)
-            return result
-        with torch._C.DisableTorchFunction():
-            plain = all(map(_is_plain, tensors))
-        if not _is_operation(function) or not plain:
-            result = function(*args, **kwargs)
-            self._mark_unseen(result, f"{name} is not an operation on plain tensors")
-            return result
-        with torch._C.DisableTorchFunction():
-            return self._perform(function, args, kwargs, tensors)
-
-    def _perform(self, function: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
-        target = tensors[0] if _writes(function, kwargs) else None
-        operation = self._operation(function, args, kwargs, target)
-        # Where walks through autograd's graph stop: a parameter by its id, a value by its node and output number.
-        edges: set[Any] = {id(t) for t in tensors}
-        edges.update((v.edge.node, v.edge.output_nr) for v in operation.inputs if v.edge)
-        self._read += [(t, version(t), operation) for t in tensors if t is not target]
-        # An argument that was not recorded must not depend on a parameter, not even through a recorded value.
-        unseen = [t for t in tensors if t.requires_grad and not self._variable(t) and self._strays([t], set())]
-        reason = self._reason(unseen[0]) if unseen else self._flaw(operation, tensors, target)
-        state = None if operation.rule.repeatable else RandomState(self._partition)
-        result = function(*args, **kwargs)
-        if state is not None and RandomState(self._partition) != state:
-            reason = f"{operation.name} draws random numbers"
-        self._append(operation, result, edges, reason, target)
-        return result
-
-    def _operation(self, function: Any, args: Any, kwargs: Any, target: Tensor | None) -> Operation:
-        inputs: list[Variable] = []
-
-        def slot(tensor: Tensor) -> Any:
-            # What the operation is going to overwrite is kept as it was.
-            value = tensor.detach().clone() if tensor is target else tensor.detach()
-            variable = self._variable(tensor)
-            if variable is None:
-                return value
-            variable.value = value
-            inputs.append(variable)
-            return Ref(len(inputs) - 1)
-
-        arguments = substitute((args, kwargs), Tensor, slot)
-        pure = function if target is None else _pure(_name(function), kwargs)
-        operation = Operation(_name(function), pure, arguments, tuple(inputs))
-        operation.rule = rule_for(operation)
-        if target is not None:
-            self._read = [entry for entry in self._read if entry[0] is not target or not self._variable(target)]
-        return operation
-
-    def _flaw(self, operation: Operation, tensors: list[Tensor], target: Tensor | None) -> str | None:
-        """What of the operation, before it runs, the tape could not repeat."""
-        if target is not None and (
-            operation.function is None or any(t.dtype != target.dtype for t in tensors if t.is_floating_point())
-        ):
-            return f"{operation.name} writes into a tensor"
-        if operation.name == "embedding" and operation.argument(3, "scale_grad_by_freq", False):
-            return "embedding scales its gradient by frequency"
-        if operation.name in _OF_CONSTANT_RANK:
-            return f"{operation.name} has derivatives only where the rank of its argument stays as it is"
-        return None
-
-    def _append(
-        self, operation: Operation, result: Any, edges: set[Any], reason: str | None, target: Tensor | None
-    ) -> None:
-        many = isinstance(result, tuple | list)
-        outputs = {i: t for i, t in enumerate(result if many else [result]) if self._is_new(t)}
-        reason = reason or self._gap(operation.name, list(outputs.values()), edges)
-        if reason is not None:
-            self._mark_unseen((result, target), reason)
-        elif outputs:
-            groups = tuple(dict.fromkeys(g for v in operation.inputs for g in v.groups))
-            operation.picks = tuple(outputs) if many else None
-            operation.others = tuple(t for t in _tensors(result) if not t.requires_grad)
-            operation.outputs = tuple(self._know(t, groups) for t in outputs.values())
-            operation.rule = rule_for(operation)  # of which the shapes of the outputs may make another
-            self.tape.operations.append(operation)
-
-    def _gap(self, name: str, outputs: list[Tensor], edges: set[Any]) -> str | None:
-        """What autograd knows of the outputs and the record does not."""
-        if any(t.is_complex() for t in outputs):
-            return f"{name} has complex numbers"
-        if self._strays(outputs, edges):
-            return f"{name} depends on parameters that it was not given"
-        inner = {t.grad_fn for t in outputs}
-        if len(inner) > 1 and self._strays(outputs, edges, inner):
-            return f"{name} has outputs of which one depends on another"
-        return None
-
-    def _strays(self, outputs: Iterable[Tensor], edges: set[Any], towards: Container[Any] = ()) -> bool:
-        """Whether autograd has a path from an output, past the edges, to a parameter of ours (or ``towards`` a node)."""
-        todo = [t.grad_fn for t in outputs if t.grad_fn is not None]
-        seen = set(todo)
-        while todo:
-            for child, number in todo.pop().next_functions:
-                if child is None or (child, number) in edges:
-                    continue
-                leaf = id(getattr(child, "variable", None))
-                if (leaf in self._ours and leaf not in edges) or child in towards:
-                    return True
-                if child not in seen:
-                    seen.add(child)
-                    todo.append(child)
-        return False
-
-    # -- what is known ---------------------------------------------------------------------------------------------
-
-    def _know(self, tensor: Tensor, groups: tuple[int, ...], name: str | None = None) -> Variable:
-        edge = None if tensor.grad_fn is None else GradientEdge(tensor.grad_fn, tensor.output_nr)
-        variable = Variable(tensor.detach(), groups, edge, name)
-        self._known[id(tensor)] = (tensor, tensor.grad_fn, variable)
-        return variable
-
-    def _variable(self, tensor: Tensor) -> Variable | None:
-        entry = self._known.get(id(tensor))
-        # Writing through a view gives a tensor another history: it is no longer the value that was recorded.
-        return entry[2] if entry and tensor.grad_fn is entry[1] else None
-
-    def _is_new(self, result: Any) -> bool:
-        return isinstance(result, Tensor) and result.requires_grad and self._variable(result) is None
-
-    def _mark_unseen(self, result: Any, reason: str) -> None:
-        for t in _tensors(result):
-            self._reasons.setdefault(id(t), (t, reason))
-
-    def _propagate_unseen(self, tensors: list[Tensor], result: Any) -> None:
-        unseen = [t for t in tensors if id(t) in self._reasons or t.grad_fn is not None]
-        if unseen:
-            self._mark_unseen(result, self._reason(unseen[0]))
-
-    def _reason(self, tensor: Tensor) -> str:
-        known = self._reasons.get(id(tensor))
-        return known[1] if known else f"{tensor.grad_fn.name() if tensor.grad_fn else 'a parameter'} was not seen"
-
-    def _finish(self, value: Any) -> None:
-        if not isinstance(value, Tensor):
-            return
-        self.tape.result = self._variable(value)
-        if self.tape.result is None:
-            self.tape.missing = self._reason(value)
-            return
-        if self._hooked or (hooks_so_far() != self._hooks and hooked(value)):
-            self.tape.missing = "a hook may change gradients"
-        self.tape.prune()
-        needed = set(self.tape.operations)
-        changed = [o.name for t, old, o in self._read if o in needed and version(t) != old]
-        if changed:
-            self.tape.missing = f"an argument of {changed[0]} was overwritten later"
-        for memory in (self._known, self._reasons, self._read):
-            memory.clear()
-
-
-# Their second derivative, taken alone, depends on directions that the parameters never move the argument in.
-_OF_CONSTANT_RANK = {"linalg_pinv", "pinverse", "linalg_lstsq"}
-
-
-def _is_operation(function: Any) -> bool:
-    return (
-        not isinstance(function, FunctionType)
-        or function.__module__ in COMPOSITE
-        or getattr(function, "one_operation", False)
-    )
-
-
-def _name(function: Any) -> str:
-    name = str(getattr(function, "__name__", function))
-    # A property, such as Tensor.T, is called by its getter.
-    return str(getattr(function.__self__, "__name__", name)) if name == "__get__" else name
-
-
-def _writes(function: Any, kwargs: Any) -> bool:
-    """Whether the function writes into its first tensor: add_, __iadd__, __setitem__, out=."""
-    name = _name(function)
-    dunder = name.startswith("__")
-    return "out" in kwargs or name == "__setitem__" or (name.startswith("__i") if dunder else name.endswith("_"))
-
-
-def _pure(name: str, kwargs: Any) -> Any:
-    """The function that returns what the in-place one writes: add for add_; None where torch has none."""
-    if "out" in kwargs:
-        return None
-    pure = name.replace("__i", "__", 1) if name.startswith("__i") else name.removesuffix("_")
-    homes = (Tensor, torch, torch._C._nn)
-    return next((getattr(home, pure) for home in homes if pure != name and hasattr(home, pure)), None)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.layout == torch.strided
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
-
-
-def _tensors(structure: Any) -> list[Tensor]:
-    if isinstance(structure, Tensor):
-        return [structure]
-    tensors = []
-    if isinstance(structure, tuple | list):
-        for entry in structure:
-            if isinstance(entry, Tensor):
-                tensors.append(entry)
-            elif isinstance(entry, tuple | list | dict):
-                tensors += _tensors(entry)
-    elif isinstance(structure, dict):
-        tensors = _tensors(tuple(structure.values()))
-    return tensors

@@ -3,10 +3,10 @@
 The oracle is the exact engine on the same loss, or on the same loss written without what torch cannot differentiate twice.
 """
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.custom_functions import InNumpy
 from support.problems import PARTITIONS, PROBLEMS, build
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -67,17 +67,6 @@ def network():
 
 X = torch.linspace(-1, 1, 18, dtype=torch.float64).reshape(6, 3).sin().requires_grad_()
 TARGETS, LENGTHS = torch.tensor([1, 2, 3]), torch.tensor([3])
-
-
-class InNumpy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, a):
-        ctx.kept = a.detach().numpy()
-        return torch.from_numpy(np.sin(ctx.kept))
-
-    @staticmethod
-    def backward(ctx, g):
-        return torch.from_numpy(g.detach().numpy() * np.cos(ctx.kept))
 
 
 def fused(z):

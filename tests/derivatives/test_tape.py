@@ -163,7 +163,7 @@ def test_without_the_check_it_would_be_wrong(name, monkeypatch):
     problem = ZOO[name].build()
     partition = gn.Partition.by_tensor(problem.model)
     expected = summarized(problem, partition, engine="nested")
-    monkeypatch.setattr("gnewton.derivatives.record._Recorder._strays", lambda *arguments: False)
+    monkeypatch.setattr("gnewton.derivatives.recorder.Recorder._strays", lambda *arguments: False)
     got = summarized(problem, partition, engine="tape")
     for order in ORDERS[:3]:
         ours, theirs = getattr(got, order), getattr(expected, order)

@@ -6,10 +6,10 @@ constructor off its default. What is accepted must have the value, the gradient 
 
 import inspect
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.custom_functions import InNumpy, OnCtx, Sine, StraightThrough
 from torch import nn
 from torch.nn.modules import loss as losses_module
 
@@ -232,49 +232,6 @@ def test_every_layer_of_torch_with_every_option():
         for product, theirs in zip(ours.values(), turned, strict=True):
             torch.testing.assert_close(product, torch.zeros_like(product) if theirs is None else theirs, msg=name)
     assert {"Tanh", "ELU", "Softplus", "GELU", "Linear", "Hardtanh", "Identity"} <= set(taken)
-
-
-class InNumpy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, a):
-        ctx.kept = a.detach().numpy()
-        return torch.from_numpy(np.sin(ctx.kept))
-
-    @staticmethod
-    def backward(ctx, g):
-        return torch.from_numpy(g.detach().numpy() * np.cos(ctx.kept))
-
-
-class OnCtx(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, a):
-        ctx.slope = a.detach().cos()
-        return a.sin()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g * ctx.slope
-
-
-class StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, a):
-        return a.sign()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g
-
-
-class Sine(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, a):
-        ctx.save_for_backward(a)
-        return a.sin()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g * ctx.saved_tensors[0].cos()
 
 
 @pytest.mark.parametrize("function", [InNumpy, OnCtx, StraightThrough], ids=lambda f: f.__name__)

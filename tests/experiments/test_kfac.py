@@ -17,7 +17,6 @@ from gnewton.experiments.kfac import KFAC
 
 @pytest.fixture
 def problem():
-    pytest.importorskip("curvlinops")
     generator = torch.Generator().manual_seed(3)
     x, y = (torch.randn(40, d, generator=generator, dtype=torch.float64) for d in (4, 3))
     model = nn.Linear(4, 3, dtype=torch.float64)

@@ -94,8 +94,6 @@ def test_every_group_of_the_direction_has_norm_one() -> None:
 @pytest.mark.parametrize("groups", networks.PARTITIONS)
 @pytest.mark.parametrize("peer", peers.PEERS)
 def test_a_peer_agrees_with_the_oracle(peer: str, groups: str) -> None:
-    if peer == "curvlinops":
-        pytest.importorskip("curvlinops", reason="the bench extra is not installed")
     orders = [(peer, order) for order in peers.PEERS[peer].orders]
     result = agreement.agree("tiny", groups, 5, orders)
     assert agreement.passes(result)

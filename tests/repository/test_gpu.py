@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,11 @@ def test_without_results_the_page_says_so(tmp_path: Path) -> None:
 def test_no_result_is_shipped_that_no_card_gave() -> None:
     devices = [json.loads(path.read_text())["device"] for path in gpu.FOLDER.glob("*.json")]
     assert "cpu" not in devices
+
+
+def test_torch_and_numpy_are_enough() -> None:
+    absent = ("matplotlib", "sklearn", "IPython", "nbclient", "nbformat", "pytest", "ipywidgets", "tqdm", "curvlinops")
+    # None in sys.modules makes an import fail as if the package were not installed.
+    code = f"import sys, torch; sys.modules.update(dict.fromkeys({absent})); from benchmarks import gpu; print(len(gpu.plan()) > 99)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=gpu.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

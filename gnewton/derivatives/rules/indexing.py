@@ -1,11 +1,107 @@
-"""Choosing entries of a tensor by an index or a mask."""
+"""Choosing entries of a tensor by an index or a mask, and replacing them."""
 
-from gnewton.derivatives.operation import register
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gnewton.derivatives.group_tangents import GroupTangents, rows, sum_values_to, union
+from gnewton.derivatives.operation import (
+    Accumulator,
+    Adjoints,
+    AdjointTangents,
+    Jet,
+    Jets,
+    NeedsAdjoint,
+    Operation,
+    Rule,
+    register,
+)
 from gnewton.derivatives.rules.linear import PiecewiseLinear
 
 register(
     """
-    __getitem__ embedding gather index_select masked_fill narrow select take take_along_dim tril triu where
+    __getitem__ embedding gather index_select masked_fill narrow select take_along_dim tril triu where
     """,
     PiecewiseLinear(),
 )
+
+
+class Take(Rule):
+    """The entries at some positions, counted in row-major order."""
+
+    curved = False
+    reads_inputs = False
+
+    def forward(self, o: Operation, jets: Jets, adjoints: Adjoints, sums: Accumulator) -> list[Jet]:
+        index = o.value(1, "index")
+        return [Jet(*(t and GroupTangents(t.groups, _pick(t.values, index)) for t in jets[0]))]
+
+    def backward(
+        self, o: Operation, jets: Jets, adjoints: Adjoints, needs: NeedsAdjoint, sums: Accumulator
+    ) -> AdjointTangents:
+        m, x = adjoints[0].tangents, o.inputs[0].value
+        if m is None:
+            return [None]
+        out = m.values.new_zeros(len(m.groups), x.numel())
+        # An entry that was taken twice collects from both.
+        out.index_add_(1, o.value(1, "index").flatten() % x.numel(), m.rows())
+        return [GroupTangents(m.groups, out.reshape(-1, *x.shape))]
+
+
+register("take", Take())
+
+
+class Assign(Rule):
+    """``writes.assign``: a tensor with the entries at some positions replaced by others, which may broadcast."""
+
+    curved = False
+    reads_inputs = False
+
+    def applies(self, o: Operation) -> bool:
+        return True
+
+    def forward(self, o: Operation, jets: Jets, adjoints: Adjoints, sums: Accumulator) -> list[Jet]:
+        return [Jet(*(self._push(o, tangents) for tangents in zip(*jets, strict=True)))]
+
+    def backward(
+        self, o: Operation, jets: Jets, adjoints: Adjoints, needs: NeedsAdjoint, sums: Accumulator
+    ) -> AdjointTangents:
+        m, positions = adjoints[0].tangents, o.value(1, "positions")
+        if m is None:
+            return [None] * len(o.inputs)
+        pulled: list[GroupTangents | None] = []
+        for i, v in enumerate(o.inputs):
+            if i == o.place(0, "before"):
+                values = m.rows().clone()
+                values[:, positions.flatten()] = 0
+                values = values.reshape(-1, *v.value.shape)
+            else:
+                values = sum_values_to(_pick(m.values, positions), _fitted(v.value, positions)).to(v.value.dtype)
+                values = values.reshape(-1, *v.value.shape)
+            pulled.append(GroupTangents(m.groups, values))
+        return pulled
+
+    def _push(self, o: Operation, tangents: Sequence[GroupTangents | None]) -> GroupTangents | None:
+        groups, y, positions = union(tangents), o.outputs[0].value, o.value(1, "positions")
+        if not groups:
+            return None
+        before, new = (None if i is None else tangents[i] for i in (o.place(0, "before"), o.place(2, "new")))
+        out = y.new_zeros(len(groups), y.numel()) if before is None else rows(before.over(groups)).clone()
+        shape = () if new is None else _fitted(new.values[0], positions)
+        values = out.new_zeros(len(groups)) if new is None else new.over(groups).to(out.dtype)
+        values = values.reshape(-1, *[1] * (positions.dim() - len(shape)), *shape).expand(-1, *positions.shape)
+        out[:, positions.flatten()] = rows(values)
+        return GroupTangents(groups, out.reshape(-1, *y.shape), owned=True)
+
+
+register("assign", Assign())
+
+
+def _fitted(new: Tensor, positions: Tensor) -> Sequence[int]:
+    """The shape of what is written, without leading axes of length 1 that the target does not have."""
+    return new.shape[max(0, new.dim() - positions.dim()) :]
+
+
+def _pick(stacked: Tensor, positions: Tensor) -> Tensor:
+    """(k, *shape) -> (k, *positions.shape)"""
+    return rows(stacked)[:, positions.flatten()].reshape(-1, *positions.shape)

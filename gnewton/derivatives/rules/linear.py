@@ -59,6 +59,8 @@ class PiecewiseLinear(Rule):
             values = dots(directions, tuple(v[None] for v in slope))
             return [GroupTangents(groups, values.reshape(len(groups), *o.outputs[0].value.shape))]
         _load_forward_mode()
+        # torch's forward mode refuses values that keep one entry in several places, as expand() makes them.
+        x = tuple(v.contiguous() if 0 in v.stride() else v for v in x)
         return [GroupTangents(groups, values) for values in vmap(lambda *d: jvp(o.call, x, d)[1])(*directions)]
 
 

@@ -1,5 +1,7 @@
 """Matrix products."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,38 @@ class Bmm(Matmul):
 
 
 register("bmm mm", Bmm())
+
+
+class Addmm(Bmm):
+    """beta c + alpha (a @ b), of matrices or of batches of them."""
+
+    def __init__(self, names: tuple[str, str]) -> None:
+        self.left, self.right = (1, names[0]), (2, names[1])
+
+    def applies(self, o: Operation) -> bool:
+        return super().applies(o) and isinstance(o.value(0, "input"), Tensor)
+
+    def times(self, o: Operation, a: Tensor, b: Tensor) -> Tensor:
+        return self._scaled(super().times(o, a, b), o.argument(4, "alpha", 1))
+
+    def pull_a(self, o: Operation, adjoint: Tensor, b: Tensor) -> Tensor:
+        return self._scaled(super().pull_a(o, adjoint, b), o.argument(4, "alpha", 1))
+
+    def pull_b(self, o: Operation, adjoint: Tensor, a: Tensor) -> Tensor:
+        return self._scaled(super().pull_b(o, adjoint, a), o.argument(4, "alpha", 1))
+
+    def offset(self, o: Operation, c: GroupTangents | None) -> GroupTangents | None:
+        return c and GroupTangents(c.groups, self._scaled(c.values, o.argument(3, "beta", 1)))
+
+    def offset_adjoint(self, o: Operation, m: GroupTangents | None, shape: Sequence[int]) -> GroupTangents | None:
+        return super().offset_adjoint(o, self.offset(o, m), shape)
+
+    def _scaled(self, values: Tensor, factor: float) -> Tensor:
+        return values if factor == 1 else values * factor
+
+
+register("addmm", Addmm(("mat1", "mat2")))
+register("baddbmm", Addmm(("batch1", "batch2")))
 
 
 class Linear(Product):

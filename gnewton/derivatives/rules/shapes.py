@@ -47,4 +47,4 @@ def _reshape(t: GroupTangents | None, v: Variable) -> GroupTangents | None:
     return t and GroupTangents(t.groups, t.values.reshape(len(t.groups), *v.value.shape), t.owned)
 
 
-register("clone contiguous flatten ravel reshape reshape_as squeeze unflatten unsqueeze view view_as", Reshape())
+register("alias clone contiguous flatten ravel reshape reshape_as squeeze unflatten unsqueeze view view_as", Reshape())

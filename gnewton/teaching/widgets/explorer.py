@@ -31,7 +31,8 @@ class StepExplorer(FigureWidget):
         self._names = summary.names or tuple(str(s) for s in range(len(summary)))
         whole = summary.third_full is not None or len(summary) == 1
         parts = ["full", "diagonal", *(["S = 1"] if whole else [])]
-        nearest = min(STRENGTHS, key=lambda value: abs(value - strength))
+        known = isinstance(strength, float | int)
+        nearest = min(STRENGTHS, key=lambda value: abs(value - strength)) if known else strength
         self.strength = slider("cubic strength λ_int", STRENGTHS, nearest, lambda v: f"{v:.3g}")
         self.curvature = choice("part of H-bar", parts, curvature)
         figure = new_figure(width=6.4, height=1.4 + 0.32 * len(summary))

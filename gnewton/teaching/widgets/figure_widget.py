@@ -1,7 +1,7 @@
 """The one pattern of every widget: named controls, a picture, and a sentence that says what it shows."""
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
 from typing import Any
@@ -81,19 +81,25 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def slider(text: str, values: Any, value: Any, format: Any = str) -> ipywidgets.SelectionSlider:
-    """A slider over a list of values, each shown by ``format``."""
-    return ipywidgets.SelectionSlider(options=[(format(v), v) for v in values], value=value, **_wide(text))
+def slider(text: str, values: Iterable[Any], value: Any, format: Callable[[Any], str] = str) -> Any:
+    """A slider over a list of values, each shown by ``format``; ValueError where ``value`` is none of them."""
+    return _control(ipywidgets.SelectionSlider, text, [(format(v), v) for v in values], value)
 
 
-def choice(text: str, values: Any, value: Any) -> ipywidgets.Dropdown:
-    """A drop-down list."""
-    return ipywidgets.Dropdown(options=list(values), value=value, **_wide(text))
+def choice(text: str, values: Iterable[Any], value: Any) -> Any:
+    """A drop-down list of values, or of (name, value); ValueError where ``value`` is none of them."""
+    return _control(ipywidgets.Dropdown, text, list(values), value)
 
 
-def _wide(text: str) -> dict[str, Any]:
-    return {
-        "description": text,
-        "style": {"description_width": "12em"},
-        "layout": ipywidgets.Layout(width="34em", max_width="100%"),
-    }
+def _control(kind: Any, text: str, options: list[Any], value: Any) -> Any:
+    known = [one[1] if isinstance(one, tuple) else one for one in options]
+    if value not in known:
+        listed = ", ".join(repr(one) if isinstance(one, str) else str(one) for one in known)
+        raise ValueError(f"expected {text} to be one of {listed}, got {value!r}")
+    return kind(
+        options=options,
+        value=value,
+        description=text,
+        style={"description_width": "12em"},
+        layout=ipywidgets.Layout(width="34em", max_width="100%"),
+    )

@@ -36,8 +36,6 @@ class CurvatureTimeline(FigureWidget):
         self._updates = {record.step: record for record in history}
         self._names = list(names)
         first = next(iter(self._updates)) if update is None else update
-        if first not in self._updates:
-            raise ValueError(f"expected a step with an update, {list(self._updates)[:5]} ..., got {first}")
         self.update = slider("step", self._updates, first)
         figure = new_figure(columns=2, height=4.2)
         figure.set_layout_engine("constrained", wspace=0.08)  # between the scale of the colours and the names

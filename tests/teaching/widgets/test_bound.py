@@ -4,28 +4,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.widgets import summarized
 
 import gnewton as gn
 from gnewton.teaching import CubicBound
 from gnewton.teaching.widgets.bound import POINTS, STRENGTHS, losses_along
 
 
-def network():
-    data = gn.datasets.digits(dtype=torch.float64)
-    x, y = data.train_x[:50], data.train_y[:50]
-    model = gn.models.perceptron([64, 8, 10], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    partition = gn.Partition.by_tensor(model)
-
-    def loss():
-        return F.cross_entropy(model(x), y)
-
-    u = gn.direction.gradient(loss, partition)
-    return model, loss, partition, u, gn.summarize(loss, partition, u, order=3)
-
-
 @pytest.fixture(scope="module")
 def parts():
-    return network()
+    return summarized(full_third=False, samples=50)
 
 
 @pytest.fixture(scope="module")
@@ -76,28 +64,8 @@ def test_the_curves_are_the_loss_and_its_taylor_models(parts, widget, name):
     assert drawn["loss"][-1, 1] == pytest.approx(float(after) - float(summary.value))
 
 
-@pytest.mark.parametrize(
-    ("control", "value"),
-    [*[("group", name) for name in ("0.bias", "2.weight", "2.bias")], *[("strength", v) for v in STRENGTHS if v != 1]],
-)
-def test_a_control_moves_picture_data_and_sentence(widget, control, value):
-    put(widget)
-    best, picture, sentence = widget._best.get_xydata().copy(), widget.png, widget.sentence
-    getattr(widget, control).value = value
-    assert widget.children[-1].value == ""
-    assert not np.array_equal(widget._best.get_xydata(), best)
-    assert widget.png != picture
-    assert widget.sentence != sentence
-
-
-def test_a_state_given_at_construction_is_the_state_that_the_controls_reach(parts, widget):
-    given = CubicBound(*parts[1:], group="2.weight", strength=0.3)
-    assert repr(given) == repr(put(widget, "2.weight", 0.3))
-    assert given.png == widget.png
-
-
 def test_parameters_are_put_back_also_when_the_loss_fails():
-    model, loss, partition, u, _ = network()
+    model, loss, partition, u, _ = summarized(full_third=False, samples=50)
     before = [p.detach().clone() for p in model.parameters()]
 
     def failing():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 import gnewton as gn
 from gnewton.teaching import DeepRates
-from gnewton.teaching.widgets.deep_rates import DEPTHS, GAINS, KINDS, MOMENTS, QUANTITIES, layers_of, network
+from gnewton.teaching.widgets.deep_rates import DEPTHS, KINDS, MOMENTS, QUANTITIES, layers_of, network
 
 SIZES = {"width": 6, "samples": 40, "epochs": 1}
 
@@ -95,32 +95,6 @@ def test_rates_follow_the_units_of_the_layers(data):
         np.testing.assert_allclose(found["weight"], expected["weight"] * fan_in**power, rtol=1e-6)
         np.testing.assert_allclose(found["bias"], expected["bias"], rtol=1e-6)
     np.testing.assert_allclose(two.interactions, one.interactions, rtol=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("control", "value"),
-    [
-        *[("depth", depth) for depth in DEPTHS if depth != 20],
-        *[("gain", gain) for gain in GAINS if gain != 1],
-        ("moment", MOMENTS[1]),
-        *[("quantity", quantity) for quantity in QUANTITIES if quantity != "η*"],
-    ],
-)
-def test_a_control_moves_picture_and_sentence(data, widget, control, value):
-    put(widget)
-    picture, sentence = widget.png, widget.sentence
-    getattr(widget, control).value = value
-    assert widget._status.value == ""
-    assert widget.png != picture
-    assert widget.sentence != sentence
-
-
-def test_a_state_given_at_construction_is_the_state_that_the_controls_reach(data, widget):
-    state = {"depth": 10, "gain": 0.7, "moment": MOMENTS[1], "quantity": "gradient"}
-    given = DeepRates(data, **state, **SIZES)
-    assert repr(given) == repr(put(widget, **state))
-    for kind in KINDS:
-        np.testing.assert_array_equal(shown(given, kind), shown(widget, kind))
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.widgets import drawn_data
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -12,14 +13,9 @@ from gnewton.teaching import InvarianceTwins
 from gnewton.teaching.widgets.invariance import FACTORS, METHODS, PLACES, STEPS, Rescaled, losses
 
 
-def data():
-    draw = torch.Generator().manual_seed(1)
-    return torch.randn(12, 5, generator=draw, dtype=torch.float64), torch.randint(10, (12,), generator=draw)
-
-
 @pytest.fixture(scope="module")
 def twins():
-    return InvarianceTwins(*data())
+    return InvarianceTwins(*drawn_data())
 
 
 def put(widget, method="GroupedNewton", factor=3.0, scaled="the first layer"):
@@ -59,23 +55,6 @@ def test_the_factor_1_is_no_change(twins, method, scaled):
     assert (apart(put(twins, method, 1.0, scaled)) == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("control", "value"), [("method", "Adam"), ("factor", 0.1), ("factor", 10.0), ("scaled", "every second row of it")]
-)
-def test_a_control_moves_picture_and_sentence(twins, control, value):
-    put(twins, "SGD")
-    picture, sentence = twins.png, twins.sentence
-    getattr(twins, control).value = value
-    assert twins.png != picture
-    assert twins.sentence != sentence
-
-
-def test_a_state_given_at_construction_is_the_state_that_the_controls_reach(twins):
-    given = InvarianceTwins(*data(), method="SGD", factor=0.3, scaled="every second row of it")
-    assert repr(given) == repr(put(twins, "SGD", 0.3, "every second row of it"))
-    assert given.png == twins.png
-
-
 class Times(nn.Module):
     def __init__(self, a):
         super().__init__()
@@ -89,7 +68,7 @@ class Times(nn.Module):
 
 
 def test_the_twin_is_torchs_own_parametrization():
-    x, y = data()
+    x, y = drawn_data()
     model = gn.models.perceptron([5, 8, 10], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     parametrize.register_parametrization(model[0], "weight", Times(3.0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -104,7 +83,7 @@ def test_the_twin_is_torchs_own_parametrization():
 
 
 def test_a_rescaled_model_is_the_same_function_and_holds_its_parameters():
-    x, _ = data()
+    x, _ = drawn_data()
     model = gn.models.perceptron([5, 4, 3], dtype=torch.float64)
     rows = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
     twin = Rescaled(model, {"0.weight": rows, "2.bias": 0.5})

@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.widgets import geometric
 
 import gnewton as gn
 from gnewton.teaching import LiveTraining
 from gnewton.teaching.widgets.live import CHUNK
-
-
-def geometric(rate):
-    """A run whose loss is multiplied by 1 - rate at every step."""
-    losses = itertools.accumulate(itertools.repeat(1 - rate), lambda loss, factor: loss * factor)
-    return lambda: next(losses)
 
 
 def live(make=geometric, settings=None, **more):

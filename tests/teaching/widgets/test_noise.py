@@ -3,27 +3,11 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from support.widgets import noisy
 
 import gnewton as gn
 from gnewton.teaching import NoiseExplorer
 from gnewton.teaching.widgets.noise import DRAWS, PARTS, QUANTITIES, scatter, spread
-
-
-def noisy():
-    """Summaries of forty parts of six samples, and the network and data that they are of."""
-    draw = torch.Generator().manual_seed(0)
-    model = gn.models.perceptron([4, 5, 3], generator=draw, dtype=torch.float64)
-    x, y = torch.randn(240, 4, generator=draw, dtype=torch.float64), torch.randint(3, (240,), generator=draw)
-    partition = gn.Partition.by_tensor(model)
-
-    def loss(rows=slice(None)):
-        return F.cross_entropy(model(x[rows]), y[rows])
-
-    u = gn.direction.gradient(loss, partition)
-    parts = [gn.summarize(lambda r=r: loss(r), partition, u) for r in torch.arange(240).split(6)]
-    return parts, partition, u, loss
-
 
 PARTS_OF_SIX, PARTITION, U, LOSS = noisy()
 
@@ -66,21 +50,6 @@ def test_what_is_linear_in_the_data_is_unbiased_and_narrows_as_the_root(quantity
     assert (np.abs(values.mean(axis=1) - 1) < 5 * deviation / np.sqrt(DRAWS)).all()
     # A standard deviation of sixty draws is itself known to a tenth; PARTS go from 1 to 100, a root of 10.
     np.testing.assert_allclose(deviation[0] / deviation[-1], 10, rtol=0.5)
-
-
-@pytest.mark.parametrize(
-    ("control", "value"),
-    [("batch", 6), ("batch", 600), ("quantity", "g-bar"), ("strength", 0.1), ("strength", 10.0)],
-)
-def test_a_control_moves_picture_and_sentence(control, value):
-    widget = explorer()
-    picture, sentence = widget.png, widget.sentence
-    getattr(widget, control).value = value
-    assert widget.png != picture
-    assert widget.sentence != sentence
-    given = explorer(**{control: value})
-    np.testing.assert_array_equal(dots(given), dots(widget))
-    assert repr(given) == repr(widget)
 
 
 def test_the_strength_concerns_the_step_alone():

@@ -3,23 +3,16 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from support.widgets import network
 
 import gnewton as gn
 from gnewton.teaching import PartitionExplorer
-from gnewton.teaching.widgets.partition_explorer import MERGES, PARTITIONS, STRENGTHS, VIEWS, by_unit, unit_groups
-
-
-def network():
-    data = gn.datasets.digits(dtype=torch.float64)
-    x, y = data.train_x[:50], data.train_y[:50]
-    model = gn.models.perceptron([64, 6, 5, 10], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return model, lambda: F.cross_entropy(model(x), y)
+from gnewton.teaching.widgets.partition_explorer import PARTITIONS, by_unit, unit_groups
 
 
 @pytest.fixture(scope="module")
 def parts():
-    return network()
+    return network(6, 5)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +42,7 @@ def test_what_it_shows_is_the_summary_of_the_partition(parts, widget, name):
 
 @pytest.mark.parametrize("name", PARTITIONS)
 def test_promise_and_fall_are_those_of_the_step(widget, name):
-    model, loss = network()
+    model, loss = network(6, 5)
     partition = PARTITIONS[name](model)
     u = gn.direction.gradient(loss, partition)
     step = gn.newton_step(gn.summarize(loss, partition, u, order=3), cubic=1.0)
@@ -69,50 +62,15 @@ def test_merging_neighbours_is_coarsening(parts, widget):
     assert put(widget, merged=4).summary().names == ("0.weight to 2.bias", "4.weight to 4.bias")
 
 
-@pytest.mark.parametrize(
-    ("control", "value"),
-    [
-        *[("partition", name) for name in PARTITIONS if name != "by tensor"],
-        *[("merged", k) for k in MERGES if k > 1],
-        *[("strength", v) for v in STRENGTHS if v != 1],
-        ("view", VIEWS[1]),
-    ],
-)
-def test_a_control_moves_picture_and_sentence(widget, control, value):
-    put(widget)
-    picture, sentence = widget.png, widget.sentence
-    getattr(widget, control).value = value
-    assert widget.children[-1].value == ""
-    assert widget.png != picture
-    # The view is another picture of the same step.
-    assert (widget.sentence != sentence) == (control != "view")
-
-
-def test_a_state_given_at_construction_is_the_state_that_the_controls_reach(parts, widget):
-    state = {"partition": "by row", "merged": 8, "view": "interactions", "strength": 3.0}
-    given = PartitionExplorer(*parts, **state)
-    assert repr(given) == repr(put(widget, **state))
-    assert given.png == widget.png
-
-
 def test_the_parameters_stay_where_they_are():
-    model, loss = network()
+    model, loss = network(6, 5)
     before = [p.detach().clone() for p in model.parameters()]
     PartitionExplorer(model, loss).partition.value = "by row"
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
-def test_no_label_leaves_the_picture(widget):
-    for state in ({"partition": "by row"}, {"partition": "two blocks"}, {"partition": "by row", "merged": 8}):
-        put(widget, **state)
-        for axes in widget.figure.axes:
-            box = axes.get_tightbbox()
-            assert min(box.x0, box.y0) >= 0
-            assert box.x1 <= widget.figure.bbox.x1
-
-
 def test_units_are_finer_than_every_partition_and_complete():
-    model, _ = network()
+    model, _ = network(6, 5)
     units = by_unit(model)
     assert sum(units.sizes) == sum(p.numel() for p in model.parameters())
     for make in PARTITIONS.values():

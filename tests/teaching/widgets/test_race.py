@@ -7,7 +7,7 @@ import pytest
 
 from gnewton.experiments import load, report
 from gnewton.teaching import RaceExplorer
-from gnewton.teaching.widgets.race import BUDGETS, losses_at, ranking, slowest
+from gnewton.teaching.widgets.race import losses_at, ranking, slowest
 
 RACES = {name: load(name) for name in ("mlp", "autoencoder")}
 
@@ -65,24 +65,6 @@ def test_the_fastest_methods_time_buys_what_the_table_says():
     budget = report.time_budget(one)
     for row in report.rows(one):
         np.testing.assert_allclose(losses_at(one["methods"][row.name]["runs"], budget, "seconds"), row.by_seconds)
-
-
-@pytest.mark.parametrize("unit", ["steps", "seconds"])
-@pytest.mark.parametrize(
-    ("control", "value"),
-    [("network", "autoencoder"), ("shown", "ours"), ("shown", "others"), *[("budget", b) for b in BUDGETS[:-1]]],
-)
-def test_a_control_moves_picture_and_sentence(control, value, unit):
-    widget = RaceExplorer(RACES, unit=unit)
-    picture, sentence = widget.png, widget.sentence
-    getattr(widget, control).value = value
-    assert widget.png != picture
-    assert widget.sentence != sentence or control == "shown"  # the leader may be the same
-    assert widget._status.value == ""
-    given = RaceExplorer(RACES, **{"unit": unit, control: value})
-    assert repr(given) == repr(widget)
-    for a, b in zip(marks(given), marks(widget), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def test_the_unit_moves_the_curves_along_the_axis():

@@ -104,38 +104,12 @@ def test_newton_stays_on_its_ray_and_goes_to_the_saddle_below_a_fifth(product):
     assert abs(p[-1] - (0.0 if product < 0.2 else 1.0)) < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("control", "value"),
-    [
-        *[("a", value) for value in (PLACES[0], 0.0, PLACES[-1])],
-        *[("b", value) for value in (PLACES[0], 0.0, PLACES[-1])],
-        *[("remedy", value) for value in REMEDIES if value != "Newton, shortened"],
-        *[("length", value) for value in (LENGTHS[0], 0.5)],
-    ],
-)
-def test_a_control_moves_picture_data_and_sentence(widget, control, value):
-    put(widget)
-    before, picture, sentence = widget._path.get_xydata().copy(), widget.png, widget.sentence
-    getattr(widget, control).value = value
-    assert widget.children[-1].value == ""
-    assert not np.array_equal(widget._path.get_xydata(), before)
-    assert widget.png != picture
-    assert widget.sentence != sentence
-
-
 @pytest.mark.parametrize("remedy", REMEDIES)
 @pytest.mark.parametrize("corner", [(PLACES[0], PLACES[0]), (PLACES[-1], PLACES[0]), (0.0, 0.0), (1.0, 1.0)])
 def test_extreme_states_draw(widget, remedy, corner):
     for length in (LENGTHS[0], LENGTHS[-1]):
         put(widget, *corner, remedy, length)
         assert f"From ({corner[0]:g}, {corner[1]:g}), {remedy}" in widget.sentence
-
-
-def test_a_state_given_at_construction_is_the_state_that_the_controls_reach(widget):
-    state = {"a": 1.2, "b": 0.1, "remedy": "cubic term", "length": 0.3}
-    given = SaddleExplorer(**state)
-    assert repr(given) == repr(put(widget, **state))
-    assert given.png == widget.png
 
 
 def test_who_reaches_what_from_the_notebooks_start(widget):

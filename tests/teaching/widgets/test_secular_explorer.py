@@ -44,36 +44,6 @@ def test_no_point_in_view_is_below_the_minima(widget, state):
     assert max(least) <= model(p, q, *arguments).min() + 1e-9
 
 
-@pytest.mark.parametrize(
-    ("control", "value"),
-    [
-        (name, value)
-        for name, values in (("lowest", LOWEST), ("along", ALONG), ("strength", STRENGTHS))
-        for value in values
-    ],
-)
-def test_a_control_moves_picture_data_and_sentence(widget, control, value):
-    put(
-        widget,
-        lowest=-0.5 if value != -0.5 else -1.0,
-        along=0.1 if value != 0.1 else 1.0,
-        strength=3.0 if value != 3.0 else 5.0,
-    )
-    root, picture, sentence = widget._root.get_xydata().copy(), widget.png, widget.sentence
-    getattr(widget, control).value = value
-    assert widget.children[-1].value == ""
-    assert not np.array_equal(widget._root.get_xydata(), root)
-    assert widget.png != picture
-    assert widget.sentence != sentence
-
-
-def test_a_state_given_at_construction_is_the_state_that_the_controls_reach(widget):
-    state = {"lowest": 0.5, "along": 0.3, "strength": 5.0}
-    given = SecularExplorer(**state)
-    assert repr(given) == repr(put(widget, **state))
-    assert given.png == widget.png
-
-
 def test_the_curve_ends_at_the_pole_and_the_hard_case_leaves_it(widget):
     put(widget, along=0.0)
     curve, minima = widget._curve.get_xydata(), widget._minima.get_xydata()
