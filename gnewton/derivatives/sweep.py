@@ -23,6 +23,7 @@ from gnewton.derivatives.group_tangents import GroupTangents, total
 from gnewton.derivatives.memory import group_blocks
 from gnewton.derivatives.operation import Adjoint, Jet, Jets, Operation, Variable
 from gnewton.derivatives.paths import add_pairs, find_paths
+from gnewton.derivatives.price import warn_if_long
 from gnewton.derivatives.tape import Tape
 from gnewton.partition import Partition
 
@@ -70,6 +71,7 @@ def summary(
     with torch.no_grad(), torch._C.DisableTorchFunction():
         tensors: dict[str, Tensor] = {}
         blocks = list(group_blocks(tape, partition, order, full_third, max_memory))
+        warn_if_long(tape, blocks, order)
         for groups in blocks:
             sums = BlockAccumulator(partition, order, full_third)
             sweep = _Sweep(tape, adjoints, partial(_tangents, partition, direction, groups), sums)
