@@ -15,6 +15,7 @@ WORKERS ?= 2
 VARIANT ?=
 TORCH ?=
 ALONE ?=
+ZOO_ARGS ?=
 NBVAL := -n $(WORKERS) --dist loadscope --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider -o addopts= -o testpaths= -o verbosity_assertions=2 notebooks
 
 # Everything that pip, Jupyter, npm, matplotlib and torch would keep in the home folder stays in this checkout.
@@ -34,7 +35,7 @@ export npm_config_cache := $(CACHE)/npm
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests graders-test dist dist-test release-check lint-deploy image format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-alone clean
+.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests graders-test dist dist-test release-check lint-deploy image format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-zoo test-alone clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-19s %s\n' "$$name" "$$text"; done
@@ -150,6 +151,12 @@ test-torch: $(if $(TORCH),.cache/torch-$(TORCH).txt)  ## unit tests and notebook
 # A torch pins its sympy, and each torchvision goes with one torch.
 .cache/torch-%.txt: constraints.txt | .cache
 	@{ grep -vE '^(torch|torchvision|sympy)==' $<; echo 'torch==$*'; } > $@
+
+# One thread each, and nothing is asked of a hub: every model is made from a configuration, with random weights.
+test-zoo: export OMP_NUM_THREADS := 1
+test-zoo: export HF_HUB_OFFLINE := 1
+test-zoo: $(VENV)/.installed-zoo  ## models and training loops of other libraries (ZOO_ARGS="-k peft")
+	$(BIN)/pytest tests/models/test_architectures.py tests/stacks -m "zoo or not zoo" -n $(WORKERS) $(ZOO_ARGS)
 
 test-alone:  ## each target as the first command in a fresh clone, an hour (ALONE="lint book" for some)
 	$(PYTHON) tools/alone.py $(ALONE)

@@ -287,7 +287,9 @@ def _check_value(value: Any) -> None:
         raise ValueError(f"expected a scalar loss, got shape {tuple(value.shape)}; take its mean or sum")
     if not value.requires_grad:
         raise ValueError(
-            "expected a loss with a graph, got a detached one (no_grad, detach, .item(), or every parameter frozen); "
+            "expected a loss with a graph, got a detached one (no_grad, detach, .item(), or every parameter frozen; or its closure "
+            "called backward, as Lightning's automatic optimization does: set self.automatic_optimization = False and, in "
+            "training_step, call self.optimizers().step(closure)); "
             "compute it from the model's parameters with gradients enabled"
         )
     if value.device.type != "meta" and not torch.isfinite(value).all():

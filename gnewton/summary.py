@@ -7,7 +7,7 @@ With phi(eta) = L(theta - sum_s eta_s u_s), where u_s is the direction u inside 
 are the derivatives of phi at 0, up to the sign (-1)^order (Wolinski, arXiv 2312.03885, section 3).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gnewton.derivatives import differences, graph, nested, proof, sweep
+from gnewton.derivatives.gauss_newton import TwoParts, two_parts
 from gnewton.derivatives.record import record_in_mode, warn_of_missing
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Direction, check_direction, gradient
@@ -33,7 +34,8 @@ class Summary:
     value () the loss; gradient (S,) g-bar; hessian (S, S) H-bar; third (S,) the diagonal of D3; third_full (S, S, S) all
     of D3. What was not computed is None. float64, on the parameters' device, in units of the loss. ``names`` are the
     group names. ``engine`` is how it was computed ("tape", "nested", "differences"; None for given numbers) and ``errors``
-    the estimated error of the largest entry of "hessian" and "third", where it is not exact. Derivatives are those of L along +u, while the step goes to theta - U I eta.
+    the estimated error of the largest entry of "hessian" and "third", where it is not exact. ``curvature`` is "hessian", or
+    "gauss-newton" where ``hessian`` holds that matrix. Derivatives are those of L along +u, while the step goes to theta - U I eta.
 
     >>> import gnewton as gn
     >>> s = gn.Summary.from_tensors(gradient=[1.0, 4.0], hessian=[[1.0, 6.0], [6.0, 16.0]])
@@ -54,6 +56,7 @@ class Summary:
     names: tuple[str, ...] | None = None
     engine: str | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
+    curvature: str = "hessian"
 
     @property
     def exact(self) -> bool:
@@ -107,7 +110,8 @@ class Summary:
 
     def __repr__(self) -> str:
         known = [name for name in _TENSORS[1:] if getattr(self, name) is not None]
-        return f"Summary(S={len(self)}, value={_number(self.value)}, {', '.join(known)}{self._caveat()})"
+        note = "" if self.curvature == "hessian" else "; curvature: Gauss-Newton"
+        return f"Summary(S={len(self)}, value={_number(self.value)}, {', '.join(known)}{self._caveat()}{note})"
 
     def _caveat(self) -> str:
         if self.exact:
@@ -146,6 +150,10 @@ class Summary:
         if not isinstance(other, Summary):
             return NotImplemented
         differing = [n for n in _TENSORS if _shape(getattr(self, n)) != _shape(getattr(other, n))]
+        if self.curvature != other.curvature:
+            raise ValueError(
+                f"expected summaries of one curvature, got {self.curvature} and {other.curvature}; compute both with the same"
+            )
         if differing or self.names != other.names:
             raise ValueError(
                 f"expected summaries of the same groups and orders, got a difference in {', '.join(differing) or 'names'}; "
@@ -229,7 +237,7 @@ class Summary:
         names = tuple(merged) if self.names else None
         # Errors add up at worst: each entry of H-bar sums as many as the square of the largest merged group.
         errors = {n: e * max(map(len, merged.values())) ** 2 for n, e in self.errors.items()}
-        return Summary(self.value, m @ self.gradient, hessian, third, full, names, self.engine, errors)
+        return Summary(self.value, m @ self.gradient, hessian, third, full, names, self.engine, errors, self.curvature)
 
     def rescaled(self, factors: Tensor) -> "Summary":
         """The summary along u with the part in group s times factors[s], (S,): order d scales with the product of d of them.
@@ -258,6 +266,7 @@ class Summary:
             "names": None if self.names is None else list(self.names),
             "engine": self.engine,
             "errors": dict(self.errors),
+            "curvature": self.curvature,
         }
 
     @classmethod
@@ -273,7 +282,13 @@ class Summary:
         tensors = {name: state[name] for name in _TENSORS}
         # States of earlier versions say nothing of the engine: it was an exact one.
         engine, errors = state.get("engine"), dict(state.get("errors", {}))
-        return cls(**tensors, names=None if names is None else tuple(names), engine=engine, errors=errors)
+        return cls(
+            **tensors,
+            names=None if names is None else tuple(names),
+            engine=engine,
+            errors=errors,
+            curvature=state.get("curvature", "hessian"),
+        )
 
     def _mapped(self, function: Any) -> "Summary":
         tensors = {name: getattr(self, name) for name in _TENSORS}
@@ -295,16 +310,17 @@ class Summary:
 
 
 def summarize(
-    loss: Loss,
+    loss: Loss | tuple[Callable[..., Any], Callable[..., Tensor]],
     partition: Partition,
     direction: Mapping[str, Tensor] | None = None,
     *,
-    order: int = 3,
+    order: int | None = None,
     data: Iterable[Any] | None = None,
     weight: Weight | None = None,
     full_third: bool = False,
     engine: str = "auto",
-    max_memory: float = sweep.MAX_MEMORY,
+    max_memory: float | None = None,
+    curvature: str = "hessian",
 ) -> Summary:
     """The summary of the loss along ``direction``: g-bar (S,), H-bar (S, S), the diagonal of D3 (S,), float64.
 
@@ -313,10 +329,10 @@ def summarize(
 
     Args:
         loss: ``loss()`` returns the loss with its graph, a scalar, and does not call backward. With ``data``,
-            ``loss(*batch)`` is the mean over a batch.
+            ``loss(*batch)`` is the mean over a batch. Or a pair: ``outputs(*batch)``, and ``criterion(z, *batch)`` of them.
         partition: the S groups.
         direction: u, a dictionary with one tensor per parameter of the partition. None is the gradient of the loss.
-        order: 1, 2 or 3, the highest derivative.
+        order: 1, 2 or 3, the highest derivative; None is 3, and 2 for "gauss-newton", which has no third.
         data: batches; the result is the mean over all samples.
         weight: ``weight(*batch)`` counts a batch's samples. By default they are ``len(batch[0])``.
         full_third: add all of D3, (S, S, S).
@@ -326,7 +342,10 @@ def summarize(
             not vouch for a backward pass (a custom function, a hook), it is first compared with differences of the
             gradient. "differences" takes 4S + 1 gradients of any loss that has one; its summary is not exact, says so,
             and estimates its ``errors``.
-        max_memory: bounds the tape's tangents, in bytes; a smaller one takes longer.
+        max_memory: bounds the tape's tangents, in bytes; a smaller one takes longer. None is half of the memory that is free.
+        curvature: "hessian", or "gauss-newton" for a loss in two parts: G_st = (J u_s)^T H_l (J u_t) in the place of H-bar, with
+            J the derivative of the outputs and H_l the Hessian of the criterion in them (Schraudolph, Neural Computation
+            14(7), 2002). It is positive semi-definite where the criterion is convex.
 
     Raises TypeError or ValueError for an unfit loss, direction, order or engine, FloatingPointError for a loss that is not
     finite, NotImplementedError for one that torch cannot differentiate to this order, or only wrongly. Warns with
@@ -338,8 +357,21 @@ def summarize(
     >>> summarize(model, partition, {"theta": torch.ones(2)}, order=2).hessian
     tensor([[1330.,  480.],
             [ 480.,  200.]], dtype=torch.float64)
+
+    Gauss-Newton, for residuals z with the loss |z|^2 / 2:
+
+    >>> a = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    >>> parts = (lambda: a**2 - 1, lambda z: z.square().sum() / 2)
+    >>> partition = gn.Partition.from_groups({"a": {"a": a}})
+    >>> summarize(parts, partition, {"a": torch.ones(2)}, curvature="gauss-newton").hessian
+    tensor([[20.]], dtype=torch.float64)
     """
+    order = order if order is not None else 3 if curvature == "hessian" else 2
     _check_request(order, full_third, engine, max_memory)
+    _check_curvature(curvature, order, engine)
+    if curvature == "gauss-newton" or isinstance(loss, tuple):
+        parts = two_parts(loss)
+        loss = parts if curvature == "gauss-newton" else lambda *batch: parts(*batch)
     u = gradient(loss, partition, data, weight=weight) if direction is None else check_direction(direction, partition)
     total: Summary | None = None
     samples = 0.0
@@ -347,6 +379,7 @@ def summarize(
     with differentiable_mode(partition, higher=engine != "differences"):
         for batch, n in batches(data, weight):
             one = _summarize_batch(loss, partition, batch, u, order, full_third, engine, max_memory)
+            one = replace(one, curvature=curvature)
             if data is None:
                 return one
             one = one * n
@@ -361,7 +394,7 @@ def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order
         return None
     # In the mode of the recording: single operations must find the kernels that ran then.
     with differentiable_mode(partition, restore_buffers=False):
-        summary = _sweep(tape, partition, direction, order, full_third=False, max_memory=sweep.MAX_MEMORY)
+        summary = _sweep(tape, partition, direction, order, full_third=False, max_memory=None)
     return summary if summary is not None and _is_finite(summary) else None
 
 
@@ -373,7 +406,7 @@ def _summarize_batch(
     order: int,
     full_third: bool,
     engine: str,
-    max_memory: float,
+    max_memory: float | None,
 ) -> Summary:
     """The summary of one batch, by the engine asked for."""
     if engine == "differences":
@@ -385,6 +418,8 @@ def _summarize_batch(
     on_tape = None
     if tape.missing is None:
         _prove(tape, loss, partition, batch, u, order, before)
+        if isinstance(loss, TwoParts):
+            loss.drop_outer_adjoints(tape, partition)
         on_tape = _sweep(tape, partition, u, order, full_third, max_memory)
     if on_tape is not None and _is_finite(on_tape):
         return on_tape
@@ -416,7 +451,7 @@ def _prove(
 
 
 def _sweep(
-    tape: Tape, partition: Partition, u: dict[str, Tensor], order: int, full_third: bool, max_memory: float
+    tape: Tape, partition: Partition, u: dict[str, Tensor], order: int, full_third: bool, max_memory: float | None
 ) -> Summary | None:
     """The summary from a tape; None, and a reason in ``tape.missing``, where torch cannot repeat an operation alone."""
     assert tape.value is not None
@@ -435,6 +470,7 @@ def _nested(
     """By nested backward passes; where torch does not vouch for them, they are proven first."""
     before, hooks = RandomState(partition), graph.hooks_so_far()
     value = evaluate(loss, partition, batch)
+    outputs = loss.latest if isinstance(loss, TwoParts) else None
     names: list[str] = []
     if order > 1:
         names = proof.doubts(value, partition, hooks)
@@ -442,7 +478,10 @@ def _nested(
             with before.replay():
                 proof.prove(loss, partition, batch, u, order, names)
         proof.check_kernels(value, partition, order)
-    plain, tensors = _plain(value, partition), nested.summary(value, partition, u, order, full_third, names)
+    plain = _plain(value, partition)
+    if isinstance(loss, TwoParts) and order > 1:
+        return Summary(plain, *loss.nested(value, outputs, partition, u, batch), partition.names, "nested")
+    tensors = nested.summary(value, partition, u, order, full_third, names)
     return Summary(plain, *tensors, partition.names, "nested")
 
 
@@ -478,7 +517,7 @@ def check_engine(engine: str) -> None:
         raise ValueError(f"expected an engine among {', '.join(_ENGINES)}, got {engine!r}")
 
 
-def _check_request(order: int, full_third: bool, engine: str, max_memory: float) -> None:
+def _check_request(order: int, full_third: bool, engine: str, max_memory: float | None) -> None:
     if order not in (1, 2, 3):
         raise ValueError(f"expected order 1, 2 or 3, got {order!r}; derivatives.nested.summary_tensor goes higher")
     if full_third and engine == "differences":
@@ -488,8 +527,19 @@ def _check_request(order: int, full_third: bool, engine: str, max_memory: float)
     if full_third and order < 3:
         raise ValueError(f"expected order=3 with full_third=True, got order={order}")
     check_engine(engine)
-    if not max_memory > 0:
-        raise ValueError(f"expected a positive max_memory in bytes, got {max_memory!r}; leave it out for 2 GB")
+    if max_memory is not None and not max_memory > 0:
+        raise ValueError(
+            f"expected a positive max_memory in bytes, got {max_memory!r}; leave it out for half of what is free"
+        )
+
+
+def _check_curvature(curvature: str, order: int, engine: str) -> None:
+    if curvature not in ("hessian", "gauss-newton"):
+        raise ValueError(f'expected curvature "hessian" or "gauss-newton", got {curvature!r}')
+    if curvature == "gauss-newton" and order == 3:
+        raise ValueError('expected order=2 with curvature="gauss-newton", got 3: it has no third order')
+    if curvature == "gauss-newton" and engine == "differences":
+        raise ValueError('expected engine "auto", "tape" or "nested" with curvature="gauss-newton", got "differences"')
 
 
 def _check_shapes(summary: Summary) -> None:

@@ -14,21 +14,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain, combinations
 
 import torch
 from torch import Tensor
 
 from gnewton.derivatives.accumulator import BlockAccumulator, merge
 from gnewton.derivatives.group_tangents import GroupTangents, total
+from gnewton.derivatives.memory import group_blocks
 from gnewton.derivatives.operation import Adjoint, Jet, Jets, Operation, Variable
 from gnewton.derivatives.paths import add_pairs, find_paths
+from gnewton.derivatives.price import warn_if_long
 from gnewton.derivatives.tape import Tape
 from gnewton.partition import Partition
 
 Direction = Mapping[str, Tensor]
 Summaries = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-MAX_MEMORY = 2e9
 
 
 class NoRule(Exception):
@@ -41,7 +41,7 @@ def summary(
     direction: Direction,
     order: int = 3,
     full_third: bool = False,
-    max_memory: float = MAX_MEMORY,
+    max_memory: float | None = None,
 ) -> Summaries:
     """g-bar (S,), H-bar (S, S), the diagonal of D3 (S,) and, if asked, all of D3 (S, S, S); float64; None above ``order``.
 
@@ -53,8 +53,8 @@ def summary(
         direction: by parameter name, each in the parameter's shape.
         order: 1, 2 or 3, the highest to compute.
         full_third: all of D3, and not its diagonal alone.
-        max_memory: in bytes, bounds the tangents. Where all groups need more, blocks of groups are swept two at a time
-            (three for the full D3), so that every pair meets. That takes longer.
+        max_memory: in bytes, bounds the tangents; None is half of the memory that is free. Where all groups need more, blocks
+            of groups are swept two at a time (three for the full D3), so that every pair meets. That takes longer.
 
     >>> import torch, gnewton as gn
     >>> from gnewton.derivatives.record import record
@@ -70,7 +70,8 @@ def summary(
     # What is replayed are single operations, in the form in which they were recorded.
     with torch.no_grad(), torch._C.DisableTorchFunction():
         tensors: dict[str, Tensor] = {}
-        blocks = list(group_blocks(tape, len(partition), order, full_third, max_memory))
+        blocks = list(group_blocks(tape, partition, order, full_third, max_memory))
+        warn_if_long(tape, blocks, order)
         for groups in blocks:
             sums = BlockAccumulator(partition, order, full_third)
             sweep = _Sweep(tape, adjoints, partial(_tangents, partition, direction, groups), sums)
@@ -185,17 +186,3 @@ def _tangents(partition: Partition, direction: Direction, groups: Sequence[int],
         return GroupTangents(here, u[None])
     inside = label == torch.tensor(here, device=u.device).reshape(-1, *[1] * u.dim())
     return GroupTangents(here, torch.where(inside, u, 0))
-
-
-def group_blocks(tape: Tape, s: int, order: int, full: bool, max_memory: float) -> Iterator[tuple[int, ...]]:
-    """Sets of groups to be swept together, so that any two (for the full D3, three) meet, within the memory."""
-    per_group = tape.bytes_per_group(keep_all=full) * (2 if order == 3 and not full else 1)
-    together = max_memory / max(per_group, 1)
-    if together >= s:
-        yield tuple(range(s))
-        return
-    meet = 3 if full else 2
-    size = max(1, int(together // meet))
-    blocks = [tuple(range(i, min(i + size, s))) for i in range(0, s, size)]
-    for chosen in combinations(blocks, min(meet, len(blocks))):
-        yield tuple(chain(*chosen))

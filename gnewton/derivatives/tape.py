@@ -38,6 +38,7 @@ class Tape:
         missing: what the record lacks, in words; the tape must then not be used. None: it is complete.
         value: the loss (), with its graph.
         result: the variable that ends the tape.
+        flat: outputs of operations whose curvature is not to be counted.
     """
 
     parameters: tuple[Variable, ...]
@@ -45,6 +46,7 @@ class Tape:
     missing: str | None = None
     value: Tensor | None = None
     result: Variable | None = None
+    flat: set[Variable] = field(default_factory=set)
     _adjoints: dict[Variable, Tensor] | None = field(default=None, init=False)
 
     def adjoints(self) -> dict[Variable, Tensor]:
@@ -54,7 +56,7 @@ class Tape:
             self.gradients([])
         adjoints, self._adjoints = self._adjoints, None
         assert adjoints is not None
-        return adjoints
+        return {v: a for v, a in adjoints.items() if v not in self.flat}
 
     def gradients(self, parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """dL/dp of each parameter, None where it is not used; the same backward pass gives the adjoints."""
@@ -94,19 +96,6 @@ class Tape:
         """The operation after which a variable is read no more."""
         return {v: o for o in self.operations for v in o.inputs}
 
-    def bytes_per_group(self, keep_all: bool = False) -> int:
-        """The memory of one group's first-order tangents where most are alive at once; ``keep_all``: of all together.
-
-        Counted as if every value depended on the group, with a working copy of the operation at hand.
-        """
-        last, most = self.last_readers(), 0
-        alive: set[Variable] = set()
-        for o in self.operations:
-            alive.update(o.inputs, o.outputs)
-            most = max(most, sum(map(_bytes, alive)) + sum(map(_bytes, o.outputs)))
-            alive -= set() if keep_all else {v for v in o.inputs if last[v] is o}
-        return most
-
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [("", "operation", "inputs", "output", "rule", "groups", "multiplications")]
         rows += [(str(i), *_row(operation)) for i, operation in enumerate(self.operations)]
@@ -114,10 +103,6 @@ class Tape:
         lines = ["  ".join(text.ljust(w) for text, w in zip(row, wide, strict=True)).rstrip() for row in rows]
         state = "complete" if self.missing is None else f"not complete ({self.missing})"
         return "\n".join([f"Tape: {len(self.operations)} operations, {state}", *lines])
-
-
-def _bytes(v: Variable) -> int:
-    return v.value.numel() * v.value.element_size()
 
 
 def _row(o: Operation) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 import gnewton as gn
-from gnewton.derivatives import nested, sweep
+from gnewton.derivatives import memory, nested, sweep
 from gnewton.derivatives.record import record
 
 SHAPES = ["tied", "recurrent cell", "GRU", "MultiheadAttention", "BatchNorm2d", "Conv2d grouped", "bmm", "weight decay"]
@@ -163,7 +163,8 @@ def test_a_small_memory_gives_the_same_numbers(case, groups, options):
     u = case.direction(partition)
     options = {"full_third": False} | options
     # Room for about so many groups at a time.
-    room = groups * record(case.loss, partition).bytes_per_group(keep_all=options["full_third"])
+    everything = memory.peak(record(case.loss, partition), partition, options["order"], options["full_third"])
+    room = groups / len(partition) * everything
     got = swept(case, partition, u, max_memory=room, **options)
     same(got, swept(case, partition, u, **options), 1e-12)
 

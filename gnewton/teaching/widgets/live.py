@@ -138,7 +138,8 @@ class LiveTraining(FigureWidget):
             run = self._whole_run(dict(zip(self._replayed, values, strict=True)))
             runs["|".join(v if isinstance(v, str) else f"{v:g}" for v in values)] = self._within(run)
         done = tuple(round(k * self.steps / REPLAYED) for k in range(REPLAYED + 1))
-        replay = slider("done", "steps made", done, done[-1])
+        made = min(done, key=lambda n: abs(n - len(self.losses)))
+        replay = slider("done", "steps made", done, made)
         offered = (slider(c.name, c.label, self._replayed[c.label], self._values[c.label]) for c in self.scene.controls)
         scene = Scene((*offered, replay), self.scene.panels, self.scene.marks[KEPT - 1 :], "replay", digits=3)
         spec = to_json(scene, 3) | {"given": {"names": names, "runs": runs, "steps": self.steps}}

@@ -1,0 +1,49 @@
+"""What a sweep will cost, in gradients of the same loss, estimated before it begins.
+
+Multiplications are counted, and a pass over the scalars of a value as some twenty of them: about what a processor multiplies
+while it reads and writes one number. That is right to a factor of two or three, enough to tell seconds from hours.
+"""
+
+from collections.abc import Sequence
+
+from gnewton.caller import warn
+from gnewton.derivatives.operation import Operation
+from gnewton.derivatives.rules.bilinear import Product
+from gnewton.derivatives.tape import Tape
+
+_PASS = 20  # multiplications in the time of one pass over a scalar
+_LONG = 100  # gradients
+_WORK = 1e12  # multiplications, below which it takes seconds whatever it is compared with
+
+
+class LongSummaryWarning(UserWarning):
+    """A summary will take more than a hundred gradients."""
+
+
+def warn_if_long(tape: Tape, blocks: Sequence[Sequence[int]], order: int) -> None:
+    """One LongSummaryWarning, with what to do, where the sweeps of these blocks of groups take long."""
+    price, work = estimate(tape, blocks, order)
+    if price > _LONG and work > _WORK:
+        room = "give it more max_memory, " if len(blocks) > 1 else ""
+        warn(
+            f"this summary takes about {price:,.0f} gradients (sweeps: {len(blocks):,}); {room}take fewer groups "
+            "(Partition.by_layer, Partition.blocks), fewer samples at a time (data=) or order=2",
+            LongSummaryWarning,
+        )
+
+
+def estimate(tape: Tape, blocks: Sequence[Sequence[int]], order: int) -> tuple[float, float]:
+    """The price in gradients, and the multiplications; a group costs as often as it is swept."""
+    repeats = sum(map(len, blocks)) / len({group for block in blocks for group in block})
+    gradient = sum(map(_gradient, tape.operations))
+    work = gradient + repeats * (2 if order == 3 else 1) * sum(map(_sweep, tape.operations))
+    return work / max(gradient, 1), work
+
+
+def _gradient(o: Operation) -> float:
+    outputs: Sequence[int] = [v.value.numel() for v in o.outputs]
+    return 3.0 * (o.rule.multiplications(o) if isinstance(o.rule, Product) else _PASS * sum(outputs))
+
+
+def _sweep(o: Operation) -> float:
+    return float(o.rule.cost(o)) * (1 if isinstance(o.rule, Product) else _PASS)
