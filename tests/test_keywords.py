@@ -40,6 +40,8 @@ WEIGHTED = {"weight": [None, rand(4, 3, seed=2), rand(3, seed=2), rand(4, 1, see
 PADDED = torch.tensor([[0, 2], [1, 2], [4, 2]])
 MASKS = [None, torch.ones(5, 5, dtype=torch.bool).tril(), randn(5, 5, seed=4), randn(4, seed=4)]
 
+DROPPED = [(randn(2, 4, 3), p, train) for p in (0.0, 0.3, 1.0, 1.5) for train in (False, True)]
+
 # function -> (the first arguments, by position; a list of values for each further keyword)
 CALLS = {
     torch.cdist: (
@@ -165,9 +167,13 @@ CALLS = {
         {"attn_mask": MASKS, "dropout_p": [0.0, 0.4], "is_causal": [False, True], "scale": [None, 0.3]}
         | {"enable_gqa": [False, True]},
     ),
+    torch.dropout: (DROPPED, {}),
+    torch.feature_dropout: (DROPPED, {}),
+    torch.prelu: ([(randn(4, 3), rand(n, seed=1)) for n in (1, 3, 2)], {}),
+    # A max_norm that would shorten rows is refused: tests/test_ranks.py.
     F.embedding: (
         [(PADDED, randn(5, 3))],
-        {"padding_idx": [None, 2, 0, -1, 7, -9], "max_norm": [None, 100.0, 0.5], "norm_type": [2.0, 1.0]}
+        {"padding_idx": [None, 2, 0, -1, 7, -9], "max_norm": [None, 100.0], "norm_type": [2.0, 1.0]}
         | {"scale_grad_by_freq": [False, True], "sparse": [False, True]},
     ),
     torch.lstm_cell: (
@@ -192,6 +198,7 @@ SCHEMAS = {
     torch.layer_norm: "layer_norm",
     torch._weight_norm: "_weight_norm",
     **{getattr(torch, n): n for n in ("batch_norm", "instance_norm", "group_norm", "rms_norm", "embedding")},
+    **{getattr(torch, n): n for n in ("dropout", "feature_dropout", "prelu")},
     F.scaled_dot_product_attention: "scaled_dot_product_attention",
     torch.lstm_cell: "lstm_cell",
 }
@@ -278,7 +285,7 @@ NAMES = {f"{getattr(f, '__module__', None) or 'torch'}.{f.__name__}": f for f in
 
 def test_every_written_out_function_and_keyword_is_tried():
     # hardsigmoid has a test of its own: torch's slope is the float32 number next to 1/6, whatever the dtype.
-    covered = set(CALLS) | set(RECURRENT) | {F.hardsigmoid}
+    covered = set(CALLS) | set(RECURRENT) | set(IN_PLACE) | {F.hardsigmoid}
     assert {f for f in WRITTEN_OUT if not isinstance(f, OpOverload | OpOverloadPacket)} == covered
     for name in {f.__name__.split(".")[0] for f in set(WRITTEN_OUT) - covered}:
         # The operator library's function is the same, under the same keywords.
@@ -286,6 +293,25 @@ def test_every_written_out_function_and_keyword_is_tried():
     for function, (firsts, rest) in CALLS.items():
         known = keywords(function)
         assert set(known[len(firsts[0]) :]) == set(rest), function
+
+
+IN_PLACE = (torch.dropout_, torch.feature_dropout_)
+
+
+@pytest.mark.parametrize("function", IN_PLACE)
+@pytest.mark.parametrize("arguments", DROPPED)
+def test_a_dropout_in_place_is_torchs(function, arguments):
+    def run(x, *rest):
+        changed = x * 1.0
+        out = function(changed, *rest)
+        return out, changed
+
+    expected, got = outcome(run, arguments, {}), outcome(written_out(run), arguments, {})
+    assert isinstance(expected, type) == isinstance(got, type)
+    if isinstance(expected, type):
+        assert got is expected
+    else:
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
