@@ -149,8 +149,8 @@ def _steps_back(tape: Tape, everyone: Groups) -> Iterator[Step]:
         new = [v for v in dict.fromkeys(o.inputs) if v in behind and v not in waiting]
         waiting.update(new)
         done = [v for v in o.outputs if v in waiting]
-        # By autograd alone, the products of each group with each other are there at once.
-        copies = len(everyone) if isinstance(o.rule, Generic) else 2
+        # By autograd alone, the products of each group with each other are there at once, and each group's graph.
+        copies = len(everyone) + 4 if isinstance(o.rule, Generic) else 2
         working = [(everyone, copies * sum(map(_bytes, (*o.inputs, *o.outputs))))]
         freed = [(v.groups, _bytes(v)) for v in o.outputs] + [(everyone, _bytes(v)) for v in done]
         yield Step([(everyone, _bytes(v)) for v in new], working, freed)
