@@ -495,7 +495,8 @@ def _by_differences(
 
 def _is_finite(summary: Summary) -> bool:
     # torch masks singularities in its backward formulas, past which the tape may differentiate: 0 times infinity.
-    return summary.gradient.is_meta or all(bool(torch.isfinite(t).all()) for t in summary.tensors())
+    finite = [torch.isfinite(t).all().to(summary.gradient.device) for t in summary.tensors()]
+    return summary.gradient.is_meta or bool(torch.stack(finite).all())
 
 
 def _joined(one: str | None, other: str | None) -> str | None:

@@ -265,7 +265,7 @@ def run(**options):
     model = gn.models.perceptron([3, 4, 1], generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loader = data.batches(16, torch.Generator().manual_seed(0))
-    return gn.training.fit(model, optimizer, loader, F.mse_loss, epochs=3, **options)
+    return gn.training.fit(model, optimizer, loader, loss_fn=F.mse_loss, epochs=3, **options)
 class Shell:  # a kernel whose request names its cell, as JupyterLab's do
     kernel = True
     def get_parent(self): return {"metadata": {"cellId": "a"}}

@@ -33,10 +33,6 @@ class NotSaved(Exception):
     """Why a notebook was left as it was."""
 
 
-# A widget then writes the numbers of all its states beside its picture, for pages without a kernel.
-os.environ["GNEWTON_SAVE_TABLES"] = "1"
-
-
 def main(folder: Path, numbers: list[str]) -> int:
     """Save the chosen notebooks, all of them by default; return the number of those that could not be saved."""
     failures = 0
@@ -91,7 +87,8 @@ def run(notebook: NotebookNode, folder: Path) -> None:
         on_cell_start=lambda cell, cell_index: started.append(cell_index),
     )
     try:
-        client.execute()
+        # A widget then writes the numbers of all its states beside its picture, for pages without a kernel.
+        client.execute(env=os.environ | {"GNEWTON_SAVE_TABLES": "1"})
     except (CellControlSignal, DeadKernelError) as error:
         raise NotSaved(f"Cell {started[-1]} failed:\n{error}") from error
     for index, cell in enumerate(notebook.cells):

@@ -169,8 +169,9 @@ def test_peak_memory_sees_what_was_freed_again(monkeypatch: pytest.MonkeyPatch) 
     def touch(*_: Any) -> None:
         torch.ones(2**26 // 4)  # 64 MiB, written to and let go
 
-    found = measure.memory("tiny", "single", register(monkeypatch, touch))["bytes"]
-    # Pages that were resident and free already may serve a part.
+    peer = register(monkeypatch, touch)
+    # Pages that were resident and free already may serve a part, and a system may take others back meanwhile.
+    found = max(measure.memory("tiny", "single", peer)["bytes"] for _ in range(5))
     assert 2**25 < found < 2**27
 
 

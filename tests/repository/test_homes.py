@@ -21,6 +21,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "derivatives/graph.py": "derivatives/test_proof.py",
         "derivatives/operation.py": "derivatives/test_tape.py",
         "derivatives/record.py": "derivatives/test_tape.py",
+        "derivatives/recorder.py": "derivatives/test_tape.py",
         "secular.py": "test_cubic.py",
         "exact/sample_directions.py": "exact/test_newton.py",
         "exact/loss.py": "exact/test_hessian.py",
@@ -36,6 +37,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "undo.py": "test_optimizer.py",
         "policies/outcome.py": "policies/test_policy.py",
         "policies/reuse_rates.py": "policies/test_policy.py",
+    },
+    "a widget without laws of its own": {
+        "teaching/widgets/four_rates.py": "teaching/widgets/test_figure_widget.py",
     },
     "what a command line calls: tested by typing it": {
         "__main__.py": "course/test_command.py",

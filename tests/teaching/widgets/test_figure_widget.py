@@ -101,7 +101,8 @@ def test_a_value_that_is_none_of_the_controls_is_refused(made, name, control):
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_without_a_kernel_the_picture_and_its_sentence_remain(made, name):
+def test_without_a_kernel_the_picture_and_its_sentence_remain(made, name, monkeypatch):
+    monkeypatch.delenv(SAVE_TABLES, raising=False)
     widget = made(name)
     data, metadata = widget._repr_mimebundle_()
     assert metadata == {}
