@@ -155,7 +155,7 @@ test-torch: $(if $(TORCH),.cache/torch-$(TORCH).txt)  ## unit tests and notebook
 # One thread each, and nothing is asked of a hub: every model is made from a configuration, with random weights.
 test-zoo: export OMP_NUM_THREADS := 1
 test-zoo: export HF_HUB_OFFLINE := 1
-test-zoo: $(VENV)/.installed-zoo  ## models and training loops of other libraries (ZOO_ARGS="-k peft")
+test-zoo: $(VENV)/.installed-zoo  ## models and loops of other libraries; write VENV=.venv-zoo: torchvision would break them (ZOO_ARGS="-k peft")
 	$(BIN)/pytest tests/models/test_architectures.py tests/stacks -m "zoo or not zoo" -n $(WORKERS) $(ZOO_ARGS)
 
 test-alone:  ## each target as the first command in a fresh clone, an hour (ALONE="lint book" for some)
