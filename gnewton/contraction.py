@@ -22,8 +22,8 @@ def contract(*args: Any) -> Tensor:
     >>> contract("ij,jk,k->i", a, b, c)
     tensor([12., 12.])
     """
-    equation, operands = _normalized(args)
-    parsed = _parsed(equation, operands)
+    equation, operands = _normalize(args)
+    parsed = _parse(equation, operands)
     if parsed is None:
         # Wrong equations, for torch's own error, and axes of length 1 that broadcast against longer ones.
         return torch.einsum(equation, *operands)
@@ -40,7 +40,7 @@ def contract(*args: Any) -> Tensor:
     return result
 
 
-def _normalized(args: Sequence[Any]) -> tuple[str, list[Tensor]]:
+def _normalize(args: Sequence[Any]) -> tuple[str, list[Tensor]]:
     """The equation as a string, and the operands."""
     if isinstance(args[0], str):
         rest = args[1:]
@@ -52,7 +52,7 @@ def _normalized(args: Sequence[Any]) -> tuple[str, list[Tensor]]:
     return inputs + "".join("->" + out for out in letters[len(operands) :]), operands
 
 
-def _parsed(equation: str, operands: Sequence[Tensor]) -> tuple[Terms, str] | None:
+def _parse(equation: str, operands: Sequence[Tensor]) -> tuple[Terms, str] | None:
     """The letters of each operand and of the result, ellipses named; None where torch must say what is wrong."""
     left, arrow, out = equation.replace(" ", "").partition("->")
     terms = left.split(",")

@@ -20,6 +20,7 @@ ORDER = (
     "ranks",
     "partition",
     "undo",
+    "contraction",
     "elementary",
     "loss",
     "direction",
