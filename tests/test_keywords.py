@@ -357,36 +357,6 @@ def test_a_wrong_keyword_is_found():
         assert failed, function
 
 
-def recurrent_modules():
-    options = {
-        "num_layers": [1, 2],
-        "bias": [True, False],
-        "batch_first": [False, True],
-        "bidirectional": [False, True],
-    }
-    for kind in ("LSTM", "GRU", "RNN"):
-        further = {"LSTM": {"proj_size": [0, 2]}, "RNN": {"nonlinearity": ["tanh", "relu"]}}.get(kind, {})
-        every = options | further | {"dropout": [0.0, 0.3]}
-        for values in itertools.product(*every.values()):
-            chosen = dict(zip(every, values, strict=True))
-            if chosen["dropout"] and chosen["num_layers"] == 1:
-                continue  # torch warns that it does nothing
-            yield getattr(nn, kind), chosen
-
-
-def test_recurrent_layers_are_torchs_in_every_option():
-    for kind, options in recurrent_modules():
-        torch.manual_seed(1)
-        module = kind(3, 4, dtype=DTYPE, **options)
-        parameters = list(module.parameters())
-        results = []
-        for run in (module, written_out(module)):
-            torch.manual_seed(2)
-            out, _ = run(randn(5, 2, 3))
-            results.append([out.detach(), *torch.autograd.grad(out.sin().sum(), parameters)])
-        torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-12)
-
-
 def test_half_precision_and_mixed_dtypes_are_torchs():
     x, w = rand(5, 4, dtype=torch.bfloat16), rand(4, seed=1, dtype=torch.float32)
     calls = {
