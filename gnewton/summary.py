@@ -496,7 +496,7 @@ def _nested_from(tape: Tape, partition: Partition, u: dict[str, Tensor], order: 
     """By nested backward passes through the graph of the recorded loss, which is proven."""
     assert tape.value is not None
     value = _plain(tape.value, partition)
-    return Summary(value, *nested.summary(tape.value, partition, u, order), partition.names, "nested")
+    return Summary(value, *nested.summary(tape.value, partition, u, order=order), partition.names, "nested")
 
 
 def _by_differences(
