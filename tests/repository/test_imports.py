@@ -20,6 +20,7 @@ ORDER = (
     "ranks",
     "partition",
     "undo",
+    "recurrent",
     "elementary",
     "loss",
     "direction",
