@@ -21,6 +21,7 @@ ORDER = (
     "partition",
     "undo",
     "contraction",
+    "recurrent",
     "elementary",
     "loss",
     "direction",

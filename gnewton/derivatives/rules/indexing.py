@@ -21,9 +21,8 @@ from gnewton.derivatives.rules.linear import PiecewiseLinear
 
 register(
     """
-    __getitem__ diagonal_scatter embedding gather index_add index_copy index_fill index_put index_select kthvalue
-    masked_fill msort narrow scatter_add select select_scatter slice_scatter sort
-    take_along_dim topk tril triu where
+    diagonal_scatter embedding gather index_add index_copy index_fill index_put index_select kthvalue masked_fill
+    msort scatter_add select_scatter slice_scatter sort take_along_dim topk tril triu where
     """,
     PiecewiseLinear(),
 )

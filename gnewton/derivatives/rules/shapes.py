@@ -21,12 +21,11 @@ from gnewton.derivatives.rules.linear import PiecewiseLinear
 
 register(
     """
-    adjoint block_diag broadcast_tensors broadcast_to cat chunk col2im column_stack combinations concat
-    concatenate cartesian_prod channel_shuffle diag diag_embed diagonal double dsplit dstack expand expand_as flip
-    fliplr flipud float fold hsplit hstack im2col meshgrid mH mT movedim moveaxis permute pixel_shuffle
-    pixel_unshuffle repeat repeat_interleave roll rot90 row_stack split split_with_sizes stack swapaxes swapdims t T
-    tensor_split tile to transpose type_as unbind unsafe_chunk unsafe_split unsafe_split_with_sizes vsplit
-    vstack H
+    block_diag broadcast_tensors broadcast_to cartesian_prod channel_shuffle col2im column_stack combinations
+    concatenate diag diag_embed diagonal double dsplit dstack expand expand_as flip fliplr flipud float fold hsplit
+    hstack im2col meshgrid movedim moveaxis pixel_shuffle pixel_unshuffle repeat repeat_interleave roll rot90
+    row_stack swapaxes swapdims tensor_split tile to type_as unsafe_chunk unsafe_split unsafe_split_with_sizes
+    vsplit vstack
     """,
     PiecewiseLinear(),
 )
