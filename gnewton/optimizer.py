@@ -132,7 +132,12 @@ class GroupedNewton(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def step(  # type: ignore[override]
-        self, closure: Closure | None = None, *, curvature: Closure | None = None, data: Data = None
+        self,
+        closure: Closure | None = None,
+        *,
+        curvature: Closure | None = None,
+        data: Data = None,
+        samples: float = 1.0,
     ) -> Tensor:
         """One step; returns the loss before it, a detached tensor ().
 
@@ -141,23 +146,25 @@ class GroupedNewton(torch.optim.Optimizer):
             curvature: returns the loss of another mini-batch, for the summaries. None takes them from ``closure``.
             data: batches of a full-batch step. ``closure(*batch)`` is then a batch mean. Loss, direction and summary are the
                 means over all samples, read one batch at a time, in one pass after another.
+            samples: the number of samples of this rank's batch, where the partition is over several.
 
         A closure must give the same loss when it is called again. Buffers (batch norm) advance once per step and batch, as
         in any training loop. An error leaves parameters and state as they were: ValueError or TypeError for an unfit loss
-        or data, FloatingPointError for a loss or gradient that is not finite.
+        or data, FloatingPointError for a loss or gradient that is not finite, RankError where another rank raised.
         """
-        settings, memory = self.param_groups[0], self._memory
-        check_settings(settings)
-        closure = check_data(closure, curvature, data)
-        with undone_on_error(Buffers(self.partition.module), RandomState(self.partition)):
-            objective = Objective(self.partition, closure, data, self.engine)
+        settings, memory, partition = self.param_groups[0], self._memory, self.partition
+        with partition.ranks.session(), undone_on_error(Buffers(partition.module), RandomState(partition)):
+            check_settings(settings)
+            closure = check_data(closure, curvature, data)
+            self._check_replicas()
+            objective = Objective(partition, closure, data, engine=self.engine, samples=samples)
             # The first step calls the closure twice, to see whether it is the same function.
             record = curvature is None and memory["step"] > 0 and self._policy.needs_summary(settings, memory["policy"])
             value, gradients = objective.differentiate(record, restore_buffers=False)
             check_finite(gradients, "gradient")
-            self._step_along(
-                gradients, Objective(self.partition, curvature, engine=self.engine) if curvature else objective
-            )
+            if curvature:
+                objective = Objective(partition, curvature, engine=self.engine, samples=samples)
+            self._step_along(gradients, objective)
         return value
 
     def training_step(self, loss: Closure, batch: Any, *, curvature: Any = None, data: Data = None) -> Tensor:
@@ -186,6 +193,7 @@ class GroupedNewton(torch.optim.Optimizer):
                 self._warn_once("ANOTHER LOSS", objective.complaint)
                 if outcome is not None and not outcome.accepted:
                     self._warn_once(outcome.status, f"no step was taken, parameters unchanged: {outcome.message}")
+                self.partition.ranks.commit(list(self.partition.module.buffers()) if self.partition.module else ())
             accepted = outcome is None or outcome.accepted
         finally:
             if self.proposer is not None and not accepted:

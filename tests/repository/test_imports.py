@@ -17,6 +17,8 @@ ORDER = (
     "caller",
     "models",
     "datasets",
+    "storage",
+    "interrupts",
     "ranks",
     "partition",
     "undo",
