@@ -25,7 +25,7 @@ from gnewton.partition import Partition
 from gnewton.policies import Outcome, Policy, RatioTest, ReuseRates
 from gnewton.policies.outcome import HISTORY_BYTES
 from gnewton.proposer import Proposer
-from gnewton.settings import check_arguments, check_data, check_settings
+from gnewton.settings import check_arguments, check_data, check_settings, with_policy
 from gnewton.summary import check_engine
 from gnewton.undo import Buffers, RandomState, undone_on_error
 
@@ -56,7 +56,7 @@ class GroupedNewton(torch.optim.Optimizer):
         remove_negative: negative rates become 0.
         average: ``Exponential(beta)`` or ``Windows(period, warmup)``, the mean of the summaries of several updates. The
             direction is then normalized per group, and the rates belong to the normalized one.
-        policy: any other ``Policy``, in place of the two that ``cubic`` chooses.
+        policy: any other ``Policy``, in place of the two that ``cubic`` chooses. Its settings join the optimizer's.
         engine: of the summaries, as in ``summarize``: "differences" takes any loss that has a gradient, and is not exact.
         on_failure: what to do where there is no solution. "report" leaves parameters and proposer as they were, warns once
             per status and tries again at the next step. "raise" raises NewtonStepError, and nothing has changed.
@@ -91,7 +91,7 @@ class GroupedNewton(torch.optim.Optimizer):
         **renamed: Any,
     ) -> None:
         check_arguments(partition, average, renamed)
-        settings = {
+        own = {
             "lr": lr,
             "cubic": cubic,
             "period": period,
@@ -100,7 +100,8 @@ class GroupedNewton(torch.optim.Optimizer):
             "eta_momentum": eta_momentum,
             "remove_negative": remove_negative,
             "on_failure": on_failure,
-        } | dict(policy.settings if policy else {})
+        }
+        settings = with_policy(own, policy)
         check_settings(settings)
         check_engine(engine)
         self.engine = engine
@@ -111,10 +112,11 @@ class GroupedNewton(torch.optim.Optimizer):
         self._warned: set[str] = set()
         super().__init__(list(partition.parameters.values()), settings)
         self.state["grouped_newton"] = {"step": 0, "average": None, "policy": {}}  # type: ignore[index]
+        self._policy.needs_summary(self.param_groups[0], {})  # refuses settings that do not fit it
 
     @property
     def learning_rates(self) -> Tensor | None:
-        """eta (S,), float64 on the CPU, of the last step; None before the first and after a failure."""
+        """eta (S,), float64 on the CPU: the last step was -lambda_1 eta_s u_s. None before the first and after a failure."""
         eta: Tensor | None = self._memory["policy"].get("eta")
         return eta
 
@@ -226,11 +228,8 @@ class GroupedNewton(torch.optim.Optimizer):
         # A saved state must not follow the run that goes on: torch's packing shares this dictionary.
         packed["state"] = packed["state"] | {"grouped_newton": copy.deepcopy(self._memory)}
         proposer = None if self.proposer is None else self.proposer.optimizer.state_dict()
-        return (
-            packed
-            | self._kind
-            | {"proposer": copy.deepcopy(proposer), "history": saved_state.pack_history(self.history)}
-        )
+        ours = {"proposer": copy.deepcopy(proposer), "history": saved_state.pack_history(self.history)}
+        return packed | self._kind | ours
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``, for an optimizer built with the same partition, average, policy and kind of proposer.
@@ -247,12 +246,8 @@ class GroupedNewton(torch.optim.Optimizer):
 
     @property
     def _kind(self) -> dict[str, Any]:
-        return {
-            "groups": self.group_names,
-            "proposer_kind": "gradient" if self.proposer is None else type(self.proposer.optimizer).__name__,
-            "average": repr(self.average),
-            "policy": "None" if self.policy is None else type(self.policy).__name__,
-        }
+        proposer = None if self.proposer is None else self.proposer.optimizer
+        return saved_state.kind_of(self.group_names, proposer, self.average, self.policy)
 
     def __getstate__(self) -> dict[str, Any]:
         # torch copies and pickles its own attributes alone.

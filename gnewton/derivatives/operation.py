@@ -127,7 +127,12 @@ class Accumulator(Protocol):
 
 
 class Rule:
-    """The derivatives of one kind of operation. ``rules/__init__.py`` says how to write one.
+    """The derivatives of one kind of operation: ``forward`` and ``backward`` are to be written.
+
+    In the equations above, for input i: x_s is ``jets[i].first``, x2_s ``jets[i].second``; for output k: lambda is
+    ``adjoints[k].value``, lambda^s ``adjoints[k].tangents``. x itself is ``o.inputs[i].value``. Each is None where it is
+    zero; x_s, x2_s and lambda^s are ``GroupTangents``, with one row for each group s. ``rules/__init__.py`` says where a
+    rule goes and what tests it.
 
     ``curved``: D^2 o is not zero. ``repeatable``: known to draw no random numbers, so that it may run again.
     ``reads_inputs``, ``reads_outputs``: needs the values of the operation's inputs and outputs, not their shapes alone.

@@ -21,7 +21,7 @@ class Outcome:
         gradient: g-bar, (S,).
         hessian: H-bar, (S, S); None where S is so large that ten of them would take 64 MB.
         metric: the diagonal of D, (S,); None without the cubic term.
-        learning_rates: eta, (S,), as used; lambda_1 is not included.
+        learning_rates: eta, (S,). The step was -lr eta_s u_s.
         lr: lambda_1, after halvings where cubic is "adaptive"; 0 for a step not taken.
         status: the name of a ``Status``.
         predicted_decrease: -m at the step taken, lambda_1 eta.

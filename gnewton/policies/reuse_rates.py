@@ -12,12 +12,13 @@ class ReuseRates:
     """eta* of a new summary every ``period`` steps, and the same rates in between; lambda_int is ``cubic``, a number.
 
     Between summaries the rates can explode: they were computed for one direction and are applied to another of
-    different length. State: eta (S,), and age, the steps since its summary.
+    different length. State: eta (S,), and age, the steps since its summary. Raises ValueError for cubic="adaptive".
     """
 
     settings: ClassVar[Mapping[str, Any]] = {}
 
     def needs_summary(self, settings: Settings, state: State) -> bool:
+        _check_cubic(settings["cubic"])
         return state.get("eta") is None or state["age"] >= settings["period"]
 
     def step(self, line: Line, settings: Settings, state: State) -> tuple[Outcome | None, State]:
@@ -45,3 +46,11 @@ class ReuseRates:
             evaluations=1,
         )
         return outcome, state | {"eta": eta, "age": 1}
+
+
+def _check_cubic(cubic: Any) -> None:
+    if cubic == "adaptive":
+        raise ValueError(
+            'expected a number for cubic with the policy ReuseRates, got "adaptive"; '
+            "write GroupedNewton(partition, cubic=1.0), whose policy is ReuseRates"
+        )
