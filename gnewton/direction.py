@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.loss import Loss, Tally, Weight, batches, differentiable_mode, differentiate, evaluate
+from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differentiable_mode, differentiate, evaluate
 from gnewton.partition import Partition, accumulator_dtype
 from gnewton.ranks import Part
 
@@ -64,6 +64,7 @@ def mean_gradient(
 
     Raises FloatingPointError on a rank whose own gradient is not finite: from the mean nobody would know whose it was.
     """
+    check_partition(partition)
     if partition.ranks.size == 1:
         return compute(tally)
     local: list[tuple[Tensor, Direction]] = []

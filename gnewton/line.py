@@ -107,6 +107,10 @@ class Objective:
                 engine=self.engine,
             )
 
+    def of(self, closure: Closure) -> "Objective":
+        """The same question of another mini-batch's loss."""
+        return Objective(self.partition, closure, engine=self.engine, samples=self._samples)
+
     def value_here(self) -> float:
         """The loss where the parameters stand now. It may be infinite: far away that is a fact, not an error."""
 
@@ -131,6 +135,11 @@ class Objective:
         """Put the parameters back to the start."""
         if self._start is not None:
             self._start.restore()
+
+    def commit(self) -> None:
+        """The end of a step, once every rank has come here; buffers become the first rank's."""
+        module = self.partition.module
+        self.partition.ranks.commit([] if module is None else list(module.buffers()))
 
     def _compare(self, first: float, second: float) -> None:
         # Roundings in another order differ by far less; another batch by far more.

@@ -140,8 +140,7 @@ def differentiable_mode(partition: Partition, restore_buffers: bool = True, high
     scripted ones without their optimizer.
     Without ``higher`` the first order is enough, which torch's own kernels get right, and faster.
     """
-    if not isinstance(partition, Partition):
-        raise TypeError(f"expected a Partition, got {type(partition).__name__}; write Partition.by_tensor(model)")
+    check_partition(partition)
     partition.ranks.check_said()
     check_batch_norm(partition.module)
     buffers = Buffers(partition.module if restore_buffers else None)
@@ -158,6 +157,12 @@ def differentiable_mode(partition: Partition, restore_buffers: bool = True, high
             yield
     finally:
         buffers.restore()
+
+
+def check_partition(partition: Any) -> None:
+    """Raises TypeError for what is no partition."""
+    if not isinstance(partition, Partition):
+        raise TypeError(f"expected a Partition, got {type(partition).__name__}; write Partition.by_tensor(model)")
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

@@ -65,7 +65,9 @@ class Ranks:
         self._header = torch.zeros(5, dtype=torch.float64, device=like.device) if self.size > 1 else None
 
     def __repr__(self) -> str:
-        return f"Ranks({self.rank} of {self.size})" if self.size > 1 else f"Ranks({'alone' if self.alone else 'not said'})"
+        return (
+            f"Ranks({self.rank} of {self.size})" if self.size > 1 else f"Ranks({'alone' if self.alone else 'not said'})"
+        )
 
     def __deepcopy__(self, memo: Any) -> "Ranks":
         return self  # the processes are who they are

@@ -1,7 +1,7 @@
 """Whether the ranks hold the same model, settings and state: what is checked before they train together, and again and again."""
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,30 +13,40 @@ PERIOD = 100  # steps between two checks
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 over the golden ratio, as a signed number
 
 
-def check_replicas(partition: Partition, settings: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Raises ValueError on a rank that differs from the first one, RankError on the others.
+class Replicas:
+    """The ranks of a partition, which are to hold the same numbers: the first check compares them, and every hundredth."""
 
-    Args:
-        partition: names, shapes, groups and parameters are compared.
-        settings: numbers and words.
-        state: nested dictionaries and lists of tensors, numbers and words.
-    """
-    ranks = partition.ranks
-    if ranks.size == 1:
-        return
+    def __init__(self, partition: Partition) -> None:
+        self._partition = partition
+        self._is_checked = False
+
+    def check(self, step: int, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Raises ValueError on a rank that differs from the first one; the others hear of it at their next call.
+
+        Args:
+            step: the number of the step.
+            state: returns the optimizer's saved state.
+        """
+        if self._partition.ranks.size > 1 and not (self._is_checked and step % PERIOD):
+            _compare(self._partition, dict(state()))
+            self._is_checked = True
+
+
+def _compare(partition: Partition, state: dict[str, Any]) -> None:
+    state.pop("history", None)  # what is past decides nothing
     shapes = [(name, tuple(p.shape), str(p.dtype)) for name, p in partition.parameters.items()]
     compared = {
-        "partition": hash_of([partition.names, shapes, *(partition.label(name) for name in partition.parameters)]),
-        "parameters": hash_of(list(partition.parameters.values())),
-        "settings": hash_of(settings),
-        "optimizer state": hash_of(state),
+        "partition": [partition.names, shapes, *(partition.label(name) for name in partition.parameters)],
+        "parameters": list(partition.parameters.values()),
+        "settings": state.pop("param_groups"),
+        "optimizer state": state,
     }
-    mine = torch.tensor(list(compared.values()), device=partition.device)
-    (first,) = ranks.from_first("replicas", [mine])
+    mine = torch.tensor([hash_of(one) for one in compared.values()], device=partition.device)
+    (first,) = partition.ranks.from_first("replicas", [mine])
     differing = [what for what, same in zip(compared, (mine == first).tolist(), strict=True) if not same]
     if differing:
         raise ValueError(
-            f"expected the same {' and '.join(differing)} as on rank 0, got others; seed every rank alike, load the same "
+            f"expected the {' and '.join(differing)} of rank 0 on every rank, got others; seed every rank alike, load the same "
             "checkpoint, or build the Partition on DistributedDataParallel(model), which sends rank 0's parameters to all"
         )
 

@@ -19,7 +19,7 @@ from gnewton.derivatives.gauss_newton import TwoParts, two_parts
 from gnewton.derivatives.record import record_in_mode, warn_of_missing
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Direction, check_direction, gradient
-from gnewton.loss import Loss, Tally, Weight, batches, differentiable_mode, evaluate
+from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differentiable_mode, evaluate
 from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
 from gnewton.ranks import Part
 from gnewton.undo import RandomState
@@ -384,7 +384,9 @@ def summarize(
         # Differences need a gradient alone, which torch's own kernels get right.
         with differentiable_mode(partition, higher=engine != "differences"):
             return _mean_over_batches(
-                lambda batch: _summarize_batch(loss, partition, batch, u, order, full_third, engine, max_memory), data, tally
+                lambda batch: _summarize_batch(loss, partition, batch, u, order, full_third, engine, max_memory),
+                data,
+                tally,
             )
 
     mean = mean_summary(partition, compute, Tally(weight, samples if data is None else 0.0))
@@ -414,6 +416,7 @@ def mean_summary(partition: Partition, compute: Callable[[Tally], Summary], tall
         compute: returns this rank's summary; ``compute(tally)`` counts its samples.
         tally: the count.
     """
+    check_partition(partition)
     if partition.ranks.size == 1:
         return compute(tally)
     local: list[Summary] = []

@@ -61,9 +61,15 @@ def minimize(model: CubicModel, line: Line) -> Step:
     if line.partition.ranks.size == 1:
         return step
     numbers = [float(kinds.index(step.status)), step.radius, step.predicted_decrease]
-    kind, radius, decrease, *_ = first = line.from_first(torch.cat([step.learning_rates.new_tensor(numbers), step.learning_rates]))
+    kind, radius, decrease, *_ = first = line.from_first(
+        torch.cat([step.learning_rates.new_tensor(numbers), step.learning_rates])
+    )
     return replace(
-        step, status=kinds[int(kind)], radius=float(radius), predicted_decrease=float(decrease), learning_rates=first[3:]
+        step,
+        status=kinds[int(kind)],
+        radius=float(radius),
+        predicted_decrease=float(decrease),
+        learning_rates=first[3:],
     )
 
 

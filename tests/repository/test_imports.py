@@ -21,6 +21,7 @@ ORDER = (
     "interrupts",
     "ranks",
     "partition",
+    "replicas",
     "undo",
     "elementary",
     "loss",
