@@ -254,13 +254,15 @@ def ranks_over(group: Any, like: Tensor, wrapper_of: Ranks) -> Ranks:
         return Ranks(like, alone=True, wrapper=wrapper)
     group = group.get_group() if hasattr(group, "get_group") else group
     distributed = torch.distributed
+    if distributed.is_available() and group is distributed.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            "expected a process group with this rank in it, got one of others; write over(None) on this rank"
+        )
     if not distributed.is_available() or not isinstance(group, distributed.ProcessGroup):
         raise TypeError(
             f"expected a process group, got {group!r}; write partition.over(torch.distributed.group.WORLD) after "
             "init_process_group, or over(None) for this process alone"
         )
-    if distributed.get_rank(group) < 0:
-        raise ValueError("expected a process group with this rank in it, got one of others")
     return Ranks(like, group, wrapper=wrapper)
 
 
