@@ -98,8 +98,11 @@ def test_a_run_is_resumed_at_another_world_size(pool, settings):
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_state_saved_by_all_ranks_together_is_loaded_by_one(pool, tmp_path):
-    pool.run(jobs.save_sharded, str(tmp_path))
-    assert torch.equal(jobs.load_sharded(0, str(tmp_path)), pool.run(jobs.load_sharded, str(tmp_path))[0])
+    pool.run(jobs.save_together, str(tmp_path))
+    many = pool.run(jobs.load_together, str(tmp_path))
+    assert all(torch.equal(one, many[0]) for one in many)
+    assert torch.equal(jobs.load_together(0, str(tmp_path)), many[0])
+    assert not torch.equal(many[0][: jobs.flat(jobs.network()).numel()], jobs.flat(jobs.network()))
 
 
 @pytest.mark.parametrize(
