@@ -73,10 +73,10 @@ def _body(function: Any) -> Callable[..., Any] | None:
     return _without_question(function)
 
 
-def opened(function: Callable[..., Any]) -> Callable[..., Any]:
+def open_up(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function without its question for modes, which then see its parts alone.
 
-    >>> opened(F.relu)(torch.tensor([-1.0, 2.0]))
+    >>> open_up(F.relu)(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
     """
     return _without_question(function)
@@ -92,10 +92,10 @@ def _without_question(function: Any) -> Callable[..., Any]:
 
 def dropout(input: Tensor, p: float, train: bool) -> Tensor:
     """``torch.dropout``: a product with a mask, which is what dropout makes of ones."""
-    return _masked(torch.dropout, input, p, train)
+    return _drop_by_mask(torch.dropout, input, p, train)
 
 
-def _masked(drop: Callable[..., Tensor], input: Tensor, p: float, train: bool) -> Tensor:
+def _drop_by_mask(drop: Callable[..., Tensor], input: Tensor, p: float, train: bool) -> Tensor:
     if not train or p == 0:
         return drop(input, p, train)
     mask = drop(torch.ones_like(input, requires_grad=False), p, train)
@@ -114,7 +114,7 @@ def layer_norm(
     shape = _shape(normalized_shape)
     if not shape or input.shape[-len(shape) :] != shape or not _fit(input, shape, weight, bias):
         return torch.layer_norm(input, normalized_shape, weight, bias, eps)
-    return _normed(input, tuple(range(-len(shape), 0)), eps, weight, bias, _autocast_widens(input))
+    return _normalize(input, tuple(range(-len(shape), 0)), eps, weight, bias, _autocast_widens(input))
 
 
 def rms_norm(
@@ -164,7 +164,7 @@ def _batch_norm(
         return torch.batch_norm(input, weight, bias, *statistics, training, momentum, eps, cudnn_enabled)
     axes = (0, *range(2, input.dim()))
     _update(running_mean, running_var, input, axes, momentum)
-    return _normed(input, axes, eps, _channels(weight, input), _channels(bias, input))
+    return _normalize(input, axes, eps, _channels(weight, input), _channels(bias, input))
 
 
 def instance_norm(
@@ -200,20 +200,20 @@ def _instance_norm(
         return torch.instance_norm(input, weight, bias, *statistics, use_input_stats, momentum, eps, cudnn_enabled)
     axes = tuple(range(2, input.dim()))
     _update(running_mean, running_var, input, axes, momentum)
-    return _normed(input, axes, eps, _channels(weight, input), _channels(bias, input))
+    return _normalize(input, axes, eps, _channels(weight, input), _channels(bias, input))
 
 
 def one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, as one operation to a torch function mode, which then does not see the steps inside."""
 
     @wraps(function)
-    def shown(*args: Any, **kwargs: Any) -> Any:
+    def as_one(*args: Any, **kwargs: Any) -> Any:
         if has_torch_function_unary(args[0]):
-            return handle_torch_function(shown, args[:1], *args, **kwargs)
+            return handle_torch_function(as_one, args[:1], *args, **kwargs)
         return function(*args, **kwargs)
 
-    shown.one_operation = True  # type: ignore[attr-defined]
-    return shown
+    as_one.one_operation = True  # type: ignore[attr-defined]
+    return as_one
 
 
 def group_norm(
@@ -229,7 +229,7 @@ def group_norm(
     if not dims or (weight is None and bias is not None) or not _fit(input, input.shape[1:2], weight, bias):
         return torch.group_norm(input, num_groups, weight, bias, eps)
     widened = _autocast_widens(input)
-    grouped = standardized(_wide(input, widened).reshape(len(input), num_groups, -1), (2,), eps).reshape(input.shape)
+    grouped = standardize(_wide(input, widened).reshape(len(input), num_groups, -1), (2,), eps).reshape(input.shape)
     scaled = _affine(grouped, _channels(weight, input), _channels(bias, input))
     return scaled if widened else scaled.to(input.dtype)
 
@@ -256,10 +256,10 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 @one_operation
-def standardized(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+def standardize(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) over the axes: what the norm layers share, one operation to a recorder.
 
-    >>> standardized(torch.tensor([1.0, 3.0]), (0,), 0.0)
+    >>> standardize(torch.tensor([1.0, 3.0]), (0,), 0.0)
     tensor([-1.,  1.])
     """
     centred = x - x.mean(axes, keepdim=True)
@@ -303,7 +303,7 @@ def cross_entropy(
     return F.nll_loss(F.log_softmax(input, 0 if input.dim() == 1 else 1), target, *options)
 
 
-def _reduced_last(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _reduce_last(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A loss that acts entry by entry, and the mean or sum as an operation of its own."""
     # With weights these divide by the sum of the weights or not at all: torch's own lines say it, in elementary steps.
     weighs = loss in (F.mse_loss, F.l1_loss, F.huber_loss)
@@ -432,8 +432,8 @@ def _with_indices(pool: Callable[..., Tensor], both: Callable[..., tuple[Tensor,
 
     @wraps(pool)
     def run(*args: Any, return_indices: bool = False, **kwargs: Any) -> Any:
-        found = both(*args, **kwargs)
-        return found if return_indices else found[0]
+        both_outputs = both(*args, **kwargs)
+        return both_outputs if return_indices else both_outputs[0]
 
     return run
 
@@ -491,7 +491,7 @@ def _wide(input: Tensor, widened: bool = False) -> Tensor:
     return input.float() if input.dtype in _HALF or widened else input
 
 
-def _normed(
+def _normalize(
     input: Tensor,
     axes: tuple[int, ...],
     eps: float,
@@ -499,7 +499,7 @@ def _normed(
     bias: Tensor | None,
     widened: bool = False,
 ) -> Tensor:
-    scaled = _affine(standardized(_wide(input, widened), axes, eps), weight, bias)
+    scaled = _affine(standardize(_wide(input, widened), axes, eps), weight, bias)
     return scaled if widened else scaled.to(input.dtype)
 
 
@@ -559,8 +559,8 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     torch.prelu: prelu,
     torch.lstm_cell: lstm_cell,
     torch.dropout: dropout,
-    **{drop: partial(_masked, drop) for drop in (torch.dropout_, torch.feature_dropout, torch.feature_dropout_)},
-    **{loss: _reduced_last(loss) for loss in _ENTRY_BY_ENTRY},
+    **{drop: partial(_drop_by_mask, drop) for drop in (torch.dropout_, torch.feature_dropout, torch.feature_dropout_)},
+    **{loss: _reduce_last(loss) for loss in _ENTRY_BY_ENTRY},
     **{pool: _with_indices(pool, both) for pool, both in _POOLS},
     **{kernel: _recurrent(kernel) for kernel in _RECURRENT},
 }

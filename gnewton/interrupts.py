@@ -8,7 +8,7 @@ from typing import Any
 
 
 class DeferredInterrupts:
-    """Inside ``with``, SIGINT is kept; it is raised where it is ``heard``, or at the end.
+    """Inside ``with``, SIGINT is kept; it is raised where it is listened for, or at the end.
 
     A process that waits for others cannot be stopped, and Python would raise KeyboardInterrupt right after the wait, in the
     middle of an exchange. Only the main thread gets signals; elsewhere nothing is done.
@@ -17,7 +17,7 @@ class DeferredInterrupts:
     >>> with DeferredInterrupts() as interrupts:
     ...     signal.raise_signal(signal.SIGINT)
     ...     try:
-    ...         with interrupts.heard():
+    ...         with interrupts.listen():
     ...             pass
     ...     except KeyboardInterrupt:
     ...         print("heard")
@@ -42,7 +42,7 @@ class DeferredInterrupts:
             self._before = None
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
+    def listen(self) -> Iterator[None]:
         """Inside, SIGINT comes at once, and the one that was kept first of all."""
         self._listening = True
         try:

@@ -15,7 +15,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gnewton.caller import warn
-from gnewton.elementary import Elementary, opened
+from gnewton.elementary import Elementary, open_up
 from gnewton.partition import Partition
 from gnewton.ranks import check_batch_norm
 from gnewton.undo import Buffers, RandomState, version
@@ -47,7 +47,7 @@ def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Ten
     with torch._C.DisableTorchFunction():
         _check_surroundings(partition)
         before, newest, written = RandomState(partition), _newest_node(), _Written(partition)
-    value = _called(loss, batch)
+    value = _call(loss, batch)
     with torch._C.DisableTorchFunction():
         written.check()
         return _check_result(value, loss, partition, batch, before, newest)
@@ -70,7 +70,7 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
         # Opened: as one function to a mode, it would run what it recomputes (checkpoints) outside the mode. The backward
         # of a custom function may write into .grad.
         with _grads_kept(leaves):
-            return list(opened(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
+            return list(open_up(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
     except RuntimeError as error:
         if "backward through the graph a second time" in str(error):
             raise ValueError(
@@ -146,7 +146,7 @@ def differentiable_mode(partition: Partition, restore_buffers: bool = True, high
     buffers = Buffers(partition.module if restore_buffers else None)
     try:
         with (
-            partition.ranks.quiet(),
+            partition.ranks.silence_wrapper(),
             torch.inference_mode(False),
             torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH) if higher else nullcontext(),
@@ -288,7 +288,7 @@ def _check_result(
     if any(_age(node) <= newest for node in graph) and _is_stored(value, newest, partition):
         # Another evaluation settles it: only a stored graph comes back as the very same nodes.
         with before.replay():
-            again = _called(loss, batch)
+            again = _call(loss, batch)
         if isinstance(again, Tensor) and _old_nodes(value.grad_fn, newest) & _old_nodes(again.grad_fn, newest):
             raise ValueError(
                 "expected a closure that computes the loss, got a result computed outside the closure; "
@@ -298,7 +298,7 @@ def _check_result(
     return scalar
 
 
-def _called(loss: Loss, batch: Sequence[Any]) -> Any:
+def _call(loss: Loss, batch: Sequence[Any]) -> Any:
     with torch.enable_grad():
         return loss(*batch)
 

@@ -100,15 +100,15 @@ class Ranks:
         if self.size == 1:
             return compute()
         with self.session():
-            with self._interrupts.heard():
+            with self._interrupts.listen():
                 part = compute()
                 _check_samples(part.samples)
             # Copied before the header: past it there is no way to say that memory has run out.
-            flat = _flattened(part.tensors)
+            flat = _flatten(part.tensors)
             value, share = self._exchange_headers(_number(call, part.tensors), part)
             for buffer in flat.values():
-                self._all_reduce(_weighted(buffer, share))
-            return Part(value, _unflattened(flat, part.tensors), share)
+                self._all_reduce(_weigh(buffer, share))
+            return Part(value, _unflatten(flat, part.tensors), share)
 
     def from_first(self, call: str, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The first rank's tensors, bit for bit, on every rank."""
@@ -142,7 +142,7 @@ class Ranks:
             self._told = None
 
     @contextmanager
-    def quiet(self) -> Iterator[None]:
+    def silence_wrapper(self) -> Iterator[None]:
         """Inside, DistributedDataParallel sends nothing of its own: neither gradients nor, in its forward pass, buffers."""
         if self._wrapper is None:
             yield
@@ -220,7 +220,7 @@ class Ranks:
             ) from error
 
 
-def unwrapped(module: Any) -> Any:
+def unwrap(module: Any) -> Any:
     """The module inside DistributedDataParallel, whose names are those of one process; any other module as it is."""
     return module.module if _is_wrapper(module) else module
 
@@ -306,7 +306,7 @@ def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
     return (torch.uint8 if tensor.dtype == torch.bool else tensor.dtype), tensor.device
 
 
-def _flattened(tensors: Sequence[Tensor]) -> dict[tuple[torch.dtype, torch.device], Tensor]:
+def _flatten(tensors: Sequence[Tensor]) -> dict[tuple[torch.dtype, torch.device], Tensor]:
     """One new buffer for each dtype and device."""
     kinds = dict.fromkeys(map(_kind, tensors))
     return {
@@ -314,7 +314,7 @@ def _flattened(tensors: Sequence[Tensor]) -> dict[tuple[torch.dtype, torch.devic
     }
 
 
-def _unflattened(flat: dict[tuple[torch.dtype, torch.device], Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+def _unflatten(flat: dict[tuple[torch.dtype, torch.device], Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
     used = dict.fromkeys(flat, 0)
     out = []
     for t in tensors:
@@ -324,6 +324,6 @@ def _unflattened(flat: dict[tuple[torch.dtype, torch.device], Tensor], tensors: 
     return out
 
 
-def _weighted(buffer: Tensor, share: float) -> Tensor:
+def _weigh(buffer: Tensor, share: float) -> Tensor:
     # Without samples nothing is added, not even NaN; whole numbers come from one rank alone.
     return buffer.zero_() if share == 0 else buffer if share == 1 else buffer.mul_(share)

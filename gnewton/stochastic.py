@@ -115,9 +115,9 @@ class StochasticNewton(torch.optim.Optimizer):
             random, hooks = RandomState(self.partition), hooks_so_far()
             value = evaluate(closure, self.partition)
             self._prove(closure, doubts(value, self.partition, hooks), random)
-            gradient = _filled(differentiate(value, moving, create_graph=True), moving)
+            gradient = _fill(differentiate(value, moving, create_graph=True), moving)
             slope = sum(((g * d).sum() for g, d in zip(gradient, before, strict=True)), value.new_zeros(()))
-            product = _filled(differentiate(slope, moving), moving)
+            product = _fill(differentiate(slope, moving), moving)
         return value.detach(), [hd - g.detach() for hd, g in zip(product, gradient, strict=True)]
 
     def _prove(self, closure: Closure, names: Sequence[str], random: RandomState) -> None:
@@ -131,7 +131,7 @@ class StochasticNewton(torch.optim.Optimizer):
         self._proven.add(tuple(names))
 
 
-def _filled(gradients: list[Tensor | None], parameters: list[Tensor]) -> list[Tensor]:
+def _fill(gradients: list[Tensor | None], parameters: list[Tensor]) -> list[Tensor]:
     """Zeros where the loss does not depend on a parameter."""
     return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
 

@@ -163,8 +163,8 @@ class Summary:
         errors = {
             name: self.errors.get(name, 0.0) + other.errors.get(name, 0.0) for name in {**self.errors, **other.errors}
         }
-        both = self._mapped(lambda name, t: t + getattr(other, name))
-        return replace(both, engine=_joined(self.engine, other.engine), errors=errors)
+        both = self._map(lambda name, t: t + getattr(other, name))
+        return replace(both, engine=_join_engines(self.engine, other.engine), errors=errors)
 
     def __radd__(self, other: object) -> "Summary":
         return self if other == 0 else NotImplemented  # sum() begins with 0
@@ -173,7 +173,7 @@ class Summary:
         if not isinstance(weight, int | float):
             return NotImplemented
         errors = {name: abs(weight) * size for name, size in self.errors.items()}
-        return replace(self._mapped(lambda name, t: t * weight), errors=errors)
+        return replace(self._map(lambda name, t: t * weight), errors=errors)
 
     __rmul__ = __mul__
 
@@ -197,9 +197,9 @@ class Summary:
             )
         terms = [self.value.expand(eta.shape[:-1]), -(eta @ self.gradient)]
         if order >= 2:
-            terms.append(torch.einsum("...s,st,...t->...", eta, self._needed("hessian", order), eta) / 2)
+            terms.append(torch.einsum("...s,st,...t->...", eta, self._require("hessian", order), eta) / 2)
         if order >= 3:
-            third = self.third if len(self) == 1 and self.third is not None else self._needed("third_full", order)
+            third = self.third if len(self) == 1 and self.third is not None else self._require("third_full", order)
             third = third.reshape((len(self),) * 3)
             bent = torch.einsum("rst,...t->...rs", third, eta)
             terms.append(-torch.einsum("...r,...rs,...s->...", eta, bent, eta) / 6)
@@ -291,12 +291,12 @@ class Summary:
             curvature=state.get("curvature", "hessian"),
         )
 
-    def _mapped(self, function: Any) -> "Summary":
+    def _map(self, function: Any) -> "Summary":
         tensors = {name: getattr(self, name) for name in _TENSORS}
         changes: dict[str, Any] = {n: function(n, t) for n, t in tensors.items() if t is not None}
         return replace(self, **changes)
 
-    def _needed(self, name: str, order: int) -> Tensor:
+    def _require(self, name: str, order: int) -> Tensor:
         tensor = getattr(self, name)
         if not isinstance(tensor, Tensor):
             raise ValueError(
@@ -426,7 +426,7 @@ def mean_summary(partition: Partition, compute: Callable[[Tally], Summary], tall
         return Part(float(local[0].value), local[0].tensors(), tally.total)
 
     tensors = iter(partition.ranks.mean("summary", part).tensors)
-    return local[0]._mapped(lambda name, t: next(tensors))
+    return local[0]._map(lambda name, t: next(tensors))
 
 
 def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order: int) -> Summary | None:
@@ -498,7 +498,7 @@ def _sweep(
     assert tape.value is not None
     value = _plain(tape.value, partition)
     try:
-        tensors = sweep.summary(tape, partition, u, order, full_third, max_memory)
+        tensors = sweep.summary(tape, partition, u, order=order, full_third=full_third, max_memory=max_memory)
     except sweep.NoRule as error:
         tape.missing = str(error)
         return None
@@ -522,7 +522,7 @@ def _nested(
     plain = _plain(value, partition)
     if isinstance(loss, TwoParts) and order > 1:
         return Summary(plain, *loss.nested(value, outputs, partition, u, batch), partition.names, "nested")
-    tensors = nested.summary(value, partition, u, order, full_third, names)
+    tensors = nested.summary(value, partition, u, order=order, full_third=full_third, doubtful=names)
     return Summary(plain, *tensors, partition.names, "nested")
 
 
@@ -540,7 +540,7 @@ def _is_finite(summary: Summary) -> bool:
     return summary.gradient.is_meta or bool(torch.stack(finite).all())
 
 
-def _joined(one: str | None, other: str | None) -> str | None:
+def _join_engines(one: str | None, other: str | None) -> str | None:
     """The engine of a sum: the least exact of both."""
     ranks = (None, "tape", "nested", "differences")
     return max(one, other, key=ranks.index)

@@ -282,7 +282,7 @@ def test_an_interrupt_that_nobody_heard_comes_at_the_end():
 
 
 def _interrupt(said, heard):
-    with DeferredInterrupts() as interrupts, interrupts.heard() if heard else contextlib.nullcontext():
+    with DeferredInterrupts() as interrupts, interrupts.listen() if heard else contextlib.nullcontext():
         signal.raise_signal(signal.SIGINT)
         said.append("after")
 

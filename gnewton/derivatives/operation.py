@@ -123,7 +123,12 @@ class Accumulator(Protocol):
         """D3[s, s, s] += values (len(s),)."""
 
     def full(self, r: Sequence[int], s: Sequence[int], t: Sequence[int], block: Tensor) -> None:
-        """D3[r, s, t], D3[s, r, t] and D3[s, t, r] += block (len(r), len(s), len(t))."""
+        """D3[r, s, t], D3[s, r, t] and D3[s, t, r] += block.
+
+        Args:
+            r, s, t: indices of groups.
+            block: (len(r), len(s), len(t)).
+        """
 
 
 class Rule:
@@ -151,6 +156,7 @@ class Rule:
         """The jets of the outputs; adds to H-bar and to the diagonal of D3.
 
         Args:
+            o: the operation, with the values of its inputs and outputs.
             jets: the tangents of each input; at least one has some.
             adjoints: the adjoint of each output, without tangents.
             sums: takes the contributions; ``sums.order`` 3 asks for second-order tangents as well.
@@ -163,6 +169,7 @@ class Rule:
         """lambda_x^s, the adjoint tangents of each input; adds to the full D3.
 
         Args:
+            o: the operation.
             jets: the first-order tangents of each input.
             adjoints: the adjoint of each output, with its tangents lambda^s.
             needs: for each input, whether its adjoint tangents are read; where not, None will do.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from gnewton.derivatives.graph import hooked, hooks_so_far
+from gnewton.derivatives.graph import functions_with_hooks, hooks_so_far
 from gnewton.derivatives.operation import Operation, Ref, Variable, substitute
 from gnewton.derivatives.rules import rule_for
 from gnewton.derivatives.tape import Tape
@@ -277,7 +277,7 @@ class Recorder(Elementary):
         changed = [o.name for t, old, o in self._read if o in needed and version(t) != old]
         if changed:
             self.tape.missing = f"an argument of {changed[0]} was overwritten later"
-        if self._hooked or (hooks_so_far() != self._hooks and hooked(value)):
+        if self._hooked or (hooks_so_far() != self._hooks and functions_with_hooks(value)):
             self.tape.missing = HOOKED
         for memory in (self._known, self._reasons, self._read, self._kept, self._needed):
             memory.clear()

@@ -23,7 +23,7 @@ from gnewton.exact.passes import Passes, run_passes
 from gnewton.exact.saddle_free import Adjustment, saddle_free_direction
 from gnewton.exact.sample_directions import SampleDirections
 from gnewton.partition import Partition, accumulator_dtype
-from gnewton.ranks import Part, unwrapped
+from gnewton.ranks import Part, unwrap
 from gnewton.replicas import Replicas
 
 Method = Literal["safe", "abs", "absQ", "plain", "joint", "gauss-newton"]
@@ -115,7 +115,7 @@ class ExactNewton(torch.optim.Optimizer):
     ) -> None:
         if method not in _DAMPINGS:
             raise ValueError(f"expected a method among {', '.join(_DAMPINGS)}, got {method!r}; choose one of them")
-        self.network, self.loss = Network(unwrapped(model)), losses.read(loss)
+        self.network, self.loss = Network(unwrap(model)), losses.read(loss)
         self.partition = Partition.single(model)
         self._replicas = Replicas(self.partition)
         self.history: deque[StepRecord] = deque(maxlen=_HISTORY_RECORDS)

@@ -76,7 +76,7 @@ class Assign(Rule):
                 values[:, positions.flatten()] = 0
                 values = values.reshape(-1, *v.value.shape)
             else:
-                values = sum_values_to(_pick(m.values, positions), _fitted(v.value, positions)).to(v.value.dtype)
+                values = sum_values_to(_pick(m.values, positions), _written_shape(v.value, positions)).to(v.value.dtype)
                 values = values.reshape(-1, *v.value.shape)
             pulled.append(GroupTangents(m.groups, values))
         return pulled
@@ -87,7 +87,7 @@ class Assign(Rule):
             return None
         before, new = (None if i is None else tangents[i] for i in (o.place(0, "before"), o.place(2, "new")))
         out = y.new_zeros(len(groups), y.numel()) if before is None else rows(before.over(groups)).clone()
-        shape = () if new is None else _fitted(new.values[0], positions)
+        shape = () if new is None else _written_shape(new.values[0], positions)
         values = out.new_zeros(len(groups)) if new is None else new.over(groups).to(out.dtype)
         values = values.reshape(-1, *[1] * (positions.dim() - len(shape)), *shape).expand(-1, *positions.shape)
         out[:, positions.flatten()] = rows(values)
@@ -97,7 +97,7 @@ class Assign(Rule):
 register("assign", Assign())
 
 
-def _fitted(new: Tensor, positions: Tensor) -> Sequence[int]:
+def _written_shape(new: Tensor, positions: Tensor) -> Sequence[int]:
     """The shape of what is written, without leading axes of length 1 that the target does not have."""
     return new.shape[max(0, new.dim() - positions.dim()) :]
 

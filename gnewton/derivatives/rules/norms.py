@@ -89,7 +89,7 @@ class Standardize(Rule):
         return [tangents and GroupTangents(tangents.groups, _from_cells(tangents.values, axes, value.shape))]
 
 
-register("standardized", Standardize())
+register("standardize", Standardize())
 
 
 def _to_cells(stacked: Tensor, axes: Sequence[int]) -> Tensor:
