@@ -4,12 +4,11 @@ torch computes layer norm, batch norm, instance norm and weight norm by fused ke
 are right, but the derivative of the double backward treats the saved mean and variance as constants: the third order comes
 out wrong without any error (weight norm already at the second). Written out, each step is an operation that autograd
 differentiates to any order. `tests/test_elementary.py` shows both facts. Attention is written out too, as its parts are
-cheap to differentiate and the whole is not; recurrent layers leave the vendor kernels that have no second derivative.
+cheap to differentiate and the whole is not; recurrent layers are written out in `recurrent.py`.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial, wraps
 from types import FunctionType
 from typing import Any
@@ -18,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
+
+from gnewton import recurrent
 
 
 class Elementary(TorchFunctionMode):
@@ -328,21 +329,6 @@ def _forgotten(function: Any) -> dict[str, Any]:
     return {name: frame.f_locals[name] for name in _FORGOTTEN[function]} if frame else {}
 
 
-def lstm_cell(
-    input: Tensor,
-    hx: Sequence[Tensor],
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``torch.lstm_cell``: the next hidden state and cell."""
-    gates = F.linear(input, w_ih, b_ih) + F.linear(hx[0], w_hh, b_hh)
-    enter, forget, candidate, leave = gates.chunk(4, -1)
-    cell = forget.sigmoid() * hx[1] + enter.sigmoid() * candidate.tanh()
-    return leave.sigmoid() * cell.tanh(), cell
-
-
 def embedding(
     input: Tensor,
     weight: Tensor,
@@ -438,28 +424,6 @@ def _with_indices(pool: Callable[..., Tensor], both: Callable[..., tuple[Tensor,
     return run
 
 
-def _recurrent(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    # The kernels of cuDNN and oneDNN lack second derivatives or forward mode; torch's own have both.
-    @one_operation
-    @wraps(kernel)
-    def run(*args: Any) -> Any:
-        with torch.backends.cudnn.flags(enabled=False), _without_onednn():
-            return kernel(*args)
-
-    return run
-
-
-@contextmanager
-def _without_onednn() -> Iterator[None]:
-    # Not torch.backends.mkldnn.flags: it sets TF32 too, which warns where there is no Intel GPU.
-    enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
-
-
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -536,7 +500,6 @@ _POOLS: list[Any] = [
     (F.max_pool2d, F.max_pool2d_with_indices),
     (F.max_pool3d, F.max_pool3d_with_indices),
 ]
-_RECURRENT: list[Any] = [torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu]
 WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     F.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
@@ -557,12 +520,11 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     torch.cdist: cdist,
     torch.embedding: _embedding,
     torch.prelu: prelu,
-    torch.lstm_cell: lstm_cell,
+    **recurrent.WRITTEN_OUT,
     torch.dropout: dropout,
     **{drop: partial(_drop_by_mask, drop) for drop in (torch.dropout_, torch.feature_dropout, torch.feature_dropout_)},
     **{loss: _reduce_last(loss) for loss in _ENTRY_BY_ENTRY},
     **{pool: _with_indices(pool, both) for pool, both in _POOLS},
-    **{kernel: _recurrent(kernel) for kernel in _RECURRENT},
 }
 # Exported programs call the same functions by the names of torch's operator library.
 _LIBRARY = ("layer_norm", "rms_norm", "batch_norm", "instance_norm", "group_norm", "_weight_norm", "embedding")

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from gnewton.derivatives import differences, graph, nested, proof, sweep
+from gnewton.derivatives import differences, graph, nested, price, proof, sweep
 from gnewton.derivatives.gauss_newton import TwoParts, two_parts
 from gnewton.derivatives.record import record_in_mode, warn_of_missing
 from gnewton.derivatives.tape import Tape
@@ -339,7 +339,8 @@ def summarize(
         weight: ``weight(*batch)`` counts a batch's samples. By default they are ``len(batch[0])``.
         full_third: add all of D3, (S, S, S).
         engine: "tape" records the loss and sweeps S tangents through the record, for the price of a few gradients. "nested"
-            takes 2S + 1 backward passes. "auto" is the tape; where the record is not complete (a custom autograd function,
+            takes 2S + 1 backward passes. "auto" is the tape, or nested for a long list of tiny operations and hardly any groups
+            (a small recurrent network with S = 1), where that is cheaper; where the record is not complete (a custom autograd function,
             a scripted module) it is nested, with one IncompleteRecordWarning that names the operation. Where torch does
             not vouch for a backward pass (a custom function, a hook), it is first compared with differences of the
             gradient. "differences" takes 4S + 1 gradients of any loss that has one; its summary is not exact, says so,
@@ -459,6 +460,8 @@ def _summarize_batch(
     on_tape = None
     if tape.missing is None:
         _prove(tape, loss, partition, batch, u, order, before)
+        if engine == "auto" and not full_third and _is_cheaper_nested(tape, loss, partition, order):
+            return _nested_from(tape, partition, u, order)
         if isinstance(loss, TwoParts):
             loss.drop_outer_adjoints(tape, partition)
         on_tape = _sweep(tape, partition, u, order, full_third, max_memory)
@@ -524,6 +527,17 @@ def _nested(
         return Summary(plain, *loss.nested(value, outputs, partition, u, batch), partition.names, "nested")
     tensors = nested.summary(value, partition, u, order=order, full_third=full_third, doubtful=names)
     return Summary(plain, *tensors, partition.names, "nested")
+
+
+def _is_cheaper_nested(tape: Tape, loss: Loss, partition: Partition, order: int) -> bool:
+    return not isinstance(loss, TwoParts) and price.favours_nested(tape, len(partition), order)
+
+
+def _nested_from(tape: Tape, partition: Partition, u: dict[str, Tensor], order: int) -> Summary:
+    """By nested backward passes through the graph of the recorded loss, which is proven."""
+    assert tape.value is not None
+    value = _plain(tape.value, partition)
+    return Summary(value, *nested.summary(tape.value, partition, u, order=order), partition.names, "nested")
 
 
 def _by_differences(

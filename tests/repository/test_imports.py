@@ -23,6 +23,7 @@ ORDER = (
     "partition",
     "replicas",
     "undo",
+    "recurrent",
     "elementary",
     "loss",
     "direction",

@@ -20,7 +20,7 @@ from gnewton.derivatives.rules.linear import PiecewiseLinear
 
 register(
     """
-    __getitem__ embedding gather index_select masked_fill narrow select take_along_dim tril triu where
+    embedding gather index_select masked_fill take_along_dim tril triu where
     """,
     PiecewiseLinear(),
 )

@@ -17,9 +17,9 @@ from gnewton.derivatives.rules.linear import PiecewiseLinear
 
 register(
     """
-    broadcast_to cat chunk col2im concat diag diag_embed diagonal double dstack expand expand_as flip float fold
-    hsplit hstack im2col mT movedim moveaxis permute pixel_shuffle pixel_unshuffle repeat repeat_interleave roll rot90
-    split split_with_sizes stack swapaxes swapdims t T tensor_split tile to transpose type_as unbind vsplit vstack
+    broadcast_to col2im diag diag_embed diagonal double dstack expand expand_as flip float fold hsplit hstack im2col
+    movedim moveaxis pixel_shuffle pixel_unshuffle repeat repeat_interleave roll rot90 swapaxes swapdims
+    tensor_split tile to type_as vsplit vstack
     """,
     PiecewiseLinear(),
 )
