@@ -218,7 +218,7 @@ CALLS = {
     torch.dropout: (DROPPED, {}),
     torch.feature_dropout: (DROPPED, {}),
     torch.prelu: ([(randn(4, 3), rand(n, seed=1)) for n in (1, 3, 2)], {}),
-    # A max_norm that would shorten rows is refused: tests/test_ranks.py.
+    # A max_norm that would shorten rows is refused: tests/test_storage.py.
     F.embedding: (
         [(PADDED, randn(5, 3))],
         {"padding_idx": [None, 2, 0, -1, 7, -9], "max_norm": [None, 100.0], "norm_type": [2.0, 1.0]}

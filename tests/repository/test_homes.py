@@ -39,6 +39,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "policies/outcome.py": "policies/test_policy.py",
         "policies/reuse_rates.py": "policies/test_policy.py",
     },
+    "parts of several processes, whose laws are those of the ranks": {
+        "interrupts.py": "test_ranks.py",
+        "replicas.py": "test_ranks.py",
+    },
     "a widget without laws of its own": {
         "teaching/widgets/four_rates.py": "teaching/widgets/test_figure_widget.py",
     },
