@@ -47,7 +47,7 @@ def with_figures(notebook: dict[str, Any], name: str) -> dict[str, Any]:
             if described is not None:
                 _move(output, json.loads(described), f"{name}-{index}.png")
             elif "image/png" in output.get("data", {}):
-                output["data"]["image/png"] = lighter(output["data"]["image/png"])
+                output["data"]["image/png"] = lighten_picture(output["data"]["image/png"])
             _adapt(cell, output)
     return notebook
 
@@ -88,7 +88,7 @@ def exercise(number: str) -> str:
     )
 
 
-def lighter(picture: str) -> str:
+def lighten_picture(picture: str) -> str:
     """A PNG in base 64 with 256 colours, where that is smaller."""
     from PIL import Image
 

@@ -59,7 +59,7 @@ def test_a_widget_becomes_a_figure_with_its_twin_its_words_and_its_numbers(folde
 
 def test_a_derivation_keeps_its_lines_and_gets_its_residuals():
     walker = Walker(newton_cauchy())
-    walker.described = lambda: {"walker": [1e-10], "controls": [], "rows": ["1e-16"]}
+    walker.describe = lambda: {"walker": [1e-10], "controls": [], "rows": ["1e-16"]}
     page = shown(walker)["data"]["text/html"]
     assert "data-gnewton-walker" in page
     assert newton_cauchy().to_html() in page
@@ -99,7 +99,7 @@ def test_a_picture_is_lighter_and_looks_the_same():
     buffer = io.BytesIO()
     Image.fromarray(given).save(buffer, "PNG", compress_level=0)
     before = base64.b64encode(buffer.getvalue()).decode()
-    after = BOOK["lighter"](before)
+    after = BOOK["lighten_picture"](before)
     assert len(after) < len(before)
     seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(after))).convert("RGB"), dtype=int)
     assert np.abs(seen - given).mean() < 12  # of 255: 256 colours for 9,600 different ones

@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets
 from torch import Tensor
 
-from gnewton.teaching.scene import Scene, saved, slider
+from gnewton.teaching.scene import Scene, page_metadata, slider
 
 Sides = Callable[[Any], tuple[Tensor, Tensor]]
 
@@ -58,8 +58,8 @@ class Derivation:
 
     def holds(self, seed: int = 0, **chosen: Any) -> list[bool]:
         """Which lines hold to their tolerance."""
-        found = self.residuals(seed, **chosen)
-        return [residual <= line.tolerance for line, residual in zip(self.lines, found, strict=True)]
+        residuals = self.residuals(seed, **chosen)
+        return [residual <= line.tolerance for line, residual in zip(self.lines, residuals, strict=True)]
 
     def to_html(self, seed: int = 0, shown: int | None = None, residuals: bool = False, **chosen: Any) -> str:
         r"""The first ``shown`` lines (all by default) with their verdicts; mathematics between \( and \).
@@ -132,7 +132,7 @@ class Walker(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         verdict = "all hold" if all(holds) else f"{holds.count(False)} fail"
         return f"Walker: {self.derivation.title}, {self.shown} of {len(holds)} lines, {verdict}."
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What a page without a kernel needs: the controls, and for every state the residual of each line."""
         stops = {name: sorted(values) for name, values in self.derivation.sliders.items()}
         controls = (
@@ -147,7 +147,7 @@ class Walker(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         view = super()._repr_mimebundle_(**kwargs) or {}
         page = self.derivation.to_html(self.seed.value, **self.chosen)
-        return {**view, "text/plain": repr(self), "text/html": page}, saved(self.described)
+        return {**view, "text/plain": repr(self), "text/html": page}, page_metadata(self.describe)
 
 
 def _slider(text: str, values: Sequence[Any], value: Any) -> ipywidgets.SelectionSlider:

@@ -9,7 +9,7 @@ import traitlets
 
 from gnewton.plots import Figure
 from gnewton.teaching import picture
-from gnewton.teaching.scene import Control, Scene, Shown, rounded, saved, table, to_json
+from gnewton.teaching.scene import Control, Scene, Shown, page_metadata, round_numbers, table, to_json
 
 STATIC = Path(__file__).parent.parent / "static"
 
@@ -113,7 +113,7 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
         if not self.scene.compute:
             self._answer = _plain(self.now)
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What a page without a kernel needs: the description and, where the browser cannot compute them, all numbers."""
         spec = dict(self._spec)
         controls = [dict(c) | {"at": self._state[c["name"]]} for c in spec["controls"]]
@@ -131,7 +131,8 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         view = super()._repr_mimebundle_(**kwargs) or {}
         data: Mapping[str, Any] = view[0] if isinstance(view, tuple) else view
-        return {**data, "text/plain": repr(self), "image/png": self.png}, self._spoken() | saved(self.described)
+        data = {**data, "text/plain": repr(self), "image/png": self.png}
+        return data, self._spoken() | page_metadata(self.describe)
 
     def _spoken(self) -> dict[str, Any]:
         """The sentence as the picture's alternative text, and half its pixels as its width, where JupyterLab and nbconvert look."""
@@ -139,7 +140,7 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
 
 
 def _plain(shown: Shown, digits: int = 6) -> dict[str, Any]:
-    found: dict[str, Any] = rounded(
+    bundle: dict[str, Any] = round_numbers(
         {"numbers": list(shown.numbers), "panels": dict(shown.panels), "sentence": shown.sentence}, digits
     )
-    return found
+    return bundle
