@@ -216,18 +216,18 @@
         const z = n.shades ? unpacked(n.shades) : n.z, shade = n.shades ? v => v : shading(n.scale || m.options.scale);
         const rows = z.length, columns = z[0].length;
         canvas.width = columns; canvas.height = rows;
-        const pen = canvas.getContext("2d");
+        const pen = canvas.getContext("2d"), image = pen.createImageData(columns, rows);
         const w = (p.right - p.left) / columns, h = (p.bottom - p.top) / rows, r = Math.min(5, w * .3, h * .3);
         let d = "";
         z.forEach((row, j) => row.forEach((v, i) => {
           if (v === null) return;
           const t = shade(v);
-          pen.fillStyle = `rgba(${t < 0 ? "33,102,172" : "178,24,43"},${Math.abs(t)})`;
-          pen.fillRect(i, j, 1, 1);
+          image.data.set([...(t < 0 ? [33, 102, 172] : [178, 24, 43]), Math.round(255 * Math.abs(t))], 4 * (j * columns + i));
           if (m.options.signs === false || Math.abs(t) < .12 || r < 1.6) return;
           const x = p.left + (i + .5) * w, y = p.top + (j + .5) * h;
           d += v < 0 ? `M${x - r} ${y}h${2 * r}` : `M${x - r} ${y}h${2 * r}M${x} ${y - r}v${2 * r}`;
         }));
+        pen.putImageData(image, 0, 0);
         set(picture, { x: p.left, y: p.top, width: p.right - p.left, height: p.bottom - p.top, href: canvas.toDataURL() });
         signs.setAttribute("d", d);
       };
@@ -400,7 +400,7 @@
     const caption = html("p", { class: "gn-sentence", id: `${id}-said` }, box), spoken = html("div", { class: "gn-spoken", "aria-live": "polite" }, box);
     const marks = spec.marks.map(m => KINDS[m.kind](panels[m.panel], m, svg("g", { class: class_of(m.look) }, panels[m.panel].inside)));
     const asked_room = spec.panels.map((_, i) => Math.max(0, ...spec.marks.filter(m => m.panel === i && m.options.end).map(m => 26 + 7 * m.label.length)));
-    let room = asked_room, received = spec.first, asked = 0, later = 0, laid = "", broken = false;
+    let room = asked_room, received = spec.first, asked = 0, later = 0, laid = "", drawn = [], broken = false;
 
     function numbers() {
       if (spec.compute) return gnewton.compute[spec.compute](Object.fromEntries(spec.controls.map(c => [c.name, c.values[state[c.name]]])), spec.given || {});
@@ -413,6 +413,7 @@
       const width = beside ? (whole - 16 * (panels.length - 1)) / panels.length : whole, key = `${Math.round(width)} ${JSON.stringify(changes || {})}`;
       if (key === laid) return;
       laid = key;
+      drawn = [];
       // Where names at the ends of curves would take too much of a narrow picture, they stand above it.
       room = asked_room.map(one => one < width * .34 ? one : 0);
       legend(keys, spec.marks.filter(m => !(m.options.end && room[m.panel])));
@@ -430,7 +431,11 @@
       const begun = performance.now(), now = numbers();
       if (!now) return;
       lay(now.panels);
-      marks.forEach((one, i) => one(spec.marks[i].options.fixed ? { ...spec.marks[i].options.fixed, ...now.numbers[i] } : now.numbers[i]));
+      marks.forEach((one, i) => {
+        if (drawn[i] === now.numbers[i]) return; // what states of a table share is one object
+        drawn[i] = now.numbers[i];
+        one(spec.marks[i].options.fixed ? { ...spec.marks[i].options.fixed, ...now.numbers[i] } : now.numbers[i]);
+      });
       panels.forEach((p, i) => p.name(!room[i] ? [] : spec.marks.map((m, k) => ({ m, k })).filter(({ m }) => m.panel === i && m.options.end)
         .map(({ m, k }) => ({ label: m.label, look: m.look, shape: shape_of(m), at: marks[k].end({ ...m.options.fixed, ...now.numbers[k] }) }))));
       caption.textContent = now.sentence;

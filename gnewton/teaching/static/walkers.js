@@ -8,7 +8,7 @@
 
   function walk(box) {
     const { controls, walker, rows } = JSON.parse(box.querySelector("script").textContent);
-    const lines = [...box.querySelectorAll("li")], verdicts = [...box.querySelectorAll(".gn-verdict")];
+    const lines = [...box.querySelectorAll("li")], verdicts = [...box.querySelectorAll(".gn-verdict")], equations = [...box.querySelectorAll("mjx-container")];
     const state = Object.fromEntries(controls.map(c => [c.name, c.at])), id = `gn-walk-${++count}`;
     let shown = 1;
 
@@ -36,8 +36,17 @@
       back.disabled = shown === 1;
       next.disabled = all.disabled = shown === lines.length;
       const failed = holds.filter(one => !one).length;
+      const edge = box.getBoundingClientRect().right + 1;
+      for (const one of equations) {
+        one.classList.remove("gn-wide");
+        one.removeAttribute("tabindex");
+        if (one.getBoundingClientRect().right <= edge) continue;
+        one.classList.add("gn-wide"); // it scrolls, so the keyboard has to reach it
+        one.tabIndex = 0;
+      }
       said.textContent = `${shown} of ${lines.length} lines. On this example ${failed ? `${failed} fail` : "all hold"}.`;
     }
+    new ResizeObserver(draw).observe(box);
     draw();
   }
   /** Formulas are set while they are seen: a line that is hidden has no width. */
