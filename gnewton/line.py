@@ -13,7 +13,7 @@ from torch import Tensor
 from gnewton.average import Average, Memory
 from gnewton.derivatives.record import record_with_gradient
 from gnewton.derivatives.tape import Tape
-from gnewton.direction import Direction, check_direction, check_finite, lengths, slopes, value_and_gradient
+from gnewton.direction import Direction, check_direction, check_finite, lengths, on_host, slopes, value_and_gradient
 from gnewton.loss import batches, differentiable_mode
 from gnewton.partition import Partition
 from gnewton.summary import Summary, summarize, summarize_tape
@@ -62,7 +62,7 @@ class Objective:
         """The summary along u."""
         if self._tape is not None:
             # Checked when it was evaluated; the sweep reads the list alone.
-            summary = summarize_tape(self._tape, self.partition, check_direction(direction, self.partition), order)
+            summary = summarize_tape(self._tape, self.partition, direction, order)
             if summary is not None:
                 return summary
         # The first evaluation draws its own random numbers; every other one repeats them.
@@ -104,9 +104,11 @@ class Objective:
 class Line:
     """The objective along u: what a policy asks, and how it moves.
 
+    All answers are on the CPU, where a policy solves its S x S problem: the host waits for the device once for each.
+
     Args:
         objective: the loss, of the batch that judges the step.
-        direction: u, one tensor per parameter.
+        direction: u, one finite tensor per parameter.
         average: of the summaries of several steps, or None.
         memory: what the average remembers; ``line.memory`` is what it remembers afterwards.
     """
@@ -116,16 +118,21 @@ class Line:
     ) -> None:
         self.objective, self.partition, self.direction = objective, objective.partition, direction
         self.average, self.memory = average, memory
+        self._value: float | None = None
+        self._lengths: Tensor | None = None
 
     @property
     def value(self) -> float:
         """The loss at the start; known once a summary or a slope has been asked for."""
-        assert self.objective.value is not None
-        return float(self.objective.value)
+        assert self._value is not None
+        return self._value
 
     def summary(self, order: int = 3) -> Summary | None:
         """The summary at the start, averaged if there is an average; None during its warm-up."""
         summary = self.objective.summary(self.direction, order)
+        assert self.objective.value is not None
+        value, *tensors = on_host([self.objective.value, *summary.tensors()])
+        self._value, summary = float(value), summary.with_tensors(tensors)
         # What is not finite has no step, and would stay in an average for good.
         if self.average is None or not all(torch.isfinite(t).all() for t in summary.tensors()):
             return summary
@@ -135,14 +142,18 @@ class Line:
     def slope(self) -> Summary:
         """Value and g-bar at the start, for the price of one gradient at most."""
         value, gradients = self.objective.differentiate()
-        gradient = slopes(gradients, self.direction, self.partition)
+        own = slopes(gradients, self.direction, self.partition), lengths(self.direction, self.partition)
+        gradient, self._lengths, value = on_host([*own, value])
         if not torch.isfinite(gradient).all():
             check_finite(gradients, "gradient")
-        return Summary.from_tensors(gradient=gradient, value=float(value), names=self.partition.names)
+        self._value = float(value)
+        return Summary.from_tensors(gradient=gradient, value=self._value, names=self.partition.names)
 
     def lengths(self) -> Tensor:
-        """||u_s|| of each group, (S,)."""
-        return lengths(self.direction, self.partition)
+        """||u_s|| of each group, (S,); they come with the slope, where that has been asked for."""
+        if self._lengths is None:
+            (self._lengths,) = on_host([lengths(self.direction, self.partition)])
+        return self._lengths
 
     def loss_at(self, eta: Tensor) -> float:
         """Move to theta - U I eta, from the start, and return the loss there; an error in the step moves back."""
@@ -157,4 +168,4 @@ class Line:
 
     def along(self, direction: Direction) -> "Line":
         """The same objective along another direction, such as that of the last step."""
-        return Line(self.objective, direction)
+        return Line(self.objective, check_direction(direction, self.partition))
