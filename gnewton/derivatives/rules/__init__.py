@@ -3,11 +3,14 @@
 A rule stands with the functions that it serves in one file, named after the kind of mathematics:
 
     linear      sums, multiples, whatever has no curvature     softmax      softmax and its relatives
-    shapes      the same scalars, elsewhere                    norms        layer norm and its relatives
+    moves       along axes, as views                           norms        layer norm and its relatives
     indexing    a choice by index or mask                      bilinear     products: what all of them share
     reductions  many scalars made one                          matmul       matrix products
     pointwise   activations, powers, exponentials              convolution  convolutions
     losses      loss functions                                 pooling      pooling and resampling of images
+    division    quotients of tensors                           contraction  einsum, products with vectors
+    vector_norms  the p-norm along some axes
+    shapes      the same scalars, in other ways elsewhere
 
 A function that no rule serves gets ``generic``, which is right for all, and slower.
 
