@@ -13,9 +13,18 @@ from torch import Tensor
 from gnewton.average import Average, Memory
 from gnewton.derivatives.record import record_with_gradient
 from gnewton.derivatives.tape import Tape
-from gnewton.direction import Direction, check_direction, check_finite, lengths, slopes, value_and_gradient
+from gnewton.direction import (
+    Direction,
+    check_direction,
+    check_finite,
+    lengths,
+    plain_gradient,
+    slopes,
+    value_and_gradient,
+)
 from gnewton.loss import batches, differentiable_mode
 from gnewton.partition import Partition
+from gnewton.proposer import Proposal
 from gnewton.summary import Summary, summarize, summarize_tape
 from gnewton.undo import Parameters, RandomState
 
@@ -31,13 +40,16 @@ class Objective:
         closure: returns the loss; with data, ``closure(*batch)`` is the mean over a batch.
         data: the batches of a full-batch step, or None.
         engine: of the summaries, as in ``summarize``.
+        plain: take the gradient as any training loop does, without the checks of the closure.
 
     ``value`` is the loss at the start, once something has been asked; ``complaint`` says that it was another one when
     the closure was called again.
     """
 
-    def __init__(self, partition: Partition, closure: Closure, data: Data = None, engine: str = "auto") -> None:
-        self.partition, self.closure, self.data, self.engine = partition, closure, data, engine
+    def __init__(
+        self, partition: Partition, closure: Closure, data: Data = None, engine: str = "auto", plain: bool = False
+    ) -> None:
+        self.partition, self.closure, self.data, self.engine, self.plain = partition, closure, data, engine, plain
         self.value: Tensor | None = None
         self.complaint = ""
         self._gradients: Direction | None = None
@@ -47,7 +59,9 @@ class Objective:
 
     def differentiate(self, record: bool = False, restore_buffers: bool = True) -> tuple[Tensor, Direction]:
         """The loss () and its gradient, from one evaluation; ``record`` keeps what a summary needs, to spare it another one."""
-        if self.value is None or self._gradients is None:
+        if self.plain and self._gradients is None:
+            self.value, self._gradients = plain_gradient(self.closure, self.partition)
+        elif self.value is None or self._gradients is None:
             record = record and self.data is None and self.engine in ("auto", "tape")
             with differentiable_mode(self.partition, restore_buffers=restore_buffers, higher=record):
                 if record:
@@ -106,22 +120,33 @@ class Line:
 
     Args:
         objective: the loss, of the batch that judges the step.
-        direction: u, one tensor per parameter.
+        proposal: of u; it is made when ``direction`` is first asked for.
         average: of the summaries of several steps, or None.
         memory: what the average remembers; ``line.memory`` is what it remembers afterwards.
     """
 
     def __init__(
-        self, objective: Objective, direction: Direction, average: Average | None = None, memory: Memory | None = None
+        self, objective: Objective, proposal: Proposal, average: Average | None = None, memory: Memory | None = None
     ) -> None:
-        self.objective, self.partition, self.direction = objective, objective.partition, direction
+        self.objective, self.partition, self.proposal = objective, objective.partition, proposal
         self.average, self.memory = average, memory
+
+    @property
+    def direction(self) -> Direction:
+        """u, one tensor per parameter."""
+        return self.proposal.direction
 
     @property
     def value(self) -> float:
         """The loss at the start; known once a summary or a slope has been asked for."""
         assert self.objective.value is not None
         return float(self.objective.value)
+
+    @property
+    def precision(self) -> float:
+        """The relative rounding of the loss."""
+        assert self.objective.value is not None
+        return torch.finfo(self.objective.value.dtype).eps
 
     def summary(self, order: int = 3) -> Summary | None:
         """The summary at the start, averaged if there is an average; None during its warm-up."""
@@ -155,6 +180,18 @@ class Line:
         for name, change in self.partition.scale(self.direction, eta).items():
             self.partition.parameters[name].sub_(change)
 
+    def take(self, rate: float) -> None:
+        """Move by -rate u. Where nothing else asks for u, the proposer takes this step itself, at its own price."""
+        if not self.proposal.take(rate):
+            self.move(torch.full((len(self.partition),), rate, dtype=torch.float64))
+
+    @torch.no_grad()
+    def shrink(self, factor: float) -> None:
+        """Multiply every parameter that may move: decoupled weight decay."""
+        self.objective.start  # noqa: B018  where an error puts the parameters back to
+        for p in self.partition.parameters.values():
+            p.mul_(factor)
+
     def along(self, direction: Direction) -> "Line":
         """The same objective along another direction, such as that of the last step."""
-        return Line(self.objective, direction)
+        return Line(self.objective, Proposal(direction))

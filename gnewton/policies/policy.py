@@ -20,6 +20,9 @@ class Policy(Protocol):
     schedulers and ``AsRate`` drive them. ``state`` holds what a resumed run needs: plain tensors and numbers, {} before
     the first step. Its "eta" (S,), on the CPU, is shown as ``optimizer.learning_rates``; everything else moves to the
     parameters' device when a state is loaded.
+
+    A policy may have ``is_plain(settings, state)``: whether the next step asks for nothing but the gradient. It is then taken
+    as any training loop does, without the checks of the closure, which other steps have made.
     """
 
     @property
@@ -31,8 +34,16 @@ class Policy(Protocol):
     def step(self, line: Line, settings: Settings, state: State) -> tuple[Outcome | None, State]:
         """Move along the line; return what became of it and the new state, and leave the old state as it was.
 
+        The proposer is asked for u when ``line.direction`` is first read. ``line.take`` does not read it where the proposer can
+        take its step by itself; without either the proposer does not learn of this step's gradient.
+
         The outcome is None for a step without anything new to record. An error undoes the whole step.
         """
+
+
+def is_plain(policy: Policy, settings: Settings, state: State) -> bool:
+    """Whether the policy says that its next step asks for the gradient alone."""
+    return hasattr(policy, "is_plain") and bool(policy.is_plain(settings, state))
 
 
 def model_of(summary: Any, settings: Settings, cubic: float) -> CubicModel:
