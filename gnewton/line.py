@@ -5,7 +5,7 @@ Every number that a policy may ask for is computed here, and nowhere else: sever
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from gnewton.direction import (
     value_and_gradient,
 )
 from gnewton.loss import batches, differentiable_mode
-from gnewton.partition import Partition
+from gnewton.partition import Partition, accumulator_dtype
 from gnewton.proposer import Proposal
 from gnewton.summary import Summary, summarize, summarize_tape
 from gnewton.undo import Parameters, RandomState
@@ -95,6 +95,15 @@ class Objective:
             values = [(float(self.closure(*batch).detach()), n) for batch, n in batches(self.data, None)]
         return sum(value * n for value, n in values) / sum(n for _, n in values)
 
+    def value_at(self, values: Direction) -> float:
+        """The loss at other values of the parameters; these stay where they are."""
+        start = self.start
+        try:
+            start.place(values)
+            return self.value_here()
+        finally:
+            start.restore()
+
     @property
     def start(self) -> Parameters:
         """The parameters as they were when this was first asked for, before anything moved."""
@@ -113,6 +122,18 @@ class Objective:
                 f"expected the same loss when the closure is called again, got {first:.4g} and then {second:.4g}; "
                 "draw the mini-batch outside the closure"
             )
+
+
+class LastStep(NamedTuple):
+    """A step as a later batch sees it: the loss before and after it, by how much it falls at the end, and its relative rounding.
+
+    ``slope`` is the gradient after the step times the step: where it is positive, a longer step would have gone lower.
+    """
+
+    before: float
+    after: float
+    slope: float
+    rounding: float
 
 
 class Line:
@@ -141,12 +162,6 @@ class Line:
         """The loss at the start; known once a summary or a slope has been asked for."""
         assert self.objective.value is not None
         return float(self.objective.value)
-
-    @property
-    def precision(self) -> float:
-        """The relative rounding of the loss."""
-        assert self.objective.value is not None
-        return torch.finfo(self.objective.value.dtype).eps
 
     def summary(self, order: int = 3) -> Summary | None:
         """The summary at the start, averaged if there is an average; None during its warm-up."""
@@ -189,8 +204,25 @@ class Line:
     def shrink(self, factor: float) -> None:
         """Multiply every parameter that may move: decoupled weight decay."""
         self.objective.start  # noqa: B018  where an error puts the parameters back to
-        for p in self.partition.parameters.values():
-            p.mul_(factor)
+        torch._foreach_mul_(list(self.partition.parameters.values()), factor)
+
+    def look_back(self, previous: Direction) -> LastStep:
+        """The last step, from ``previous`` to where the parameters are, as the loss of now sees it: for one more evaluation."""
+        value, gradients = self.objective.differentiate()
+        dtype = accumulator_dtype(self.partition.device)
+        slopes = [
+            torch.dot(g.flatten().to(dtype), (previous[name] - self.partition.parameters[name]).flatten().to(dtype))
+            for name, g in gradients.items()
+        ]
+        slope = float(sum(slopes[1:], slopes[0]).detach())
+        rounding = torch.finfo(value.dtype).eps
+        return LastStep(self.objective.value_at(previous), float(value), slope, rounding)
+
+    @torch.no_grad()
+    def shorten(self, previous: Direction, factor: float) -> None:
+        """Put ``factor`` times the last step, which began at ``previous``, in the place of it."""
+        for name, p in self.partition.parameters.items():
+            p.copy_(previous[name].lerp(p, factor))
 
     def along(self, direction: Direction) -> "Line":
         """The same objective along another direction, such as that of the last step."""

@@ -151,7 +151,7 @@ class GroupedNewton(torch.optim.Optimizer):
         check_settings(settings)
         closure = check_data(closure, curvature, data)
         with undone_on_error(Buffers(self.partition.module), RandomState(self.partition)):
-            plain = curvature is data is None and is_plain(self._policy, settings, memory["policy"])
+            plain = curvature is None and data is None and is_plain(self._policy, settings, memory["policy"])
             objective = Objective(self.partition, closure, data, self.engine, plain)
             # The first step calls the closure twice, to see whether it is the same function.
             record = curvature is None and memory["step"] > 0 and self._policy.needs_summary(settings, memory["policy"])

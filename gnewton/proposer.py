@@ -101,17 +101,22 @@ class Proposer:
         """Whether k times the learning rate is k times the step: then the optimizer can take a scaled step by itself."""
         return type(self.optimizer) in _LINEAR
 
+    @torch.no_grad()
     def take(self, gradients: Mapping[str, Tensor], rate: float) -> None:
         """Let the optimizer take ``rate`` times its step, at its own price; the gradients are used up."""
-        _check_held(self.optimizer, self._partition)
         groups = self.optimizer.param_groups
-        held, rates = [p for group in groups for p in group["params"]], [group["lr"] for group in groups]
+        given = {id(p): gradients[name] for name, p in self._partition.parameters.items() if p.requires_grad}
+        saved = [(p, p.grad) for group in groups for p in group["params"]]
+        rates = [group["lr"] for group in groups]
         try:
-            with _gradients_set(held, self._partition, gradients, copies=False), torch.no_grad():
-                for group in groups:
-                    group["lr"] = rate * group["lr"]
-                self.optimizer.step()
+            for p, _ in saved:
+                p.grad = given.get(id(p))
+            for group in groups:
+                group["lr"] = rate * group["lr"]
+            self.optimizer.step()
         finally:
+            for p, gradient in saved:
+                p.grad = gradient
             for group, lr in zip(groups, rates, strict=True):
                 group["lr"] = lr
 
@@ -200,9 +205,7 @@ def _check_held(optimizer: torch.optim.Optimizer, partition: Partition) -> None:
 
 
 @contextmanager
-def _gradients_set(
-    held: list[Tensor], partition: Partition, gradients: Mapping[str, Tensor], copies: bool = True
-) -> Iterator[None]:
+def _gradients_set(held: list[Tensor], partition: Partition, gradients: Mapping[str, Tensor]) -> Iterator[None]:
     """``.grad`` of the partition's trainable parameters is theirs, of every other one None; restored after."""
     saved = [p.grad for p in held]
     given = {id(p): gradients[name] for name, p in partition.parameters.items() if p.requires_grad}
@@ -210,8 +213,7 @@ def _gradients_set(
         for p in held:
             p.grad = None
             if id(p) in given:
-                # maximize= and in-place decay write into it.
-                p.grad = given[id(p)].clone() if copies else given[id(p)]
+                p.grad = given[id(p)].clone()  # maximize= and in-place decay write into it
         yield
     finally:
         for p, g in zip(held, saved, strict=True):

@@ -25,6 +25,7 @@ from gnewton.line import Line
 from gnewton.policies.outcome import Outcome
 from gnewton.policies.policy import Settings, State
 from gnewton.policies.ratio_test import backtracking_line_search, uniform_step
+from gnewton.undo import Parameters
 
 SHORTEST, LONGEST = 0.5, 1.0
 _FINDING, _GUARDING = (0.05, 10.0), (0.9, 1.1)
@@ -47,8 +48,11 @@ class Calibrated:
     that another unit of the loss or of the parameters changes nothing (where the proposer's own eps has no part in it).
     A step that was far too long is shortened on the next batch, in place of a new step.
 
-    State: eta (S,); step, how many were taken; sums, A and C; found, the rate after ``steps`` steps or None; taken, the last
-    step along direction, the last u, or None where the next step does not look at it. Raises ValueError for numbers out of range.
+    State: eta (S,); step, how many were taken; sums, A and C; found, the rate after ``steps`` steps or None; taken, the length of
+    the last step, and previous, the parameters before it, or None where the next step does not look back.
+
+    Raises ValueError for numbers out of range.
+
 
     >>> import torch, gnewton as gn
     >>> model = gn.models.Quadratic([1.0, 4.0], dtype=torch.float64)
@@ -75,21 +79,20 @@ class Calibrated:
         return state.get("eta") is None
 
     def is_plain(self, settings: Settings, state: State) -> bool:
-        return state.get("eta") is not None and state["direction"] is None
+        return not self.needs_summary(settings, state)
 
     def step(self, line: Line, settings: Settings, state: State) -> tuple[Outcome | None, State]:
         if state.get("eta") is None:
             return self._start(line, settings)
-        look = None if state["direction"] is None else look_back(line, state["direction"], state["taken"])
+        look = look_back(line, state["previous"], state["taken"])
         if look is None:
             return None, self._advance(line, settings, state)
         state, ratio, factor = self._judge(look, state)
-        outcome = _outcome(line, look, settings, state, ratio)
+        outcome = _outcome(look, settings, state, ratio)
         if state["step"] <= self.steps and factor < 0.5:
-            # The gradient here says little of where the run will be: u is not even asked for.
-            taken = float(settings["lr"]) * _rate(state)
-            line.along(state["direction"]).take(taken - state["taken"])
-            return outcome, state | {"taken": taken, "step": state["step"] + 1}
+            # The gradient here says little of where the run will be: the proposer does not learn of it.
+            line.shorten(state["previous"], factor)
+            return outcome, state | {"previous": None, "step": state["step"] + 1}
         return outcome, self._advance(line, settings, state)
 
     def _start(self, line: Line, settings: Settings) -> tuple[Outcome | None, State]:
@@ -122,17 +125,16 @@ class Calibrated:
     def _advance(self, line: Line, settings: Settings, state: State) -> State:
         """Take the step; what the next one needs of it."""
         lr, step = float(settings["lr"]), state["step"] + 1
-        looks = step <= self.steps or step % self.period == 0
-        # Asked for before anything moves: a proposer may read the parameters.
-        direction, taken = line.direction if looks else None, lr * _rate(state)
+        taken, looks = lr * _rate(state), step <= self.steps or step % self.period == 0
         if settings["weight_decay"]:
             line.shrink(1 - lr * settings["weight_decay"])
+        previous = Parameters(line.partition).values if looks else None
         line.take(taken)
-        return state | {"step": step, "direction": direction, "taken": taken}
+        return state | {"step": step, "previous": previous, "taken": taken}
 
 
 class Look(NamedTuple):
-    """a and c of the parabola, and the loss before and after the step."""
+    """a and c of the parabola, per unit of u, and the loss before and after the step."""
 
     slope: float
     curvature: float
@@ -140,25 +142,22 @@ class Look(NamedTuple):
     after: float
 
 
-def look_back(line: Line, direction: Mapping[str, Tensor], taken: float) -> Look | None:
-    """The parabola of this batch along the last step; None where no step was taken, or where rounding hides the curvature.
+def look_back(line: Line, previous: dict[str, Tensor] | None, taken: float) -> Look | None:
+    """The parabola of this batch along the last step; None where there is none, or where rounding hides the curvature.
 
     Args:
         line: at the end of the last step, on another batch.
-        direction: u of the last step.
+        previous: the parameters before it, or None.
         taken: its length, in units of u.
     """
-    if not taken:
+    if previous is None or not taken:
         return None
-    last = line.along(dict(direction))
-    after_slope = float(last.slope().gradient.sum())
-    after = line.value
-    before = last.loss_at(torch.full((len(line.partition),), -taken, dtype=torch.float64))
-    line.objective.restore()
-    bend = before - after - after_slope * taken
-    if not abs(bend) > 4 * line.precision * (abs(before) + abs(after)):
+    last = line.look_back(previous)
+    bend = last.before - last.after - last.slope
+    if not abs(bend) > 4 * last.rounding * (abs(last.before) + abs(last.after)):
         return None
-    return Look(*parabola(before, after, after_slope, taken), before, after)
+    slope, curvature = parabola(last.before, last.after, last.slope, 1.0)
+    return Look(slope / taken, curvature / taken**2, last.before, last.after)
 
 
 def parabola(before: float, after: float, slope: float, step: float) -> tuple[float, float]:
@@ -196,7 +195,7 @@ def _rate(state: State) -> float:
     return float(state["eta"][0])
 
 
-def _outcome(line: Line, look: Look, settings: Settings, state: State, ratio: float) -> Outcome:
+def _outcome(look: Look, settings: Settings, state: State, ratio: float) -> Outcome:
     return Outcome(
         value=look.after,
         gradient=torch.tensor([look.slope], dtype=torch.float64),
@@ -205,7 +204,7 @@ def _outcome(line: Line, look: Look, settings: Settings, state: State, ratio: fl
         learning_rates=state["eta"],
         lr=float(settings["lr"]),
         status="CONVERGED",
-        predicted_decrease=look.slope * state["taken"] - look.curvature * state["taken"] ** 2 / 2,
+        predicted_decrease=math.nan,
         actual_decrease=look.before - look.after,
         cubic=0.0,
         newton_ratio=ratio,

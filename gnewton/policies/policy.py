@@ -21,8 +21,8 @@ class Policy(Protocol):
     the first step. Its "eta" (S,), on the CPU, is shown as ``optimizer.learning_rates``; everything else moves to the
     parameters' device when a state is loaded.
 
-    A policy may have ``is_plain(settings, state)``: whether the next step asks for nothing but the gradient. It is then taken
-    as any training loop does, without the checks of the closure, which other steps have made.
+    A policy may have ``is_plain(settings, state)``: whether the next step asks for no summary. Its gradient is then taken as any
+    training loop does, without the checks of the closure, which the steps with a summary make.
     """
 
     @property
@@ -42,7 +42,7 @@ class Policy(Protocol):
 
 
 def is_plain(policy: Policy, settings: Settings, state: State) -> bool:
-    """Whether the policy says that its next step asks for the gradient alone."""
+    """Whether the policy says that its next step asks for no summary, so that no closure needs to be checked."""
     return hasattr(policy, "is_plain") and bool(policy.is_plain(settings, state))
 
 
