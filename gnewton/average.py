@@ -74,7 +74,7 @@ class Windows:
             counts |= {"closed": self.period, "current": 0}
         total = current if closed is None else closed if current is None else closed + current
         assert total is not None  # one of them holds the new summary
-        memory = {"closed": _packed(closed), "current": _packed(current), "counts": counts}
+        memory = {"closed": _state_of(closed), "current": _state_of(current), "counts": counts}
         mean = total * (1 / (counts["closed"] + counts["current"]))
         return mean if counts["seen"] > self.warmup else None, memory
 
@@ -86,7 +86,7 @@ def _read(memory: Memory | None, name: str) -> Summary | None:
     return Summary.from_state_dict(memory[name]) if memory and memory[name] is not None else None
 
 
-def _packed(summary: Summary | None) -> dict[str, Any] | None:
+def _state_of(summary: Summary | None) -> dict[str, Any] | None:
     return None if summary is None else summary.state_dict()
 
 

@@ -98,11 +98,11 @@ class Dataset:
         torch.float64
         """
 
-        def moved(t: Tensor) -> Tensor:
+        def convert(t: Tensor) -> Tensor:
             return t.to(device=device, dtype=dtype if t.is_floating_point() else None)
 
-        x, y = moved(self.train_x), moved(self.train_y)
-        return Dataset(x, y, moved(self.test_x), moved(self.test_y), self.name, self.source)
+        x, y = convert(self.train_x), convert(self.train_y)
+        return Dataset(x, y, convert(self.test_x), convert(self.test_y), self.name, self.source)
 
 
 class Batches:

@@ -4,12 +4,11 @@ torch computes layer norm, batch norm, instance norm and weight norm by fused ke
 are right, but the derivative of the double backward treats the saved mean and variance as constants: the third order comes
 out wrong without any error (weight norm already at the second). Written out, each step is an operation that autograd
 differentiates to any order. `tests/test_elementary.py` shows both facts. Attention is written out too, as its parts are
-cheap to differentiate and the whole is not; recurrent layers leave the vendor kernels that have no second derivative.
+cheap to differentiate and the whole is not; recurrent layers are written out in `recurrent.py`.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial, wraps
 from types import FunctionType
 from typing import Any
@@ -18,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
+
+from gnewton import recurrent
+from gnewton.contraction import contract
 
 
 class Elementary(TorchFunctionMode):
@@ -73,10 +75,10 @@ def _body(function: Any) -> Callable[..., Any] | None:
     return _without_question(function)
 
 
-def opened(function: Callable[..., Any]) -> Callable[..., Any]:
+def open_up(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function without its question for modes, which then see its parts alone.
 
-    >>> opened(F.relu)(torch.tensor([-1.0, 2.0]))
+    >>> open_up(F.relu)(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
     """
     return _without_question(function)
@@ -92,10 +94,10 @@ def _without_question(function: Any) -> Callable[..., Any]:
 
 def dropout(input: Tensor, p: float, train: bool) -> Tensor:
     """``torch.dropout``: a product with a mask, which is what dropout makes of ones."""
-    return _masked(torch.dropout, input, p, train)
+    return _drop_by_mask(torch.dropout, input, p, train)
 
 
-def _masked(drop: Callable[..., Tensor], input: Tensor, p: float, train: bool) -> Tensor:
+def _drop_by_mask(drop: Callable[..., Tensor], input: Tensor, p: float, train: bool) -> Tensor:
     if not train or p == 0:
         return drop(input, p, train)
     mask = drop(torch.ones_like(input, requires_grad=False), p, train)
@@ -114,7 +116,7 @@ def layer_norm(
     shape = _shape(normalized_shape)
     if not shape or input.shape[-len(shape) :] != shape or not _fit(input, shape, weight, bias):
         return torch.layer_norm(input, normalized_shape, weight, bias, eps)
-    return _normed(input, tuple(range(-len(shape), 0)), eps, weight, bias, _autocast_widens(input))
+    return _normalize(input, tuple(range(-len(shape), 0)), eps, weight, bias, _autocast_widens(input))
 
 
 def rms_norm(
@@ -164,7 +166,7 @@ def _batch_norm(
         return torch.batch_norm(input, weight, bias, *statistics, training, momentum, eps, cudnn_enabled)
     axes = (0, *range(2, input.dim()))
     _update(running_mean, running_var, input, axes, momentum)
-    return _normed(input, axes, eps, _channels(weight, input), _channels(bias, input))
+    return _normalize(input, axes, eps, _channels(weight, input), _channels(bias, input))
 
 
 def instance_norm(
@@ -200,20 +202,20 @@ def _instance_norm(
         return torch.instance_norm(input, weight, bias, *statistics, use_input_stats, momentum, eps, cudnn_enabled)
     axes = tuple(range(2, input.dim()))
     _update(running_mean, running_var, input, axes, momentum)
-    return _normed(input, axes, eps, _channels(weight, input), _channels(bias, input))
+    return _normalize(input, axes, eps, _channels(weight, input), _channels(bias, input))
 
 
 def one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, as one operation to a torch function mode, which then does not see the steps inside."""
 
     @wraps(function)
-    def shown(*args: Any, **kwargs: Any) -> Any:
+    def as_one(*args: Any, **kwargs: Any) -> Any:
         if has_torch_function_unary(args[0]):
-            return handle_torch_function(shown, args[:1], *args, **kwargs)
+            return handle_torch_function(as_one, args[:1], *args, **kwargs)
         return function(*args, **kwargs)
 
-    shown.one_operation = True  # type: ignore[attr-defined]
-    return shown
+    as_one.one_operation = True  # type: ignore[attr-defined]
+    return as_one
 
 
 def group_norm(
@@ -229,7 +231,7 @@ def group_norm(
     if not dims or (weight is None and bias is not None) or not _fit(input, input.shape[1:2], weight, bias):
         return torch.group_norm(input, num_groups, weight, bias, eps)
     widened = _autocast_widens(input)
-    grouped = standardized(_wide(input, widened).reshape(len(input), num_groups, -1), (2,), eps).reshape(input.shape)
+    grouped = standardize(_wide(input, widened).reshape(len(input), num_groups, -1), (2,), eps).reshape(input.shape)
     scaled = _affine(grouped, _channels(weight, input), _channels(bias, input))
     return scaled if widened else scaled.to(input.dtype)
 
@@ -256,10 +258,10 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 @one_operation
-def standardized(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+def standardize(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) over the axes: what the norm layers share, one operation to a recorder.
 
-    >>> standardized(torch.tensor([1.0, 3.0]), (0,), 0.0)
+    >>> standardize(torch.tensor([1.0, 3.0]), (0,), 0.0)
     tensor([-1.,  1.])
     """
     centred = x - x.mean(axes, keepdim=True)
@@ -276,14 +278,44 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``F.scaled_dot_product_attention``: softmax(scale q k^T) v; with a mask or shared heads, torch's own."""
-    if attn_mask is not None or is_causal or enable_gqa:
+    """``F.scaled_dot_product_attention``: softmax(scale q k^T + mask) v; heads that share keys are stacked above each other."""
+    if not _attends(query, key, value, attn_mask, is_causal, enable_gqa):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.mT
-    weights = scores.softmax(-1)
-    return (torch.dropout(weights, dropout_p, train=True) if dropout_p else weights) @ value
+    heads, shared = query.shape[:-1], (*query.shape[:-3], *key.shape[-3:-2], -1)
+    folds = enable_gqa and query.shape[-3] != key.shape[-3]
+    scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (scaled.reshape(*shared, query.shape[-1]) if folds else scaled) @ key.mT
+    scores = scores.reshape(*heads, key.shape[-2]) if folds else scores
+    mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril() if is_causal else attn_mask
+    # What is added to a masked score does not matter to its tangents, and a sum hands them on as they are.
+    weights = scores.softmax(-1) if mask is None else torch._safe_softmax(scores + _bias(mask, scores), -1)
+    weights = torch.dropout(weights, dropout_p, train=True) if dropout_p else weights
+    if not folds:
+        return weights @ value
+    return (weights.reshape(*shared, key.shape[-2]) @ value).reshape(*heads, value.shape[-1])
+
+
+def _bias(mask: Tensor, scores: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask.logical_not(), -float("inf"))
+
+
+def _attends(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, grouped: bool) -> bool:
+    """Whether torch takes the arguments, as far as it can be seen from shapes; what it refuses goes to it."""
+    if min(query.dim(), key.dim(), value.dim()) < 2 or (causal and mask is not None):
+        return False
+    heads = [t.shape[-3] if t.dim() > 2 else 1 for t in (query, key, value)]
+    if grouped and (query.dim() < 3 or not heads[1] or heads[0] % heads[1] or heads[1] != heads[2]):
+        return False
+    if mask is None:
+        return True
+    scores = (*query.shape[:-1], key.shape[-2])
+    pairs = zip(reversed(mask.shape), reversed(scores), strict=False)
+    fits = 2 <= mask.dim() <= len(scores) and all(m in (1, n) for m, n in pairs)
+    return fits and mask.dtype in (torch.bool, query.dtype)
 
 
 def cross_entropy(
@@ -303,7 +335,7 @@ def cross_entropy(
     return F.nll_loss(F.log_softmax(input, 0 if input.dim() == 1 else 1), target, *options)
 
 
-def _reduced_last(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _reduce_last(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A loss that acts entry by entry, and the mean or sum as an operation of its own."""
     # With weights these divide by the sum of the weights or not at all: torch's own lines say it, in elementary steps.
     weighs = loss in (F.mse_loss, F.l1_loss, F.huber_loss)
@@ -326,21 +358,6 @@ def _forgotten(function: Any) -> dict[str, Any]:
     while frame is not None and frame.f_code is not function.__code__:
         frame = frame.f_back  # type: ignore[assignment]
     return {name: frame.f_locals[name] for name in _FORGOTTEN[function]} if frame else {}
-
-
-def lstm_cell(
-    input: Tensor,
-    hx: Sequence[Tensor],
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``torch.lstm_cell``: the next hidden state and cell."""
-    gates = F.linear(input, w_ih, b_ih) + F.linear(hx[0], w_hh, b_hh)
-    enter, forget, candidate, leave = gates.chunk(4, -1)
-    cell = forget.sigmoid() * hx[1] + enter.sigmoid() * candidate.tanh()
-    return leave.sigmoid() * cell.tanh(), cell
 
 
 def embedding(
@@ -413,18 +430,76 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """``F.embedding_bag`` of equally long bags (B, n): rows of the weight, summed, averaged or their greatest entries."""
-    plain = offsets is None and input.dim() == 2 and input.shape[1] > 0 and weight.dim() == 2
-    scaled = per_sample_weights is not None
-    if not plain or max_norm is not None or scale_grad_by_freq or padding_idx is not None or (scaled and mode != "sum"):
+    """``F.embedding_bag``: rows of the weight, summed, averaged or their greatest entries; bags filled up to equal length."""
+    places = None if weight.dim() != 2 or scale_grad_by_freq else _bags(input, offsets, include_last_offset)
+    scaled = per_sample_weights is not None and (mode != "sum" or per_sample_weights.shape != input.shape)
+    if (
+        places is None
+        or max_norm is not None
+        or scaled
+        or mode not in ("sum", "mean", "max")
+        or (sparse and mode == "max")
+    ):
         more = (scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, padding_idx)
         return F.embedding_bag(input, weight, offsets, max_norm, norm_type, *more)
-    rows = F.embedding(input, weight)
+    where, inside = places
+    words = input.flatten()[where]
+    if padding_idx is not None:
+        inside = inside & (words != padding_idx % len(weight))
+    rows, keep = F.embedding(words, weight), inside[..., None]
     if per_sample_weights is not None:
-        rows = rows * per_sample_weights[..., None]
+        rows = rows * per_sample_weights.flatten()[where][..., None]
     if mode == "max":
-        return rows.max(1).values
-    return rows.sum(1) if mode == "sum" else rows.mean(1)
+        return _greatest(rows, keep)
+    sums = rows.masked_fill(keep.logical_not(), 0).sum(1)
+    return sums if mode == "sum" else sums / inside.sum(1, keepdim=True).clamp(min=1).to(sums.dtype)
+
+
+def _bags(input: Tensor, offsets: Tensor | None, include_last_offset: bool) -> tuple[Tensor, Tensor] | None:
+    """Where the entries of each bag stand (bags, longest), and which of these places are its own; None for torch's error."""
+    if input.dtype not in (torch.int32, torch.int64) or not input.numel():
+        return None
+    if input.dim() == 2 and offsets is None:
+        where = torch.arange(input.numel(), device=input.device).reshape(input.shape)
+        return where, torch.ones_like(where, dtype=torch.bool)
+    if input.dim() != 1 or offsets is None or offsets.dim() != 1 or not offsets.numel() or offsets[0] != 0:
+        return None
+    ends = offsets[1:] if include_last_offset else torch.cat([offsets[1:], offsets.new_tensor([len(input)])])
+    starts = offsets[: len(ends)]
+    lengths = ends - starts
+    # Kernels disagree on what lies behind a last offset that is not the end.
+    if not len(ends) or (lengths < 0).any() or ends[-1] != len(input):
+        return None
+    steps = torch.arange(max(1, int(lengths.max())), device=input.device)
+    return (starts[:, None] + steps).clamp(max=len(input) - 1), steps < lengths[:, None]
+
+
+def _greatest(rows: Tensor, keep: Tensor) -> Tensor:
+    """The greatest entries of each bag; zeros where it is empty."""
+    least = rows.masked_fill(keep.logical_not(), -float("inf")).max(1).values
+    return least.masked_fill(keep.any(1).logical_not(), 0)
+
+
+def linalg_norm(
+    A: Tensor,
+    ord: float | str | None = None,
+    dim: int | Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``torch.linalg.norm`` where it is a norm of vectors."""
+    axes = [dim] if isinstance(dim, int) else None if dim is None else list(dim)
+    single = A.dim() == 1 if axes is None else len(axes) == 1
+    frobenius = ord is None or (ord == "fro" and (A.dim() == 2 if axes is None else len(axes) == 2))
+    few = axes is None or len(axes) <= min(2, A.dim())
+    if out is not None or not few or not (frobenius or (single and not isinstance(ord, str))):
+        own: Tensor = torch.linalg.norm(A, ord, dim, keepdim, out=out, dtype=dtype)
+        return own
+    order: Any = 2 if frobenius else ord
+    norm: Tensor = torch.linalg.vector_norm(A, order, axes, keepdim, dtype=dtype)
+    return norm
 
 
 def _with_indices(pool: Callable[..., Tensor], both: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
@@ -432,32 +507,10 @@ def _with_indices(pool: Callable[..., Tensor], both: Callable[..., tuple[Tensor,
 
     @wraps(pool)
     def run(*args: Any, return_indices: bool = False, **kwargs: Any) -> Any:
-        found = both(*args, **kwargs)
-        return found if return_indices else found[0]
+        both_outputs = both(*args, **kwargs)
+        return both_outputs if return_indices else both_outputs[0]
 
     return run
-
-
-def _recurrent(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    # The kernels of cuDNN and oneDNN lack second derivatives or forward mode; torch's own have both.
-    @one_operation
-    @wraps(kernel)
-    def run(*args: Any) -> Any:
-        with torch.backends.cudnn.flags(enabled=False), _without_onednn():
-            return kernel(*args)
-
-    return run
-
-
-@contextmanager
-def _without_onednn() -> Iterator[None]:
-    # Not torch.backends.mkldnn.flags: it sets TF32 too, which warns where there is no Intel GPU.
-    enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
 
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -491,7 +544,7 @@ def _wide(input: Tensor, widened: bool = False) -> Tensor:
     return input.float() if input.dtype in _HALF or widened else input
 
 
-def _normed(
+def _normalize(
     input: Tensor,
     axes: tuple[int, ...],
     eps: float,
@@ -499,7 +552,7 @@ def _normed(
     bias: Tensor | None,
     widened: bool = False,
 ) -> Tensor:
-    scaled = _affine(standardized(_wide(input, widened), axes, eps), weight, bias)
+    scaled = _affine(standardize(_wide(input, widened), axes, eps), weight, bias)
     return scaled if widened else scaled.to(input.dtype)
 
 
@@ -536,7 +589,6 @@ _POOLS: list[Any] = [
     (F.max_pool2d, F.max_pool2d_with_indices),
     (F.max_pool3d, F.max_pool3d_with_indices),
 ]
-_RECURRENT: list[Any] = [torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu]
 WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     F.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
@@ -555,14 +607,15 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     F.embedding_bag: embedding_bag,
     F.hardsigmoid: hardsigmoid,
     torch.cdist: cdist,
+    torch.einsum: contract,
+    torch.linalg.norm: linalg_norm,
     torch.embedding: _embedding,
     torch.prelu: prelu,
-    torch.lstm_cell: lstm_cell,
+    **recurrent.WRITTEN_OUT,
     torch.dropout: dropout,
-    **{drop: partial(_masked, drop) for drop in (torch.dropout_, torch.feature_dropout, torch.feature_dropout_)},
-    **{loss: _reduced_last(loss) for loss in _ENTRY_BY_ENTRY},
+    **{drop: partial(_drop_by_mask, drop) for drop in (torch.dropout_, torch.feature_dropout, torch.feature_dropout_)},
+    **{loss: _reduce_last(loss) for loss in _ENTRY_BY_ENTRY},
     **{pool: _with_indices(pool, both) for pool, both in _POOLS},
-    **{kernel: _recurrent(kernel) for kernel in _RECURRENT},
 }
 # Exported programs call the same functions by the names of torch's operator library.
 _LIBRARY = ("layer_norm", "rms_norm", "batch_norm", "instance_norm", "group_norm", "_weight_norm", "embedding")

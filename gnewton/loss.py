@@ -16,9 +16,9 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gnewton.caller import warn
-from gnewton.elementary import Elementary, opened
+from gnewton.elementary import Elementary, open_up
 from gnewton.partition import Partition
-from gnewton.ranks import check_alone
+from gnewton.ranks import check_batch_norm
 from gnewton.undo import Buffers, RandomState, version
 
 Loss = Callable[..., Tensor]
@@ -48,7 +48,7 @@ def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Ten
     with torch._C.DisableTorchFunction():
         _check_surroundings(partition)
         before, newest, written = RandomState(partition), _newest_node(), _Written(partition)
-    value = _called(loss, batch)
+    value = _call(loss, batch)
     with torch._C.DisableTorchFunction():
         written.check()
         return _check_result(value, loss, partition, batch, before, newest)
@@ -71,7 +71,7 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
         # Opened: as one function to a mode, it would run what it recomputes (checkpoints) outside the mode. The backward
         # of a custom function may write into .grad.
         with _grads_kept(leaves):
-            return list(opened(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
+            return list(open_up(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
     except RuntimeError as error:
         if "backward through the graph a second time" in str(error):
             raise ValueError(
@@ -141,12 +141,13 @@ def differentiable_mode(partition: Partition, restore_buffers: bool = True, high
     scripted ones without their optimizer.
     Without ``higher`` the first order is enough, which torch's own kernels get right, and faster.
     """
-    if not isinstance(partition, Partition):
-        raise TypeError(f"expected a Partition, got {type(partition).__name__}; write Partition.by_tensor(model)")
-    check_alone(partition.alone)
+    check_partition(partition)
+    partition.ranks.check_said()
+    check_batch_norm(partition.module)
     buffers = Buffers(partition.module if restore_buffers else None)
     try:
         with (
+            partition.ranks.silence_wrapper(),
             torch.inference_mode(False),
             torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH) if higher else nullcontext(),
@@ -157,6 +158,12 @@ def differentiable_mode(partition: Partition, restore_buffers: bool = True, high
             yield
     finally:
         buffers.restore()
+
+
+def check_partition(partition: Any) -> None:
+    """Raises TypeError for what is no partition."""
+    if not isinstance(partition, Partition):
+        raise TypeError(f"expected a Partition, got {type(partition).__name__}; write Partition.by_tensor(model)")
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
@@ -212,6 +219,24 @@ def _samples(arguments: Sequence[Any]) -> int:
     return len(first)
 
 
+class Tally:
+    """A weight of batches that remembers its sum: how many samples one pass over the data had.
+
+    >>> tally = Tally()
+    >>> [n for _, n in batches([torch.zeros(3, 2), torch.zeros(1, 2)], tally)], tally.total
+    ([3.0, 1.0], 4.0)
+    """
+
+    def __init__(self, weight: Weight | None = None, total: float = 0.0) -> None:
+        self._weight = weight
+        self.total = total
+
+    def __call__(self, *arguments: Any) -> float:
+        size = float(_samples(arguments) if self._weight is None else self._weight(*arguments))
+        self.total += size
+        return size
+
+
 class _Written:
     """The parameters before the loss is called: it must not write into them, or it is not a function of them."""
 
@@ -264,7 +289,7 @@ def _check_result(
     if any(_age(node) <= newest for node in graph) and _is_stored(value, newest, partition):
         # Another evaluation settles it: only a stored graph comes back as the very same nodes.
         with before.replay():
-            again = _called(loss, batch)
+            again = _call(loss, batch)
         if isinstance(again, Tensor) and _old_nodes(value.grad_fn, newest) & _old_nodes(again.grad_fn, newest):
             raise ValueError(
                 "expected a closure that computes the loss, got a result computed outside the closure; "
@@ -274,7 +299,7 @@ def _check_result(
     return scalar
 
 
-def _called(loss: Loss, batch: Sequence[Any]) -> Any:
+def _call(loss: Loss, batch: Sequence[Any]) -> Any:
     with torch.enable_grad():
         return loss(*batch)
 

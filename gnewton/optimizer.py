@@ -3,8 +3,7 @@
     theta  <-  theta - lambda_1 U I_{P:S} eta
 
 u is the gradient or another optimizer's proposal, eta what a policy makes of the summaries along u, lambda_1 the number that
-learning-rate schedulers drive (Wolinski, arXiv 2312.03885, section 4). This file keeps torch's contract: settings, the
-proposal and its undoing, history, warnings, saved states. It knows no policy's insides.
+learning-rate schedulers drive (Wolinski, arXiv 2312.03885, section 4). This file keeps torch's contract, and no policy's insides.
 """
 
 import copy
@@ -23,14 +22,13 @@ from gnewton.direction import Direction, check_finite
 from gnewton.line import Closure, Data, Line, Objective
 from gnewton.partition import Partition
 from gnewton.policies import Outcome, Policy, RatioTest, ReuseRates
-from gnewton.policies.outcome import HISTORY_BYTES
+from gnewton.policies.outcome import history_length
 from gnewton.policies.policy import is_plain
 from gnewton.proposer import Proposal, Proposer
-from gnewton.settings import check_arguments, check_data, check_settings
+from gnewton.replicas import Replicas
+from gnewton.settings import check_arguments, check_data, check_settings, with_policy
 from gnewton.summary import check_engine
 from gnewton.undo import Buffers, RandomState, undone_on_error
-
-_HISTORY_RECORDS = 1000
 
 
 class StepWarning(UserWarning):
@@ -42,9 +40,8 @@ class GroupedNewton(torch.optim.Optimizer):
 
     Args:
         partition: the S groups. A scalar in no group never moves.
-        proposer: proposes u, the direction. None is the gradient. A torch optimizer, such as RMSprop with momentum, proposes
-            the step that it would take. It must hold the partition's parameters. Its own ``lr`` only scales u, and eta
-            undoes that.
+        proposer: proposes u, the direction. None is the gradient. A torch optimizer proposes the step that it would take. It
+            must hold the partition's parameters. Its own ``lr`` only scales u, and eta undoes that.
         lr: lambda_1, the damping: a factor on eta. 1 is the pure step. It is ``param_groups[0]["lr"]``, so every scheduler
             in ``torch.optim.lr_scheduler`` drives it.
         cubic: lambda_int, the strength of the cubic term. "adaptive" is the policy ``RatioTest``: lambda_int follows how
@@ -57,7 +54,7 @@ class GroupedNewton(torch.optim.Optimizer):
         remove_negative: negative rates become 0.
         average: ``Exponential(beta)`` or ``Windows(period, warmup)``, the mean of the summaries of several updates. The
             direction is then normalized per group, and the rates belong to the normalized one.
-        policy: any other ``Policy``, in place of the two that ``cubic`` chooses.
+        policy: any other ``Policy``, in place of the two that ``cubic`` chooses. Its settings join the optimizer's.
         engine: of the summaries, as in ``summarize``: "differences" takes any loss that has a gradient, and is not exact.
         on_failure: what to do where there is no solution. "report" leaves parameters and proposer as they were, warns once
             per status and tries again at the next step. "raise" raises NewtonStepError, and nothing has changed.
@@ -92,7 +89,7 @@ class GroupedNewton(torch.optim.Optimizer):
         **renamed: Any,
     ) -> None:
         check_arguments(partition, average, renamed)
-        settings = {
+        own = {
             "lr": lr,
             "cubic": cubic,
             "period": period,
@@ -101,23 +98,24 @@ class GroupedNewton(torch.optim.Optimizer):
             "eta_momentum": eta_momentum,
             "remove_negative": remove_negative,
             "on_failure": on_failure,
-        } | dict(policy.settings if policy else {})
+        }
+        settings = with_policy(own, policy)
         check_settings(settings)
         check_engine(engine)
         self.engine = engine
         self.partition, self.average, self.policy = partition, average, policy
         self.proposer = None if proposer is None else Proposer(proposer, partition)
-        length = max(10, min(_HISTORY_RECORDS, HISTORY_BYTES / (8 * len(partition) ** 2)))
-        self.history: deque[Outcome] = deque(maxlen=int(length))
+        self.history: deque[Outcome] = deque(maxlen=history_length(len(partition)))
         self._warned: set[str] = set()
+        self._replicas = Replicas(partition)
         super().__init__(list(partition.parameters.values()), settings)
         self.state["grouped_newton"] = {"step": 0, "average": None, "policy": {}}  # type: ignore[index]
+        self._policy.needs_summary(self.param_groups[0], {})  # refuses settings that do not fit it
 
     @property
     def learning_rates(self) -> Tensor | None:
-        """eta (S,), float64 on the CPU, of the last step; None before the first and after a failure."""
-        eta: Tensor | None = self._memory["policy"].get("eta")
-        return eta
+        """eta (S,), float64 on the CPU: the last step was -lambda_1 eta_s u_s. None before the first and after a failure."""
+        return self._memory["policy"].get("eta")  # type: ignore[no-any-return]
 
     @property
     def group_names(self) -> list[str]:
@@ -133,7 +131,12 @@ class GroupedNewton(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def step(  # type: ignore[override]
-        self, closure: Closure | None = None, *, curvature: Closure | None = None, data: Data = None
+        self,
+        closure: Closure | None = None,
+        *,
+        curvature: Closure | None = None,
+        data: Data = None,
+        samples: float = 1.0,
     ) -> Tensor:
         """One step; returns the loss before it, a detached tensor ().
 
@@ -142,24 +145,24 @@ class GroupedNewton(torch.optim.Optimizer):
             curvature: returns the loss of another mini-batch, for the summaries. None takes them from ``closure``.
             data: batches of a full-batch step. ``closure(*batch)`` is then a batch mean. Loss, direction and summary are the
                 means over all samples, read one batch at a time, in one pass after another.
+            samples: the number of samples of this rank's batch, where the partition is over several.
 
-        A closure must give the same loss when it is called again. Buffers (batch norm) advance once per step and batch, as
-        in any training loop. An error leaves parameters and state as they were: ValueError or TypeError for an unfit loss
-        or data, FloatingPointError for a loss or gradient that is not finite.
+        A closure must give the same loss when it is called again. Buffers (batch norm) advance once per step and batch. An
+        error leaves parameters and state as they were: ValueError or TypeError for an unfit loss or data, FloatingPointError
+        for a loss or gradient that is not finite, RankError where another rank raised.
         """
-        settings, memory = self.param_groups[0], self._memory
-        check_settings(settings)
-        closure = check_data(closure, curvature, data)
-        with undone_on_error(Buffers(self.partition.module), RandomState(self.partition)):
+        settings, memory, partition = self.param_groups[0], self._memory, self.partition
+        with partition.ranks.session(), undone_on_error(Buffers(partition.module), RandomState(partition)):
+            check_settings(settings)
+            closure = check_data(closure, curvature, data)
+            self._replicas.check(memory["step"], self.state_dict)
             plain = curvature is None and data is None and is_plain(self._policy, settings, memory["policy"])
-            objective = Objective(self.partition, closure, data, self.engine, plain)
+            objective = Objective(partition, closure, data, engine=self.engine, samples=samples, plain=plain)
             # The first step calls the closure twice, to see whether it is the same function.
             record = curvature is None and memory["step"] > 0 and self._policy.needs_summary(settings, memory["policy"])
             value, gradients = objective.differentiate(record, restore_buffers=False)
             check_finite(gradients, "gradient")
-            self._step_along(
-                gradients, Objective(self.partition, curvature, engine=self.engine) if curvature else objective
-            )
+            self._step_along(gradients, objective.of(curvature) if curvature else objective)
         return value
 
     def training_step(self, loss: Closure, batch: Any, *, curvature: Any = None, data: Data = None) -> Tensor:
@@ -173,7 +176,8 @@ class GroupedNewton(torch.optim.Optimizer):
         """
         if data is not None:
             return self.step(loss, data=data)
-        return self.step(lambda: loss(*batch), curvature=curvature and (lambda: loss(*curvature)))
+        samples = len(batch[0]) if self.partition.ranks.size > 1 else 1
+        return self.step(lambda: loss(*batch), curvature=curvature and (lambda: loss(*curvature)), samples=samples)
 
     def _step_along(self, gradients: Direction, objective: Objective) -> None:
         memory, accepted = self._memory, False
@@ -185,6 +189,7 @@ class GroupedNewton(torch.optim.Optimizer):
                 self._warn_once("ANOTHER LOSS", objective.complaint)
                 if outcome is not None and not outcome.accepted:
                     self._warn_once(outcome.status, f"no step was taken, parameters unchanged: {outcome.message}")
+                objective.commit()
             accepted = outcome is None or outcome.accepted
         finally:
             if not accepted:
@@ -206,8 +211,7 @@ class GroupedNewton(torch.optim.Optimizer):
 
     @property
     def _memory(self) -> dict[str, Any]:
-        memory: dict[str, Any] = self.state["grouped_newton"]  # type: ignore[index]
-        return memory
+        return self.state["grouped_newton"]  # type: ignore[index, no-any-return]
 
     # -- saved states ----------------------------------------------------------------------------------------------
 
@@ -217,11 +221,8 @@ class GroupedNewton(torch.optim.Optimizer):
         # A saved state must not follow the run that goes on: torch's packing shares this dictionary.
         packed["state"] = packed["state"] | {"grouped_newton": copy.deepcopy(self._memory)}
         proposer = None if self.proposer is None else self.proposer.optimizer.state_dict()
-        return (
-            packed
-            | self._kind
-            | {"proposer": copy.deepcopy(proposer), "history": saved_state.pack_history(self.history)}
-        )
+        ours = {"proposer": copy.deepcopy(proposer), "history": saved_state.pack_history(self.history)}
+        return packed | self._kind | ours
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``, for an optimizer built with the same partition, average, policy and kind of proposer.
@@ -235,17 +236,14 @@ class GroupedNewton(torch.optim.Optimizer):
         super().load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
         self.history.clear()
         self.history.extend(state["history"])
+        self._replicas = Replicas(self.partition)
 
     @property
     def _kind(self) -> dict[str, Any]:
-        return {
-            "groups": self.group_names,
-            "proposer_kind": "gradient" if self.proposer is None else type(self.proposer.optimizer).__name__,
-            "average": repr(self.average),
-            "policy": "None" if self.policy is None else type(self.policy).__name__,
-        }
+        proposer = None if self.proposer is None else self.proposer.optimizer
+        return saved_state.kind_of(self.group_names, proposer, self.average, self.policy)
 
     def __getstate__(self) -> dict[str, Any]:
         # torch copies and pickles its own attributes alone.
-        ours = ("partition", "average", "policy", "proposer", "history", "engine", "_warned")
+        ours = ("partition", "average", "policy", "proposer", "history", "engine", "_warned", "_replicas")
         return dict(super().__getstate__()) | {name: getattr(self, name) for name in ours}

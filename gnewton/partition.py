@@ -5,6 +5,7 @@ parameter tensor either one group index for the whole tensor or one index per sc
 and turn "sum over p in T_s" into one pass over the parameters, whatever S is.
 """
 
+import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import product
@@ -13,7 +14,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from gnewton.ranks import check_apart, check_whole
+from gnewton.ranks import Ranks, ranks_of, ranks_over, unwrap
+from gnewton.storage import check_apart, check_whole
 
 Rest = Literal["error", "ignore"]
 Label = int | Tensor
@@ -32,7 +34,8 @@ class Partition:
         names: the S group names.
         parameters: the tensors by name; a tied parameter goes by its first name.
         labels: by parameter name, the group's index or an int64 tensor of the parameter's shape; S means "in no group".
-        module: the module whose buffers (batch norm) are restored after its loss was differentiated.
+        module: the module whose buffers (batch norm) are restored after its loss was differentiated. A
+            DistributedDataParallel also says which processes share the loss; see ``over``.
 
     ``len(partition)`` is S, ``sizes`` the number of scalars in each group. Directions are dictionaries with the keys of
     ``parameters``. A scalar may be in no group (``rest="ignore"``): it never moves. Frozen and unused parameters may be in
@@ -58,10 +61,11 @@ class Partition:
         # labels: name -> group index, or an int64 tensor of the parameter's shape; S stands for "in no group".
         self.names = tuple(names)
         self.parameters = dict(parameters)
-        self.module = module
-        self.alone = False
+        self.module = unwrap(module)
         _check_parameters(self.parameters)
-        self._labels = {name: _simplified(labels[name]) for name in self.parameters}
+        self.ranks = ranks_of(module, next(iter(self.parameters.values())))
+        self._here: Partition | None = None
+        self._labels = {name: _simplify(labels[name]) for name in self.parameters}
         self._groups_in: dict[str, tuple[int, ...]] = {}
         self.sizes = self._count()
         _check_groups(self.names, self.sizes)
@@ -149,7 +153,7 @@ class Partition:
                 f'expected patterns as {{group name: "glob"}}, got {type(patterns).__name__}; name each group'
             )
         groups = {
-            group: {name: parameters[name] for glob in _listed(globs) for name in _matches(glob, parameters, group)}
+            group: {name: parameters[name] for glob in _as_list(globs) for name in _matches(glob, parameters, group)}
             for group, globs in patterns.items()
         }
         missing = [name for name in parameters if not any(name in group for group in groups.values())]
@@ -158,7 +162,9 @@ class Partition:
                 f"expected every parameter to match a pattern, got none for {', '.join(missing)}; "
                 'add a pattern or pass rest="ignore" to leave them where they are'
             )
-        return cls._claimed(groups, {name: p for name, p in parameters.items() if name not in missing}, rest, module)
+        return cls._from_claims(
+            groups, {name: p for name, p in parameters.items() if name not in missing}, rest, module
+        )
 
     @classmethod
     def by_row(cls, module: nn.Module) -> Self:
@@ -205,7 +211,7 @@ class Partition:
         """
         _check_rest(rest)
         named = groups if isinstance(groups, Mapping) else {f"group {i}": group for i, group in enumerate(groups)}
-        return cls._claimed(named, _parameters_of(named), rest, module)
+        return cls._from_claims(named, _parameters_of(named), rest, module)
 
     # -- what the engines and the optimizer ask ------------------------------------------------------------------
 
@@ -300,20 +306,35 @@ class Partition:
             name: torch.where(self._inside(name, group, u), u, torch.zeros_like(u)) for name, u in direction.items()
         }
 
-    def over(self, group: None) -> "Partition":
-        """The same partition, for one process among several: ``over(None)`` says that this rank works alone, on purpose.
+    def over(self, group: Any) -> "Partition":
+        """The same partition, of replicas that share a loss: their parameters start alike, each sees samples of its own.
 
-        Without it gnewton refuses to run where torch.distributed has more than one rank. Raises ValueError for a process
-        group: means over ranks are not taken yet.
+        Args:
+            group: a process group of torch.distributed, such as ``torch.distributed.group.WORLD``, or a device mesh of one
+                dimension. None is this process alone.
+
+        Every value, gradient and summary is then the mean over the samples of all ranks, and all of them call the same in
+        the same order. A partition that was built on DistributedDataParallel is over its process group already. Raises
+        TypeError for another object, ValueError for a group without this process.
 
         >>> import gnewton as gn
-        >>> gn.Partition.single(gn.models.perceptron([2, 2])).over(None).alone
-        True
+        >>> gn.Partition.single(gn.models.perceptron([2, 2])).over(None).ranks
+        Ranks(alone)
         """
-        if group is not None:
-            raise ValueError(f"expected None, got {group!r}; gnewton does not take means over ranks yet")
-        same = Partition(self.names, self.parameters, self._labels, module=self.module)
-        same.alone = True
+        return self._over(ranks_over(group, next(iter(self.parameters.values())), self.ranks))
+
+    @property
+    def here(self) -> "Partition":
+        """The same partition for this rank's own samples: the partition itself where there is one process."""
+        if self.ranks.size == 1:
+            return self
+        # Kept: what was warned of once is not warned of again.
+        self._here = self._here or self._over(self.ranks.here())
+        return self._here
+
+    def _over(self, ranks: Ranks) -> "Partition":
+        same = copy.copy(self)
+        same.ranks, same._here = ranks, None
         return same
 
     def coarsen(self, groups: Groups) -> "Partition":
@@ -330,9 +351,7 @@ class Partition:
             new[members] = i
         new[-1] = len(merged)
         labels = {n: int(new[lab]) if isinstance(lab, int) else new[lab] for n, lab in self._labels.items()}
-        coarser = Partition(tuple(merged), self.parameters, labels, module=self.module)
-        coarser.alone = self.alone
-        return coarser
+        return Partition(tuple(merged), self.parameters, labels, module=self.module)._over(self.ranks)
 
     # -- text ------------------------------------------------------------------------------------------------------
 
@@ -354,7 +373,7 @@ class Partition:
         return f"{groups}, {sum(self.sizes):,} scalars"
 
     def _rows(self, most: int = 20) -> list[tuple[str, str, str]]:
-        rows = [(self.names[s], _shortened(self.members(s)), f"{self.sizes[s]:,}") for s in range(min(len(self), most))]
+        rows = [(self.names[s], _shorten(self.members(s)), f"{self.sizes[s]:,}") for s in range(min(len(self), most))]
         if len(self) > most:
             rows.append(("...", f"and {len(self) - most:,} more groups", f"{sum(self.sizes[most:]):,}"))
         return rows
@@ -402,7 +421,7 @@ class Partition:
         return cls(_distinct(names), parameters, labels, module=module)
 
     @classmethod
-    def _claimed(
+    def _from_claims(
         cls,
         groups: Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tensor]]],
         parameters: Mapping[str, Tensor],
@@ -447,12 +466,8 @@ def merged_groups(groups: Groups, names: Sequence[str]) -> dict[str, list[int]]:
     seen = sorted(i for group in indices for i in group)
     if seen != list(range(len(names))):
         wrong = [names[i] for i in range(len(names)) if seen.count(i) != 1]
-        raise ValueError(
-            f"expected every group exactly once, got none or several of {_shortened(wrong)}; list each once"
-        )
-    labels = (
-        list(groups) if isinstance(groups, Mapping) else [_shortened([names[i] for i in g], " + ") for g in indices]
-    )
+        raise ValueError(f"expected every group exactly once, got none or several of {_shorten(wrong)}; list each once")
+    labels = list(groups) if isinstance(groups, Mapping) else [_shorten([names[i] for i in g], " + ") for g in indices]
     return dict(zip(_distinct(labels), indices, strict=True))
 
 
@@ -462,7 +477,7 @@ def _group_index(group: int | str, names: Sequence[str]) -> int:
     if isinstance(group, int) and 0 <= group < len(names):
         return group
     raise ValueError(
-        f"expected a group name or an index below {len(names)}, got {group!r}; the groups are {_shortened(names)}"
+        f"expected a group name or an index below {len(names)}, got {group!r}; the groups are {_shorten(names)}"
     )
 
 
@@ -472,7 +487,7 @@ def _named_parameters(module: nn.Module) -> dict[str, Tensor]:
             f"expected a torch.nn.Module, got {type(module).__name__}; "
             "for loose tensors use Partition.from_groups([{name: tensor}, ...])"
         )
-    return dict(module.named_parameters())  # torch lists a tied parameter once, by its first name
+    return dict(unwrap(module).named_parameters())  # torch lists a tied parameter once, by its first name
 
 
 def _parameters_of(groups: Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:
@@ -525,7 +540,7 @@ def _check_groups(names: Sequence[str], sizes: Sequence[int]) -> None:
     if not names:
         raise ValueError("expected at least one group, got none; give a group of parameters")
     if len(set(names)) != len(names):
-        raise ValueError(f"expected distinct group names, got {_shortened(names)}; rename the repeated ones")
+        raise ValueError(f"expected distinct group names, got {_shorten(names)}; rename the repeated ones")
     for name, size in zip(names, sizes, strict=True):
         if size == 0:
             raise ValueError(f"expected at least one scalar in every group, got none in {name!r}; drop it or fill it")
@@ -541,7 +556,7 @@ def _matches(glob: str, parameters: Iterable[str], group: str) -> list[str]:
     matching = [name for name in names if fnmatchcase(name, glob)]
     if not matching:
         raise ValueError(
-            f"expected the pattern {glob!r} of group {group!r} to match a parameter, got none; the names are {_shortened(names)}"
+            f"expected the pattern {glob!r} of group {group!r} to match a parameter, got none; the names are {_shorten(names)}"
         )
     return matching
 
@@ -558,7 +573,7 @@ def _mask(claim: Tensor | tuple[Tensor, Tensor], name: str, group: str) -> Tenso
     return mask.cpu()
 
 
-def _simplified(label: Label) -> Label:
+def _simplify(label: Label) -> Label:
     # One group for the whole tensor is the common case and needs no tensor of labels.
     if isinstance(label, Tensor) and label.numel() and bool((label == label.flatten()[0]).all()):
         return int(label.flatten()[0])
@@ -585,7 +600,7 @@ def _bracket(index: Sequence[int]) -> str:
     return "[" + ",".join(map(str, index)) + "]" if index else ""
 
 
-def _listed(globs: str | Sequence[str]) -> Sequence[str]:
+def _as_list(globs: str | Sequence[str]) -> Sequence[str]:
     return [globs] if isinstance(globs, str) else globs
 
 
@@ -599,6 +614,6 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return out
 
 
-def _shortened(names: Sequence[str], joint: str = ", ", most: int = 4) -> str:
+def _shorten(names: Sequence[str], joint: str = ", ", most: int = 4) -> str:
     more = len(names) - most
     return joint.join(names[:most]) + (f"{joint}... ({more:,} more)" if more > 0 else "")

@@ -222,10 +222,10 @@ def _gradients_set(held: list[Tensor], partition: Partition, gradients: Mapping[
 
 def _state_copy(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {
-        "state": {p: {key: _copied(x) for key, x in state.items()} for p, state in optimizer.state.items()},
-        "groups": [{k: _copied(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
+        "state": {p: {key: _copy(x) for key, x in state.items()} for p, state in optimizer.state.items()},
+        "groups": [{k: _copy(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
     }
 
 
-def _copied(value: Any) -> Any:
+def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)

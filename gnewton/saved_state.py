@@ -8,9 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.policies import Outcome
+from gnewton.average import Average
+from gnewton.policies import Outcome, Policy
 
 _WORDS = {"proposer_kind": "proposer", "average": "average", "policy": "policy"}
+
+
+def kind_of(
+    groups: list[str], proposer: torch.optim.Optimizer | None, average: Average | None, policy: Policy | None
+) -> dict[str, Any]:
+    """What an optimizer must have in common with a state that it loads.
+
+    Args:
+        groups: the names of the groups.
+        proposer: the optimizer that proposes directions; its kind is compared, as its settings come with the state.
+        average: of the summaries.
+        policy: its kind and the settings that it was made with.
+    """
+    return {
+        "groups": groups,
+        "proposer_kind": "gradient" if proposer is None else type(proposer).__name__,
+        "average": repr(average),
+        "policy": "None" if policy is None else _describe(policy),
+    }
+
+
+def _describe(policy: Policy) -> str:
+    # A data class says all of its fields; object's own text is an address.
+    if type(policy).__repr__ is not object.__repr__:
+        return repr(policy)
+    return f"{type(policy).__name__}({', '.join(f'{name}={value!r}' for name, value in policy.settings.items())})"
 
 
 def pack_history(history: Iterable[Outcome]) -> list[dict[str, Any]]:
@@ -26,11 +53,11 @@ def read(state_dict: Mapping[str, Any], kind: Mapping[str, Any], device: torch.d
         )
     state = _translate(copy.deepcopy(dict(state_dict)))
     _check_kind(state, kind)
-    memory = _moved(state["state"]["grouped_newton"], device)
+    memory = _to_device(state["state"]["grouped_newton"], device)
     eta = memory["policy"].get("eta")
     memory["policy"]["eta"] = None if eta is None else eta.cpu()
     state["state"]["grouped_newton"] = memory
-    state["history"] = [Outcome(**_moved(record, torch.device("cpu"))) for record in state["history"]]
+    state["history"] = [Outcome(**_to_device(record, torch.device("cpu"))) for record in state["history"]]
     return state
 
 
@@ -59,7 +86,7 @@ def _translate(state: dict[str, Any]) -> dict[str, Any]:
     return state | {"proposer": state["direction"], "proposer_kind": state["direction_kind"], "policy": "None"}
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
-        return {name: _moved(one, device) for name, one in value.items()}
+        return {name: _to_device(one, device) for name, one in value.items()}
     return value.to(device) if isinstance(value, Tensor) else value

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gnewton.average import Exponential, Windows
 from gnewton.partition import Partition
+from gnewton.policies import Policy
 
 
 def check_arguments(partition: Any, average: Any, renamed: Mapping[str, Any]) -> None:
@@ -27,6 +28,19 @@ def check_arguments(partition: Any, average: Any, renamed: Mapping[str, Any]) ->
         raise TypeError(
             f"expected an average of summaries, got {average!r}; write gn.average.Exponential(0.9) or gn.average.Windows(5, 3)"
         )
+
+
+def with_policy(settings: dict[str, Any], policy: Policy | None) -> dict[str, Any]:
+    """The optimizer's settings and the policy's own; ValueError where both have one of the same name."""
+    own = {} if policy is None else dict(policy.settings)
+    for name in own:
+        if name in settings or name == "params":
+            kind = type(policy).__name__
+            raise ValueError(
+                f"expected other names for {kind}'s settings than GroupedNewton's, got {name!r}; leave it out of "
+                f"{kind}.settings and write GroupedNewton(partition, policy=..., {name}={own[name]!r})"
+            )
+    return settings | own
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:

@@ -14,13 +14,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from gnewton.derivatives import differences, graph, nested, proof, sweep
+from gnewton.derivatives import differences, graph, nested, price, proof, sweep
 from gnewton.derivatives.gauss_newton import TwoParts, two_parts
 from gnewton.derivatives.record import record_in_mode, warn_of_missing
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Direction, check_direction, gradient
-from gnewton.loss import Loss, Weight, batches, differentiable_mode, evaluate
+from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differentiable_mode, evaluate
 from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
+from gnewton.ranks import Part
 from gnewton.undo import RandomState
 
 _TENSORS = ("value", "gradient", "hessian", "third", "third_full")
@@ -162,8 +163,8 @@ class Summary:
         errors = {
             name: self.errors.get(name, 0.0) + other.errors.get(name, 0.0) for name in {**self.errors, **other.errors}
         }
-        both = self._mapped(lambda name, t: t + getattr(other, name))
-        return replace(both, engine=_joined(self.engine, other.engine), errors=errors)
+        both = self._map(lambda name, t: t + getattr(other, name))
+        return replace(both, engine=_join_engines(self.engine, other.engine), errors=errors)
 
     def __radd__(self, other: object) -> "Summary":
         return self if other == 0 else NotImplemented  # sum() begins with 0
@@ -172,7 +173,7 @@ class Summary:
         if not isinstance(weight, int | float):
             return NotImplemented
         errors = {name: abs(weight) * size for name, size in self.errors.items()}
-        return replace(self._mapped(lambda name, t: t * weight), errors=errors)
+        return replace(self._map(lambda name, t: t * weight), errors=errors)
 
     __rmul__ = __mul__
 
@@ -196,9 +197,9 @@ class Summary:
             )
         terms = [self.value.expand(eta.shape[:-1]), -(eta @ self.gradient)]
         if order >= 2:
-            terms.append(torch.einsum("...s,st,...t->...", eta, self._needed("hessian", order), eta) / 2)
+            terms.append(torch.einsum("...s,st,...t->...", eta, self._require("hessian", order), eta) / 2)
         if order >= 3:
-            third = self.third if len(self) == 1 and self.third is not None else self._needed("third_full", order)
+            third = self.third if len(self) == 1 and self.third is not None else self._require("third_full", order)
             third = third.reshape((len(self),) * 3)
             bent = torch.einsum("rst,...t->...rs", third, eta)
             terms.append(-torch.einsum("...r,...rs,...s->...", eta, bent, eta) / 6)
@@ -290,12 +291,12 @@ class Summary:
             curvature=state.get("curvature", "hessian"),
         )
 
-    def _mapped(self, function: Any) -> "Summary":
+    def _map(self, function: Any) -> "Summary":
         tensors = {name: getattr(self, name) for name in _TENSORS}
         changes: dict[str, Any] = {n: function(n, t) for n, t in tensors.items() if t is not None}
         return replace(self, **changes)
 
-    def _needed(self, name: str, order: int) -> Tensor:
+    def _require(self, name: str, order: int) -> Tensor:
         tensor = getattr(self, name)
         if not isinstance(tensor, Tensor):
             raise ValueError(
@@ -321,6 +322,7 @@ def summarize(
     engine: str = "auto",
     max_memory: float | None = None,
     curvature: str = "hessian",
+    samples: float = 1.0,
 ) -> Summary:
     """The summary of the loss along ``direction``: g-bar (S,), H-bar (S, S), the diagonal of D3 (S,), float64.
 
@@ -337,7 +339,8 @@ def summarize(
         weight: ``weight(*batch)`` counts a batch's samples. By default they are ``len(batch[0])``.
         full_third: add all of D3, (S, S, S).
         engine: "tape" records the loss and sweeps S tangents through the record, for the price of a few gradients. "nested"
-            takes 2S + 1 backward passes. "auto" is the tape; where the record is not complete (a custom autograd function,
+            takes 2S + 1 backward passes. "auto" is the tape, or nested for a long list of tiny operations and hardly any groups
+            (a small recurrent network with S = 1), where that is cheaper; where the record is not complete (a custom autograd function,
             a scripted module) it is nested, with one IncompleteRecordWarning that names the operation. Where torch does
             not vouch for a backward pass (a custom function, a hook), it is first compared with differences of the
             gradient. "differences" takes 4S + 1 gradients of any loss that has one; its summary is not exact, says so,
@@ -346,6 +349,8 @@ def summarize(
         curvature: "hessian", or "gauss-newton" for a loss in two parts: G_st = (J u_s)^T H_l (J u_t) in the place of H-bar, with
             J the derivative of the outputs and H_l the Hessian of the criterion in them (Schraudolph, Neural Computation
             14(7), 2002). It is positive semi-definite where the criterion is convex.
+        samples: the number of samples of ``loss()`` on this rank. Where the partition is over several, the result is the mean
+            over all of theirs, and they all raise where one does.
 
     Raises TypeError or ValueError for an unfit loss, direction, order or engine, FloatingPointError for a loss that is not
     finite, NotImplementedError for one that torch cannot differentiate to this order, or only wrongly. Warns with
@@ -372,20 +377,57 @@ def summarize(
     if curvature == "gauss-newton" or isinstance(loss, tuple):
         parts = two_parts(loss)
         loss = parts if curvature == "gauss-newton" else lambda *batch: parts(*batch)
-    u = gradient(loss, partition, data, weight=weight) if direction is None else check_direction(direction, partition)
+    if direction is None:
+        direction = gradient(loss, partition, data, weight=weight, samples=samples)
+
+    def compute(tally: Tally) -> Summary:
+        u = check_direction(direction, partition)
+        # Differences need a gradient alone, which torch's own kernels get right.
+        with differentiable_mode(partition, higher=engine != "differences"):
+            return _mean_over_batches(
+                lambda batch: _summarize_batch(loss, partition, batch, u, order, full_third, engine, max_memory),
+                data,
+                tally,
+            )
+
+    mean = mean_summary(partition, compute, Tally(weight, samples if data is None else 0.0))
+    return replace(mean, curvature=curvature)
+
+
+def _mean_over_batches(
+    summary_of: Callable[[Sequence[Any]], Summary], data: Iterable[Any] | None, weight: Weight | None
+) -> Summary:
     total: Summary | None = None
     samples = 0.0
-    # Differences need a gradient alone, which torch's own kernels get right.
-    with differentiable_mode(partition, higher=engine != "differences"):
-        for batch, n in batches(data, weight):
-            one = _summarize_batch(loss, partition, batch, u, order, full_third, engine, max_memory)
-            one = replace(one, curvature=curvature)
-            if data is None:
-                return one
-            one = one * n
-            total, samples = one if total is None else total + one, samples + n
+    for batch, n in batches(data, weight):
+        one = summary_of(batch)
+        if data is None:
+            return one
+        one = one * n
+        total, samples = one if total is None else total + one, samples + n
     assert total is not None  # batches() refuses an empty data set
     return total * (1 / samples)
+
+
+def mean_summary(partition: Partition, compute: Callable[[Tally], Summary], tally: Tally) -> Summary:
+    """The mean over the samples of all ranks.
+
+    Args:
+        partition: whose ranks.
+        compute: returns this rank's summary; ``compute(tally)`` counts its samples.
+        tally: the count.
+    """
+    check_partition(partition)
+    if partition.ranks.size == 1:
+        return compute(tally)
+    local: list[Summary] = []
+
+    def part() -> Part:
+        local.append(compute(tally))
+        return Part(float(local[0].value), local[0].tensors(), tally.total)
+
+    tensors = iter(partition.ranks.mean("summary", part).tensors)
+    return local[0]._map(lambda name, t: next(tensors))
 
 
 def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order: int) -> Summary | None:
@@ -418,6 +460,8 @@ def _summarize_batch(
     on_tape = None
     if tape.missing is None:
         _prove(tape, loss, partition, batch, u, order, before)
+        if engine == "auto" and not full_third and _is_cheaper_nested(tape, loss, partition, order):
+            return _nested_from(tape, partition, u, order)
         if isinstance(loss, TwoParts):
             loss.drop_outer_adjoints(tape, partition)
         on_tape = _sweep(tape, partition, u, order, full_third, max_memory)
@@ -457,7 +501,7 @@ def _sweep(
     assert tape.value is not None
     value = _plain(tape.value, partition)
     try:
-        tensors = sweep.summary(tape, partition, u, order, full_third, max_memory)
+        tensors = sweep.summary(tape, partition, u, order=order, full_third=full_third, max_memory=max_memory)
     except sweep.NoRule as error:
         tape.missing = str(error)
         return None
@@ -481,8 +525,19 @@ def _nested(
     plain = _plain(value, partition)
     if isinstance(loss, TwoParts) and order > 1:
         return Summary(plain, *loss.nested(value, outputs, partition, u, batch), partition.names, "nested")
-    tensors = nested.summary(value, partition, u, order, full_third, names)
+    tensors = nested.summary(value, partition, u, order=order, full_third=full_third, doubtful=names)
     return Summary(plain, *tensors, partition.names, "nested")
+
+
+def _is_cheaper_nested(tape: Tape, loss: Loss, partition: Partition, order: int) -> bool:
+    return not isinstance(loss, TwoParts) and price.favours_nested(tape, len(partition), order)
+
+
+def _nested_from(tape: Tape, partition: Partition, u: dict[str, Tensor], order: int) -> Summary:
+    """By nested backward passes through the graph of the recorded loss, which is proven."""
+    assert tape.value is not None
+    value = _plain(tape.value, partition)
+    return Summary(value, *nested.summary(tape.value, partition, u, order=order), partition.names, "nested")
 
 
 def _by_differences(
@@ -499,7 +554,7 @@ def _is_finite(summary: Summary) -> bool:
     return summary.gradient.is_meta or bool(torch.stack(finite).all())
 
 
-def _joined(one: str | None, other: str | None) -> str | None:
+def _join_engines(one: str | None, other: str | None) -> str | None:
     """The engine of a sum: the least exact of both."""
     ranks = (None, "tape", "nested", "differences")
     return max(one, other, key=ranks.index)

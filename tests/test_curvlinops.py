@@ -7,7 +7,7 @@ import curvlinops
 import pytest
 import torch
 import torch.nn.functional as F
-from support.oracle import CASES, build, row
+from support.small_networks import CASES, build, row
 from torch import nn
 
 import gnewton as gn

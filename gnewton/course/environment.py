@@ -32,8 +32,8 @@ def report() -> tuple[list[str], bool]:
     lines = [
         f"gnewton    {version('gnewton')}, in {Path(__file__).parents[1]}",
         f"Python     {platform.python_version()}, {platform.system()} {platform.machine()}",
-        *[f"{need.name:10} {found(need.name) or 'missing'}" for need in core],
-        "lab        " + ", ".join(f"{need.name} {found(need.name) or 'missing'}" for need in lab),
+        *[f"{need.name:10} {installed(need.name) or 'missing'}" for need in core],
+        "lab        " + ", ".join(f"{need.name} {installed(need.name) or 'missing'}" for need in lab),
         f"course     {course_line()}",
         f"device     {device}",
         *[f"missing    {problem}" for problem in problems],
@@ -49,15 +49,15 @@ def needs(requirements: Iterable[str], extra: str | None) -> list[Need]:
     >>> needs(["torch>=2.6", "tqdm>=4.66; extra == 'lab'", "gnewton[lab]; extra == 'test'"], "lab")
     [Need(name='tqdm', least='4.66')]
     """
-    found = []
+    packages = []
     for line in requirements:
         of = EXTRA.search(line)
         if (of[1] if of else None) == extra and (it := REQUIREMENT.match(line)):
-            found.append(Need(it[1], it[2]))
-    return found
+            packages.append(Need(it[1], it[2]))
+    return packages
 
 
-def found(name: str) -> str | None:
+def installed(name: str) -> str | None:
     """The installed version, None where there is none."""
     try:
         return version(name)
@@ -67,7 +67,7 @@ def found(name: str) -> str | None:
 
 def missing(need: Need) -> str | None:
     """What is wrong with a package, None where nothing is."""
-    there = found(need.name)
+    there = installed(need.name)
     if there is None:
         return f"{need.name}, at least {need.least}"
     if release(there) < release(need.least):

@@ -43,8 +43,8 @@ def summary(
     >>> import torch, gnewton as gn
     >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
     >>> u = {"theta": torch.ones(2, dtype=torch.float64)}
-    >>> found = summary(model, gn.Partition.by_scalar(model), u, order=2)
-    >>> [round(h, 4) for h in found.hessian.flatten().tolist()]
+    >>> estimate = summary(model, gn.Partition.by_scalar(model), u, order=2)
+    >>> [round(h, 4) for h in estimate.hessian.flatten().tolist()]
     [1330.0, 480.0, 480.0, 200.0]
     """
     gradients = Gradients(loss, partition, batch)

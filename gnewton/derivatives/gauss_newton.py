@@ -118,8 +118,8 @@ def _tangents(z: Sequence[Tensor], partition: Partition, direction: Mapping[str,
     for s in range(len(partition)):
         part = partition.restrict(dict(direction), s)
         product = torch.stack([(g * part[n]).sum() for n, g in zip(used, pulled, strict=True) if g is not None]).sum()
-        found = differentiate(product, v, retain_graph=True)
-        out.append([torch.zeros_like(t) if j is None else j for t, j in zip(z, found, strict=True)])
+        pulled = differentiate(product, v, retain_graph=True)
+        out.append([torch.zeros_like(t) if j is None else j for t, j in zip(z, pulled, strict=True)])
     return out
 
 
@@ -135,11 +135,11 @@ def _leak(name: str) -> str:
 
 
 def _tensors(structure: Any) -> list[Tensor]:
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
 
     def note(t: Tensor) -> Tensor:
-        found.append(t)
+        tensors.append(t)
         return t
 
     substitute(structure, Tensor, note)
-    return found
+    return tensors

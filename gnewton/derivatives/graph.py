@@ -45,7 +45,7 @@ def unproven(value: Tensor) -> list[str]:
     return sorted({_function_name(node) for node in nodes(value) if _is_foreign(node)})
 
 
-def hooked(value: Tensor) -> list[str]:
+def functions_with_hooks(value: Tensor) -> list[str]:
     """The nodes of the graph with hooks of their own, which may change gradients."""
     return sorted({_function_name(node) for node in nodes(value) if _has_hooks(node)})
 

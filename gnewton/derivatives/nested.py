@@ -19,11 +19,16 @@ from gnewton.partition import Partition, accumulator_dtype
 Direction = Mapping[str, Tensor]
 
 
-def summary_tensor(value: Tensor, partition: Partition, direction: Direction, order: int) -> Tensor:
+def summary_tensor(value: Tensor, partition: Partition, direction: Direction, *, order: int) -> Tensor:
     """The summary tensor of one order, D^d L[u_{s1}, ..., u_{sd}]: shape (S,) * order, float64.
 
-    ``value`` is the loss () with its graph; ``direction`` has the shapes of the parameters; the unit is that of the
-    loss. Raises TypeError when given a callable, ValueError for order < 1 or a graph that was used up.
+    Args:
+        value: the loss () with its graph; the tensor has its unit.
+        partition: the S groups.
+        direction: u by parameter name, in the parameters' shapes.
+        order: d >= 1.
+
+    Raises TypeError when given a callable, ValueError for order < 1 or a graph that was used up.
 
     >>> import torch, gnewton as gn
     >>> a = torch.tensor(2.0, requires_grad=True); b = torch.tensor(1.0, requires_grad=True)
@@ -41,14 +46,19 @@ def summary(
     value: Tensor,
     partition: Partition,
     direction: Direction,
+    *,
     order: int = 3,
     full_third: bool = False,
     doubtful: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """g-bar (S,), H-bar (S, S), the order-3 diagonal (S,) and, if asked, the full order-3 tensor (S, S, S); float64.
 
-    Orders above ``order`` are None. Same arguments and errors as ``summary_tensor``. ``doubtful`` names functions whose
-    backward torch did not write: with one, NotImplementedError is raised where H-bar is not symmetric.
+    Args:
+        value, partition, direction: as in ``summary_tensor``, whose errors are raised.
+        order: 1, 2 or 3, the highest to compute; what is above it is None.
+        full_third: all of D3, and not its diagonal alone.
+        doubtful: names of functions whose backward torch did not write. With one, NotImplementedError is raised where H-bar
+            is not symmetric.
 
     >>> import torch, gnewton as gn
     >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
@@ -84,11 +94,15 @@ def summary(
 
 
 def contract(
-    scalar: Tensor, partition: Partition, direction: Direction, create_graph: bool = False, only: int | None = None
+    scalar: Tensor, partition: Partition, direction: Direction, *, create_graph: bool = False, only: int | None = None
 ) -> Tensor:
     """One contraction, T -> sum over p in T_s of (dT / d theta_p) u_p: () -> (S,), float64.
 
-    With ``only`` just that entry is computed and the others are 0. The graph of ``scalar`` is kept.
+    Args:
+        scalar: T (), whose graph is kept.
+        partition, direction: as in ``summary_tensor``.
+        create_graph: whether the result is differentiated again.
+        only: the one entry to compute, the others are 0; None is all.
 
     >>> import torch, gnewton as gn
     >>> model = gn.models.Rosenbrock(2)

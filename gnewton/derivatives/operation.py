@@ -123,11 +123,21 @@ class Accumulator(Protocol):
         """D3[s, s, s] += values (len(s),)."""
 
     def full(self, r: Sequence[int], s: Sequence[int], t: Sequence[int], block: Tensor) -> None:
-        """D3[r, s, t], D3[s, r, t] and D3[s, t, r] += block (len(r), len(s), len(t))."""
+        """D3[r, s, t], D3[s, r, t] and D3[s, t, r] += block.
+
+        Args:
+            r, s, t: indices of groups.
+            block: (len(r), len(s), len(t)).
+        """
 
 
 class Rule:
-    """The derivatives of one kind of operation. ``rules/__init__.py`` says how to write one.
+    """The derivatives of one kind of operation: ``forward`` and ``backward`` are to be written.
+
+    In the equations above, for input i: x_s is ``jets[i].first``, x2_s ``jets[i].second``; for output k: lambda is
+    ``adjoints[k].value``, lambda^s ``adjoints[k].tangents``. x itself is ``o.inputs[i].value``. Each is None where it is
+    zero; x_s, x2_s and lambda^s are ``GroupTangents``, with one row for each group s. ``rules/__init__.py`` says where a
+    rule goes and what tests it.
 
     ``curved``: D^2 o is not zero. ``repeatable``: known to draw no random numbers, so that it may run again.
     ``reads_inputs``, ``reads_outputs``: needs the values of the operation's inputs and outputs, not their shapes alone.
@@ -146,6 +156,7 @@ class Rule:
         """The jets of the outputs; adds to H-bar and to the diagonal of D3.
 
         Args:
+            o: the operation, with the values of its inputs and outputs.
             jets: the tangents of each input; at least one has some.
             adjoints: the adjoint of each output, without tangents.
             sums: takes the contributions; ``sums.order`` 3 asks for second-order tangents as well.
@@ -158,6 +169,7 @@ class Rule:
         """lambda_x^s, the adjoint tangents of each input; adds to the full D3.
 
         Args:
+            o: the operation.
             jets: the first-order tangents of each input.
             adjoints: the adjoint of each output, with its tangents lambda^s.
             needs: for each input, whether its adjoint tangents are read; where not, None will do.

@@ -32,7 +32,7 @@ def doubts(value: Tensor, partition: Partition, hooks: int) -> list[str]:
     names = graph.unproven(value)
     names += [f"a hook on {name}" for name, p in partition.parameters.items() if p._backward_hooks]
     if graph.hooks_so_far() != hooks:
-        names += [f"a hook on {name}" for name in graph.hooked(value)] or ["a tensor hook"]
+        names += [f"a hook on {name}" for name in graph.functions_with_hooks(value)] or ["a tensor hook"]
     return names
 
 
@@ -77,8 +77,8 @@ def prove(
     best = [_Comparison(float("inf"), 0.0, "")] * len(nested)
     # Smaller steps where the first ones crossed a kink.
     for shrink in (1, 16, 256):
-        found = _compare(gradients, here, nested, direction, h / shrink)
-        best = [min(pair, key=lambda c: c.error) for pair in zip(best, found, strict=True)]
+        smaller = _compare(gradients, here, nested, direction, h / shrink)
+        best = [min(pair, key=lambda c: c.error) for pair in zip(best, smaller, strict=True)]
         if all(c.error < 0.1 for c in best):
             break
     for which, comparison in zip(("second", "third"), best, strict=False):
@@ -124,14 +124,14 @@ def _compare(
     near, far = (_differences(gradients, here, direction, length) for length in (h, 2 * h))
     eps = max(torch.finfo(p.dtype).eps for p in gradients.partition.parameters.values())
     length = sum(float(g.double().square().sum()) for g in here.values()) ** 0.5
-    found = []
+    comparisons = []
     for i, product in enumerate(nested):
         # What rounding alone may do to a difference of gradients.
         floor = 100 * eps * length / h ** (i + 1)
         rows = [_row(name, product[name], near[i][name], far[i][name], floor) for name in near[i]]
         error, misfit = max(row.error for row in rows), max(rows, key=lambda row: row.misfit)
-        found.append(_Comparison(error, misfit.misfit, misfit.name))
-    return found
+        comparisons.append(_Comparison(error, misfit.misfit, misfit.name))
+    return comparisons
 
 
 def _row(name: str, product: Tensor, near: Tensor, far: Tensor, floor: float) -> _Comparison:

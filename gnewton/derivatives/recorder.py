@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from gnewton.derivatives.graph import hooked, hooks_so_far
+from gnewton.derivatives.graph import functions_with_hooks, hooks_so_far
 from gnewton.derivatives.operation import Operation, Ref, Variable, substitute
 from gnewton.derivatives.rules import rule_for
 from gnewton.derivatives.tape import Tape
@@ -183,6 +183,9 @@ class Recorder(Elementary):
             return f"{operation.name} writes into a tensor"
         if operation.name == "embedding" and operation.argument(3, "scale_grad_by_freq", False):
             return "embedding scales its gradient by frequency"
+        if operation.name == "as_strided" and not (tensors[0].is_contiguous() and tensors[0].storage_offset() == 0):
+            # Which entries it reads is a matter of the memory, which tangents lay out otherwise.
+            return "as_strided looks into the memory of a view"
         if operation.name in _OF_CONSTANT_RANK:
             return f"{operation.name} has derivatives only where the rank of its argument stays as it is"
         return None
@@ -277,7 +280,7 @@ class Recorder(Elementary):
         changed = [o.name for t, old, o in self._read if o in needed and version(t) != old]
         if changed:
             self.tape.missing = f"an argument of {changed[0]} was overwritten later"
-        if self._hooked or (hooks_so_far() != self._hooks and hooked(value)):
+        if self._hooked or (hooks_so_far() != self._hooks and functions_with_hooks(value)):
             self.tape.missing = HOOKED
         for memory in (self._known, self._reasons, self._read, self._kept, self._needed):
             memory.clear()

@@ -39,6 +39,7 @@ def summary(
     tape: Tape,
     partition: Partition,
     direction: Direction,
+    *,
     order: int = 3,
     full_third: bool = False,
     max_memory: float | None = None,

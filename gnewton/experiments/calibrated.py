@@ -23,7 +23,7 @@ from gnewton.experiments.networks import SIX, Problem
 from gnewton.experiments.peers import ADAM, DEFAULTS, OURS, RATES, Peer
 from gnewton.experiments.protocol import HOLD_OUT, Plan
 from gnewton.experiments.report import facts, markdown
-from gnewton.experiments.runs import kept, network
+from gnewton.experiments.runs import load_or_compute, network
 from gnewton.experiments.unseen import UNSEEN
 from gnewton.experiments.untuned import BUDGETS, SOON, mean_loss, seconds_to
 
@@ -77,7 +77,7 @@ def _kept(problem: Problem, plan: Plan, part: str, entries: Any, seed: int) -> R
     data = problem.data() if part == "race" else problem.data().hold_out(HOLD_OUT, seed=0)
     key = {"problem": problem.title, "method": part, "entries": sorted(entries), "seed": seed, "epochs": epochs}
     measured = "train" if part == "race" else "test"
-    return kept(
+    return load_or_compute(
         plan.place("calibrated") / "runs", key, lambda: race(problem, data, entries, seed, epochs, part=measured)
     )
 

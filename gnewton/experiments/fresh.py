@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gnewton import datasets, models
 from gnewton.datasets import Dataset
 from gnewton.experiments.networks import Problem, flat
-from gnewton.experiments.unseen import pictures, rows, seeded, taught
+from gnewton.experiments.unseen import pictures, rows, seed, taught
 
 _LENGTH, _SEQUENCES = 32, 2000
 
@@ -201,7 +201,7 @@ def _fresh(
     batch: int = 100,
 ) -> Problem:
     loss = loss or nn.CrossEntropyLoss()
-    return Problem(name, title, seeded(build), data, loss, epochs=10, minutes=1, batch=batch, plateau=False)
+    return Problem(name, title, seed(build), data, loss, epochs=10, minutes=1, batch=batch, plateau=False)
 
 
 FRESH = {

@@ -21,7 +21,7 @@ from gnewton.experiments.pictures import name_curves, panels
 from gnewton.experiments.protocol import Plan, compare
 from gnewton.experiments.race import UNREAD
 from gnewton.experiments.report import facts, markdown, results, table, verdict
-from gnewton.experiments.runs import Run, kept, network, train
+from gnewton.experiments.runs import Run, load_or_compute, network, train
 from gnewton.partition import Partition
 from gnewton.summary import summarize
 
@@ -55,14 +55,16 @@ def measure(plan: Plan, command: str) -> Results:
         "title": TITLE,
         **facts(command),
         "networks": {name: results(one, command) for name, one in compared.items()},
-        "hessians": _kept_hessians(PROBLEMS["deep"], plan, settings),
+        "hessians": _load_or_compute(PROBLEMS["deep"], plan, settings),
     }
 
 
-def _kept_hessians(problem: Problem, plan: Plan, settings: Settings) -> Run:
+def _load_or_compute(problem: Problem, plan: Plan, settings: Settings) -> Run:
     epochs = plan.epochs(problem)
     key = {"problem": problem.title, "method": "hessians", "seed": 0, "settings": settings, "epochs": epochs}
-    return kept(plan.place("interaction") / "runs", key, lambda: hessians(problem, problem.data(), settings, epochs))
+    return load_or_compute(
+        plan.place("interaction") / "runs", key, lambda: hessians(problem, problem.data(), settings, epochs)
+    )
 
 
 def hessians(problem: Problem, data: Dataset, settings: Settings, epochs: int) -> Run:
@@ -78,8 +80,8 @@ def hessians(problem: Problem, data: Dataset, settings: Settings, epochs: int) -
     return {
         "names": list(partition.names),
         "layers": [numbers[layer] for layer in layers],
-        "before": normalised(before),
-        "after": normalised(_hessian(model, problem, data)),
+        "before": normalize(before),
+        "after": normalize(_hessian(model, problem, data)),
     }
 
 
@@ -94,10 +96,10 @@ def _hessian(model: nn.Module, problem: Problem, data: Dataset) -> NDArray[np.fl
     return plots.array(summarize(loss, partition, gradient(loss, partition), order=2).hessian)
 
 
-def normalised(hessian: NDArray[np.float64]) -> list[list[float | None]]:
+def normalize(hessian: NDArray[np.float64]) -> list[list[float | None]]:
     """H_st / sqrt |H_ss H_tt|, which no rescaling of a group changes; None where a group has no curvature of its own.
 
-    >>> normalised(np.array([[4.0, 3.0], [3.0, -9.0]]))
+    >>> normalize(np.array([[4.0, 3.0], [3.0, -9.0]]))
     [[1.0, 0.5], [0.5, -1.0]]
     """
     root = np.sqrt(np.abs(np.diagonal(hessian)))

@@ -44,14 +44,14 @@ class KFAC(torch.optim.Optimizer):
         """One step; ``closure`` zeroes the gradients, computes them and returns the loss, as in every torch optimizer."""
         settings = self.param_groups[0]
         if self._steps % settings["period"] == 0:
-            self._inverse = self._factorized(*next(self.batches), settings["damping"])
+            self._inverse = self._factorize(*next(self.batches), settings["damping"])
         self._steps += 1
         with torch.enable_grad():
             value = closure()
-        self._move(self._preconditioned([p.grad for p in settings["params"]]), settings)
+        self._move(self._precondition([p.grad for p in settings["params"]]), settings)
         return value
 
-    def _factorized(self, x: Tensor, y: Tensor, damping: float) -> Any:
+    def _factorize(self, x: Tensor, y: Tensor, damping: float) -> Any:
         fisher = self._curvlinops.KFACLinearOperator(
             self.model,
             self.loss,
@@ -68,7 +68,7 @@ class KFAC(torch.optim.Optimizer):
             fisher, damping=damping, use_heuristic_damping=True, min_damping=_LEAST_DAMPING
         )
 
-    def _preconditioned(self, gradients: list[Tensor]) -> list[Tensor]:
+    def _precondition(self, gradients: list[Tensor]) -> list[Tensor]:
         try:
             direction: list[Tensor] = self._inverse @ gradients
         except RuntimeError as error:

@@ -11,8 +11,8 @@ from torch import nn
 from gnewton.datasets import Dataset
 from gnewton.experiments.networks import Problem
 from gnewton.experiments.peers import Peer
-from gnewton.experiments.report import rounded
-from gnewton.experiments.runs import BATCH_NORM, Run, finite, network, renewed
+from gnewton.experiments.report import round_numbers
+from gnewton.experiments.runs import BATCH_NORM, Run, finite, network, renew_statistics
 from gnewton.optimizer import GroupedNewton
 from gnewton.weight_average import average_weights
 
@@ -58,22 +58,22 @@ class _Runner:
             self.averaged.update_parameters(self.model)
             averaging += time.process_time() - before
         for name, seconds in (("cpu_seconds", time.process_time() - start), ("averaging_seconds", averaging)):
-            self.run[name].append(rounded((self.run[name] or [0.0])[-1] + seconds))
+            self.run[name].append(round_numbers((self.run[name] or [0.0])[-1] + seconds))
 
     def measure(self, part: str) -> None:
         """The loss of a whole part of the data, as trained and at the average."""
         self._mode(train=False)
         for name, model in (("losses", self.model), ("averaged_losses", self.averaged.module)):
-            self.run[name].append(None if self.run["diverged"] else rounded(self._loss(model, part)))
+            self.run[name].append(None if self.run["diverged"] else round_numbers(self._loss(model, part)))
         if isinstance(self.optimizers[0], GroupedNewton) and self.optimizers[0].learning_rates is not None:
-            self.run["rate"] = rounded(float(self.optimizers[0].learning_rates[0]))
+            self.run["rate"] = round_numbers(float(self.optimizers[0].learning_rates[0]))
 
     @torch.no_grad()
     def _loss(self, model: nn.Module, part: str) -> float | None:
         data = self.data
         x, y = (data.train_x, data.train_y) if part == "train" else (data.test_x, data.test_y)
         if any(isinstance(module, BATCH_NORM) for module in model.modules()):
-            model = renewed(model, data.train_x.chunk(len(data.train_x) // self.problem.batch))
+            model = renew_statistics(model, data.train_x.chunk(len(data.train_x) // self.problem.batch))
         return finite(float(self.problem.loss(model.eval()(x), y)))
 
     def _step(self, x: torch.Tensor, y: torch.Tensor) -> float:

@@ -61,7 +61,7 @@ def rmsprop(model: nn.Module, eps: float = 1e-8) -> torch.optim.Optimizer:
     return torch.optim.RMSprop(model.parameters(), lr=1.0, momentum=0.9, eps=eps)
 
 
-def _grouped(
+def _grouped_newton(
     partition: Callable[[nn.Module], Partition], proposer: Proposers = momentum, **fixed: Any
 ) -> Callable[[nn.Module, Problem, Batches, Settings], torch.optim.Optimizer]:
     def build(model: nn.Module, problem: Problem, batches: Batches, settings: Settings) -> torch.optim.Optimizer:
@@ -95,10 +95,12 @@ UNTUNED: tuple[Settings, ...] = ({"lr": 1.0, "period": 5},)
 METHODS = {
     method.name: method
     for method in (
-        Method("grouped-newton", "GroupedNewton", _NEWTON, _grouped(Partition.by_tensor)),
-        Method("diagonal", "GroupedNewton, diagonal", _NEWTON, _grouped(Partition.by_tensor, diagonal=True)),
-        Method("one-group", "GroupedNewton, S = 1", _NEWTON, _grouped(Partition.single)),
-        Method("adaptive", "GroupedNewton, adaptive", UNTUNED, _grouped(Partition.by_tensor, rmsprop, **ADAPTIVE)),
+        Method("grouped-newton", "GroupedNewton", _NEWTON, _grouped_newton(Partition.by_tensor)),
+        Method("diagonal", "GroupedNewton, diagonal", _NEWTON, _grouped_newton(Partition.by_tensor, diagonal=True)),
+        Method("one-group", "GroupedNewton, S = 1", _NEWTON, _grouped_newton(Partition.single)),
+        Method(
+            "adaptive", "GroupedNewton, adaptive", UNTUNED, _grouped_newton(Partition.by_tensor, rmsprop, **ADAPTIVE)
+        ),
         Method("sgd", "SGD, momentum 0.9", grid(lr=(0.003, 0.01, 0.05, 0.2, 1.0, 3.0)), _sgd),
         Method("adam", "Adam", grid(lr=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)), _adam),
         Method("l-bfgs", "L-BFGS", grid(lr=(0.03, 0.3, 1.0), line_search_fn=(None, "strong_wolfe")), _lbfgs),
@@ -107,5 +109,8 @@ METHODS = {
 }
 # The untuned runs have a second look at the adaptive step, with as many groups as SGD has.
 WITH_ONE_GROUP = Method(
-    "adaptive-one-group", "GroupedNewton, adaptive, S = 1", UNTUNED, _grouped(Partition.single, rmsprop, **ADAPTIVE)
+    "adaptive-one-group",
+    "GroupedNewton, adaptive, S = 1",
+    UNTUNED,
+    _grouped_newton(Partition.single, rmsprop, **ADAPTIVE),
 )

@@ -45,7 +45,7 @@ def images() -> Dataset:
 
 
 @cache
-def reproduced() -> Dataset:
+def autoencoder_digits() -> Dataset:
     """The digits as their own targets."""
     data = flat()
     return replace(data, train_y=data.train_x, test_y=data.test_x)
@@ -101,7 +101,7 @@ PROBLEMS = {
             "autoencoder",
             "auto-encoder 784-256-64-16-64-256-784, tanh, squared error",
             lambda g: models.autoencoder([784, 256, 64, 16], "tanh", generator=g),
-            reproduced,
+            autoencoder_digits,
             nn.MSELoss(),
             epochs=4,
             minutes=4,
@@ -110,36 +110,40 @@ PROBLEMS = {
 }
 
 
-def _untuned(
+def _small_problem(
     name: str, title: str, network: Callable[[torch.Generator], nn.Module], data: Callable[[], Dataset], minutes: float
 ) -> Problem:
-    loss = nn.MSELoss() if data is reproduced else _CLASSES
+    loss = nn.MSELoss() if data is autoencoder_digits else _CLASSES
     return Problem(name, title, network, data, loss, epochs=10, minutes=minutes, curvature=300, plateau=False)
 
 
 SIX = {
     problem.name: problem
     for problem in (
-        _untuned("tanh", "perceptron 64-32-32-10, tanh", _perceptron([64, 32, 32, 10], "tanh"), datasets.digits, 0.2),
-        _untuned(
+        _small_problem(
+            "tanh", "perceptron 64-32-32-10, tanh", _perceptron([64, 32, 32, 10], "tanh"), datasets.digits, 0.2
+        ),
+        _small_problem(
             "deep-tanh", "8 hidden layers of 48, tanh", _perceptron([64, *[48] * 8, 10], "tanh"), datasets.digits, 0.5
         ),
-        _untuned("elu", "3 hidden layers of 64, ELU", _perceptron([64, 64, 64, 64, 10], "elu"), datasets.digits, 0.3),
-        _untuned(
+        _small_problem(
+            "elu", "3 hidden layers of 64, ELU", _perceptron([64, 64, 64, 64, 10], "elu"), datasets.digits, 0.3
+        ),
+        _small_problem(
             "lenet", "LeNet, tanh", lambda g: models.lenet((1, 28, 28), 10, activation="tanh", generator=g), images, 6
         ),
-        _untuned(
+        _small_problem(
             "vgg-batch-norm",
             "VGG-11 with batch norm, a sixteenth of its channels, ELU",
             lambda g: models.vgg(11, 1 / 16, batch_norm=True, inputs=(1, 28, 28), activation="elu", generator=g),
             images,
             21,
         ),
-        _untuned(
+        _small_problem(
             "autoencoder",
             "auto-encoder 784-256-64-16, tanh",
             lambda g: models.autoencoder([784, 256, 64, 16], "tanh", generator=g),
-            reproduced,
+            autoencoder_digits,
             2,
         ),
     )

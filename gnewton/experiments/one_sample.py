@@ -25,8 +25,8 @@ from gnewton.experiments.methods import METHODS, Method, Settings, grid
 from gnewton.experiments.networks import Problem
 from gnewton.experiments.pictures import name_curves
 from gnewton.experiments.protocol import HOLD_OUT, Plan
-from gnewton.experiments.report import facts, markdown, rounded
-from gnewton.experiments.runs import Run, finite, kept, train
+from gnewton.experiments.report import facts, markdown, round_numbers
+from gnewton.experiments.runs import Run, finite, load_or_compute, train
 from gnewton.experiments.untuned import mean_loss
 
 TITLE = "one sample a step: ExactNewton untuned, beside tuned SGD and Adam"
@@ -84,12 +84,12 @@ def measure(plan: Plan, command: str) -> Results:
     each = plan.seeds + len(_fresh(plan))
     runs = sum(each + _tuning_runs(method) for method in ENTRANTS.values()) * len(ACTIVATIONS)
     with tqdm(total=runs, desc="one-sample", unit="run", disable=None) as bar:
-        found = {
+        networks = {
             name: {"title": one.title, "methods": {m.name: _entry(m, one, plan, bar.update) for m in ENTRANTS.values()}}
             for name, one in ((name, _problem(name)) for name in ACTIVATIONS)
         }
     sizes = {"epochs": EPOCHS, "steps_per_epoch": len(digits().train_x), "batch": 1, "seeds": plan.seeds}
-    return {"experiment": "one-sample", "title": TITLE, **facts(command), **sizes, "networks": found}
+    return {"experiment": "one-sample", "title": TITLE, **facts(command), **sizes, "networks": networks}
 
 
 def _tuning_runs(method: Method) -> int:
@@ -108,9 +108,9 @@ def _entry(method: Method, problem: Problem, plan: Plan, advance: Callable[[], A
             data = digits().hold_out(HOLD_OUT, seed=0) if part == "tuning" else digits()
             return train(problem, data, method, settings, seed, epochs, parts=looks)
 
-        found = kept(plan.place("one-sample") / "runs", names | {"epochs": epochs, "looks": looks}, compute)
+        result = load_or_compute(plan.place("one-sample") / "runs", names | {"epochs": epochs, "looks": looks}, compute)
         advance()
-        return found
+        return result
 
     tried = [run("tuning", one, 0) for one in method.settings] if _tuning_runs(method) else []
     losses = [math.inf if one["diverged"] else one["test_losses"][-1] for one in tried]
@@ -124,13 +124,20 @@ def _entry(method: Method, problem: Problem, plan: Plan, advance: Callable[[], A
         ],
         "settings": settings,
         "runs": [
-            {"seed": seed, "first": rounded(float(np.mean(one["losses"][: len(digits().train_x)])))}
-            | {"reached": reached(one["test_accuracies"])}
-            | {name: rounded(one[name] if name == "diverged" else one[name][LOOKS - 1 :: LOOKS]) for name in measures}
+            {"seed": seed, "first": round_numbers(float(np.mean(one["losses"][: len(digits().train_x)])))}
+            | {"reached": epochs_to_accuracy(one["test_accuracies"])}
+            | {
+                name: round_numbers(one[name] if name == "diverged" else one[name][LOOKS - 1 :: LOOKS])
+                for name in measures
+            }
             for seed, one in enumerate(runs)
         ],
         "fresh": [
-            {"seed": seed, "reached": reached(one["test_accuracies"]), "test_accuracies": one["test_accuracies"][-1:]}
+            {
+                "seed": seed,
+                "reached": epochs_to_accuracy(one["test_accuracies"]),
+                "test_accuracies": one["test_accuracies"][-1:],
+            }
             for seed, one in ((seed, run("fresh", settings, seed)) for seed in _fresh(plan))
         ],
     }
@@ -140,10 +147,10 @@ def _fresh(plan: Plan) -> range:
     return range(plan.seeds, plan.seeds + (0 if plan.quick else FRESH))
 
 
-def reached(accuracies: Sequence[float]) -> float | None:
+def epochs_to_accuracy(accuracies: Sequence[float]) -> float | None:
     """After how many epochs the accuracy that was wanted is first seen; None where it never is.
 
-    >>> reached([0.9, 0.94, 0.95, 0.94])
+    >>> epochs_to_accuracy([0.9, 0.94, 0.95, 0.94])
     1.0
     """
     return next(((i + 1) / LOOKS for i, accuracy in enumerate(accuracies) if accuracy >= WANTED), None)
@@ -239,13 +246,13 @@ def figures(numbers: Results) -> dict[str, plots.Figure]:
 
 
 def _curves(one: Results, unit: str) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
-    found: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
+    curves: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
     for method in one["methods"].values():
         runs = method["runs"]
         epochs = range(1, len(runs[0]["train_losses"]) + 1)
         x = list(epochs) if unit == "epoch" else [float(s) for s in np.mean([r["cpu_seconds"] for r in runs], axis=0)]
-        found[method["title"]] = (x, [mean_loss(runs, epoch) for epoch in epochs])
-    return found
+        curves[method["title"]] = (x, [mean_loss(runs, epoch) for epoch in epochs])
+    return curves
 
 
 EXPERIMENT = Experiment(

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from gnewton.datasets import Dataset
 from gnewton.experiments.methods import METHODS, PERIOD, Method, Settings
 from gnewton.experiments.networks import Problem
-from gnewton.experiments.runs import Run, finite, kept, network, train
+from gnewton.experiments.runs import Run, finite, load_or_compute, network, train
 from gnewton.partition import Partition
 
 HOLD_OUT = 0.2
@@ -67,8 +67,8 @@ class _Race:
 
     def enter(self, method: Method) -> dict[str, Any]:
         settings = self.plan.settings(method)
-        losses = self.tuned(method, settings) if len(settings) > 1 else [[]]
-        best = chosen(losses)
+        losses = self.tune(method, settings) if len(settings) > 1 else [[]]
+        best = choose(losses)
         return {
             "title": method.title,
             "installed": True,
@@ -82,7 +82,7 @@ class _Race:
             "runs": [{"seed": seed} | self.run(method, settings[best], seed) for seed in range(self.plan.seeds)],
         }
 
-    def tuned(self, method: Method, settings: tuple[Settings, ...]) -> list[list[float]]:
+    def tune(self, method: Method, settings: tuple[Settings, ...]) -> list[list[float]]:
         """Losses on the held-out part, one row for each setting: of seed 0, and of all tuning seeds for the finalists."""
         losses = [[self.tuning_loss(method, one, 0)] for one in settings]
         finalists = 0
@@ -96,12 +96,12 @@ class _Race:
         return losses
 
     def tuning_loss(self, method: Method, settings: Settings, seed: int) -> float:
-        return validation_loss(self._kept("tuning", method, settings, seed, self.validation))
+        return validation_loss(self._load_or_run("tuning", method, settings, seed, self.validation))
 
     def run(self, method: Method, settings: Settings, seed: int) -> Run:
-        return self._kept("test", method, settings, seed, self.data)
+        return self._load_or_run("test", method, settings, seed, self.data)
 
-    def _kept(self, part: str, method: Method, settings: Settings, seed: int, data: Dataset) -> Run:
+    def _load_or_run(self, part: str, method: Method, settings: Settings, seed: int, data: Dataset) -> Run:
         epochs = self.plan.epochs(self.problem)
         key = {
             "problem": self.problem.title,
@@ -118,15 +118,15 @@ class _Race:
         def compute() -> Run:
             return train(self.problem, data, method, settings, seed, epochs, thorough=part == "test")
 
-        run = kept(self.plan.place(self.problem.name) / "runs", key, compute)
+        run = load_or_compute(self.plan.place(self.problem.name) / "runs", key, compute)
         self.advance()
         return run
 
 
-def chosen(losses: Sequence[Sequence[float]]) -> int:
+def choose(losses: Sequence[Sequence[float]]) -> int:
     """The setting whose worst tuning seed is best, among those that ran from the most seeds.
 
-    >>> chosen([[0.1, 0.9, 0.2], [0.3, 0.3, 0.4], [0.2, float("inf")], [0.25]])
+    >>> choose([[0.1, 0.9, 0.2], [0.3, 0.3, 0.4], [0.2, float("inf")], [0.25]])
     1
     """
     most = max(len(row) for row in losses)

@@ -25,7 +25,7 @@ def results(compared: Results, command: str) -> Results:
     """The numbers of ``protocol.compare`` as they are shipped: curves thinned, and what they were measured with."""
     steps = compared["protocol"]["steps"]
     methods = {
-        name: method | {"runs": [thinned(run, steps) for run in method["runs"]]}
+        name: method | {"runs": [thin(run, steps) for run in method["runs"]]}
         for name, method in compared["methods"].items()
     }
     return facts(command) | compared | {"methods": methods}
@@ -44,18 +44,18 @@ def facts(command: str) -> Results:
 _PACKAGES = ("gnewton", "torch", "curvlinops-for-pytorch")
 
 
-def thinned(run: Results, steps: int) -> Results:
+def thin(run: Results, steps: int) -> Results:
     """A run with its per-step curve in at most 40 blocks: mean loss, and step and processor seconds at the end of each.
 
     >>> run = {"losses": [3.0, 1.0, 2.0], "seconds": [0.1, 0.2, 0.3], "epoch_steps": [3], "cpu_seconds": [0.6]}
-    >>> thinned(run, steps=80)["losses"], thinned(run, steps=80)["seconds"]
+    >>> thin(run, steps=80)["losses"], thin(run, steps=80)["seconds"]
     ([2.0, 2.0], [0.4, 0.6])
     """
     size, n, seconds = math.ceil(steps / _POINTS), len(run["losses"]), processor_seconds(run)
     ends = [min(start + size, n) for start in range(0, n, size)]
     losses = [float(np.mean(run["losses"][start:end])) for start, end in pairwise([0, *ends])]
     shown = run | {"losses": losses, "seconds": [seconds[end - 1] for end in ends], "steps": ends}
-    return {name: rounded(value) for name, value in shown.items() if name != "cpu_seconds"}
+    return {name: round_numbers(value) for name, value in shown.items() if name != "cpu_seconds"}
 
 
 def processor_seconds(run: Results) -> list[float]:
@@ -68,14 +68,14 @@ def processor_seconds(run: Results) -> list[float]:
     return [float(t) for t in np.interp(run["seconds"], [0.0, *wall], [0.0, *run["cpu_seconds"][: len(wall)]])]
 
 
-def rounded(value: Any) -> Any:
+def round_numbers(value: Any) -> Any:
     """Numbers of five digits, in lists of lists.
 
-    >>> rounded([1 / 3, [2, None]])
+    >>> round_numbers([1 / 3, [2, None]])
     [0.33333, [2, None]]
     """
     if isinstance(value, list):
-        return [rounded(one) for one in value]
+        return [round_numbers(one) for one in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 

@@ -46,7 +46,7 @@ def train(
 
     Per step: losses (the mini-batch's, before the step), seconds. Per epoch: epoch_steps, cpu_seconds and, of both whole
     parts, train_losses, train_accuracies, test_losses, test_accuracies (after the last epoch alone unless ``thorough``;
-    None where a loss is not finite); with batch norm renewed_losses, too, train_losses with ``renewed`` statistics. With
+    None where a loss is not finite); with batch norm renewed_losses, too, train_losses with renewed statistics. With
     ``parts`` an epoch is looked at so many times, and counts as so many. A run ends as diverged where a loss or gradient is
     not finite, or an epoch's training loss is more than 100 times the first. Then diverged, reason and notes, what
     GroupedNewton warned of.
@@ -159,7 +159,7 @@ def _measure(model: nn.Module, problem: Problem, data: Dataset, run: Run) -> Non
             run[f"{part}_accuracies"].append(float((output.argmax(1) == y).double().mean()))
     model.train()
     if any(isinstance(module, BATCH_NORM) for module in model.modules()):
-        twin = renewed(model, data.train_x.chunk(len(data.train_x) // problem.batch))
+        twin = renew_statistics(model, data.train_x.chunk(len(data.train_x) // problem.batch))
         loss = finite(float(problem.loss(twin(data.train_x), data.train_y)))
         run.setdefault("renewed_losses", []).append(loss)
 
@@ -167,13 +167,13 @@ def _measure(model: nn.Module, problem: Problem, data: Dataset, run: Run) -> Non
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def renewed(model: nn.Module, inputs: Iterable[Tensor]) -> nn.Module:
+def renew_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> nn.Module:
     """A copy in evaluation mode whose batch norm knows the inputs as they are now: means over them in place of running ones.
 
     Running statistics remember some ten batches, and with them the networks of as many steps ago.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(3))
-    >>> renewed(model, [torch.full((4, 3), 5.0)])[0].running_mean, model[0].running_mean
+    >>> renew_statistics(model, [torch.full((4, 3), 5.0)])[0].running_mean, model[0].running_mean
     (tensor([5., 5., 5.]), tensor([0., 0., 0.]))
     """
     twin = copy.deepcopy(model)
@@ -194,14 +194,14 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def kept(folder: Path, key: dict[str, Any], compute: Callable[[], Run]) -> Run:
+def load_or_compute(folder: Path, key: dict[str, Any], compute: Callable[[], Run]) -> Run:
     """The run that ``key`` determines: read from its file where it is there, else computed and written.
 
     The file is complete or absent, whatever interrupts.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     [kept(Path(folder), {"method": "sgd", "seed": 0}, lambda: {"loss": loss})["loss"] for loss in (0.5, 0.7)]
+    ...     [load_or_compute(Path(folder), {"method": "sgd", "seed": 0}, lambda: {"loss": loss})["loss"] for loss in (0.5, 0.7)]
     [0.5, 0.5]
     """
     text = json.dumps(key, sort_keys=True)

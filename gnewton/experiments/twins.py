@@ -53,7 +53,7 @@ class Twin(nn.Module):
 
 def losses(epochs: int = 10) -> Losses:
     """For each method and each of "plain", "scaled": the mini-batch losses by step, float64, the 8 x 8 digits."""
-    return {name: {kind: _trained(name, kind, epochs) for kind in ("plain", "scaled")} for name in (_OURS, *RATES)}
+    return {name: {kind: _train(name, kind, epochs) for kind in ("plain", "scaled")} for name in (_OURS, *RATES)}
 
 
 _OURS = "GroupedNewton, one setting"
@@ -68,7 +68,7 @@ def _optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
     return build(model.parameters(), lr=RATES[name], **options)
 
 
-def _trained(name: str, kind: str, epochs: int) -> list[float | None]:
+def _train(name: str, kind: str, epochs: int) -> list[float | None]:
     data = datasets.digits(dtype=torch.float64)
     plain = models.perceptron([64, 32, 32, 10], "tanh", generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     model = Twin(plain, SCALES if kind == "scaled" else [1.0] * len(SCALES))

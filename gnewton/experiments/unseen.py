@@ -92,12 +92,12 @@ def _relu() -> nn.Module:
     return models.perceptron([784, 128, 64, 10], "relu")
 
 
-def _normed() -> nn.Module:
+def _layer_norm() -> nn.Module:
     hidden = [layer for n in (64, 96, 96) for layer in (nn.Linear(n, 96), nn.LayerNorm(96), nn.GELU())]
     return nn.Sequential(*hidden, nn.Linear(96, 10))
 
 
-def _pooled() -> nn.Module:
+def _max_pooling() -> nn.Module:
     features = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*features, nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10))
 
@@ -116,7 +116,7 @@ def _regression() -> nn.Module:
     return models.perceptron([20, 64, 64, 1])
 
 
-def seeded(build: Build) -> Callable[[torch.Generator], nn.Module]:
+def seed(build: Build) -> Callable[[torch.Generator], nn.Module]:
     """torch's own initialization, from a generator; torch's global random state does not move."""
 
     def network(generator: torch.Generator) -> nn.Module:
@@ -130,15 +130,15 @@ def seeded(build: Build) -> Callable[[torch.Generator], nn.Module]:
 def _unseen(name: str, title: str, build: Build, data: Callable[[], Dataset], minutes: float) -> Problem:
     loss = nn.MSELoss() if data is taught else nn.CrossEntropyLoss()
     sizes = {"epochs": 10, "curvature": 300}
-    return Problem(name, title, seeded(build), data, loss, minutes=minutes, plateau=False, **sizes)
+    return Problem(name, title, seed(build), data, loss, minutes=minutes, plateau=False, **sizes)
 
 
 UNSEEN = {
     problem.name: problem
     for problem in (
         _unseen("relu", "perceptron 784-128-64-10, ReLU", _relu, flat, 0.6),
-        _unseen("layer-norm", "3 hidden layers of 96, layer norm, GELU", _normed, datasets.digits, 0.3),
-        _unseen("pooled", "2 convolutions, ReLU, max pooling", _pooled, pictures, 1),
+        _unseen("layer-norm", "3 hidden layers of 96, layer norm, GELU", _layer_norm, datasets.digits, 0.3),
+        _unseen("pooled", "2 convolutions, ReLU, max pooling", _max_pooling, pictures, 1),
         _unseen("residual", "3 residual blocks, batch norm, SiLU", _residual, pictures, 7),
         _unseen("attention", "transformer, 2 layers of width 32", _attention, rows, 3),
         _unseen("regression", "perceptron 20-64-64-1, tanh, squared error", _regression, taught, 0.1),

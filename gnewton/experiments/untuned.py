@@ -23,8 +23,8 @@ from gnewton.experiments.methods import ADAPTIVE, METHODS, UNTUNED, WITH_ONE_GRO
 from gnewton.experiments.networks import SIX, Problem
 from gnewton.experiments.pictures import name_curves
 from gnewton.experiments.protocol import HOLD_OUT, Plan
-from gnewton.experiments.report import facts, markdown, rounded
-from gnewton.experiments.runs import Run, kept, network, train
+from gnewton.experiments.report import facts, markdown, round_numbers
+from gnewton.experiments.runs import Run, load_or_compute, network, train
 from gnewton.partition import Partition
 
 TITLE = "one setting of the adaptive step on six networks, beside tuned Adam and SGD; badly scaled on purpose"
@@ -39,8 +39,8 @@ OURS = {"adaptive": "GroupedNewton, one setting", "one-group": "the same, one gr
 
 def measure(plan: Plan, command: str) -> Results:
     """All runs of the six networks, and the badly scaled twins."""
-    found = trials("untuned", TITLE, SIX, plan)
-    return found | facts(command) | {"scaled": twins.losses(epochs=1 if plan.quick else 10)}
+    measured = trials("untuned", TITLE, SIX, plan)
+    return measured | facts(command) | {"scaled": twins.losses(epochs=1 if plan.quick else 10)}
 
 
 def trials(name: str, title: str, problems: Mapping[str, Problem], plan: Plan) -> Results:
@@ -66,7 +66,7 @@ class _Trials:
     advance: Callable[[], Any]
 
     def results(self) -> Results:
-        peers = {name: self.tuned(METHODS[name]) for name in RATES}
+        peers = {name: self.tune(METHODS[name]) for name in RATES}
         ours = dict(zip(OURS, (METHODS["adaptive"], WITH_ONE_GROUP), strict=True))
         model = network(self.problem, 0)
         return {
@@ -79,20 +79,20 @@ class _Trials:
             **peers,
         }
 
-    def tuned(self, method: Method) -> Results:
+    def tune(self, method: Method) -> Results:
         tried = [self._run("tuning", method, one, 0) for one in grid(lr=RATES[method.name])]
-        found: Results = {"rates": list(RATES[method.name]), "validation": [run["test_losses"] for run in tried]}
+        results: Results = {"rates": list(RATES[method.name]), "validation": [run["test_losses"] for run in tried]}
         for budget in BUDGETS:
             best = min(range(len(tried)), key=lambda i: loss_after(tried[i], budget, "test_losses"))
             rate = RATES[method.name][best]
             runs = [self.run(method, {"lr": rate}, seed) for seed in range(self.plan.seeds)]
-            found[f"for {budget} epochs"] = {"lr": rate, "runs": runs}
-        return found
+            results[f"for {budget} epochs"] = {"lr": rate, "runs": runs}
+        return results
 
     def run(self, method: Method, settings: dict[str, Any], seed: int) -> Results:
         run = self._run("test", method, settings, seed)
         names = ("train_losses", "test_losses", "test_accuracies", "cpu_seconds", "diverged")
-        return {"seed": seed} | {name: rounded(run[name]) for name in (*names, "renewed_losses") if name in run}
+        return {"seed": seed} | {name: round_numbers(run[name]) for name in (*names, "renewed_losses") if name in run}
 
     def _run(self, part: str, method: Method, settings: dict[str, Any], seed: int) -> Run:
         problem, epochs = self.problem, self.plan.epochs(self.problem)
@@ -103,7 +103,7 @@ class _Trials:
             data = problem.data() if part == "test" else problem.data().hold_out(HOLD_OUT, seed=0)
             return train(problem, data, method, settings, seed, epochs)
 
-        run = kept(self.plan.place(self.experiment) / "runs", names | sizes, compute)
+        run = load_or_compute(self.plan.place(self.experiment) / "runs", names | sizes, compute)
         self.advance()
         return run
 
@@ -145,31 +145,33 @@ def ratios(one: Results, ours: str = "adaptive") -> dict[str, float]:
 
     time: processor seconds to the loss that Adam, tuned for 3 epochs, has after 5, over Adam's own.
     """
-    found = {}
+    by_budget = {}
     for budget in BUDGETS:
         peers = [mean_loss(one[name][f"for {budget} epochs"]["runs"], budget) for name in RATES]
-        found[f"after {budget}"] = mean_loss(one[ours], budget) / min(peers)
+        by_budget[f"after {budget}"] = mean_loss(one[ours], budget) / min(peers)
     adam = one["adam"]["for 3 epochs"]["runs"]
     target = mean_loss(adam, SOON)
-    return found | {"time": seconds_to(one[ours], target) / float(np.mean([r["cpu_seconds"][:SOON][-1] for r in adam]))}
+    return by_budget | {
+        "time": seconds_to(one[ours], target) / float(np.mean([r["cpu_seconds"][:SOON][-1] for r in adam]))
+    }
 
 
-def renewed(one: Results) -> Results | None:
+def with_renewed_statistics(one: Results) -> Results | None:
     """A network's results with every loss as measured after its running statistics were renewed; None without batch norm."""
     if "renewed_losses" not in one["adaptive"][0]:
         return None
 
-    def exchanged(runs: list[Results]) -> list[Results]:
+    def exchange(runs: list[Results]) -> list[Results]:
         return [run | {"train_losses": run["renewed_losses"]} for run in runs]
 
     peers = {
-        name: {key: tuned | {"runs": exchanged(tuned["runs"])} for key, tuned in _tuned(one[name])} for name in RATES
+        name: {key: tuned | {"runs": exchange(tuned["runs"])} for key, tuned in _budgets(one[name])} for name in RATES
     }
-    ours = {name: exchanged(one[name]) for name in OURS}
+    ours = {name: exchange(one[name]) for name in OURS}
     return one | {"title": "(statistics renewed)"} | ours | peers
 
 
-def _tuned(peer: Results) -> list[tuple[str, Results]]:
+def _budgets(peer: Results) -> list[tuple[str, Results]]:
     return [(f"for {budget} epochs", peer[f"for {budget} epochs"]) for budget in BUDGETS]
 
 
@@ -183,7 +185,7 @@ def report(numbers: Results) -> str:
     for head in (f"loss after {soon} epochs", f"after {late}"):
         loss += [head, "Adam", "SGD", "ratio"]
     time = ["network", "time to Adam's loss, in Adam's", "one group", "ms per step", "one group", "Adam"]
-    looks = [look for one in numbers["networks"].values() for look in (one, renewed(one)) if look]
+    looks = [look for one in numbers["networks"].values() for look in (one, with_renewed_statistics(one)) if look]
     losses = markdown(loss, [_losses(look, ours) for look in looks for ours in OURS])
     tables = losses, markdown(time, [_times(look) for look in looks])
     return "\n\n".join([*tables, *(f"{_head(ours)}\n\n{verdict(numbers, ours)}" for ours in OURS)])
@@ -198,16 +200,16 @@ def _title(one: Results, ours: str) -> list[str]:
 
 
 def _losses(one: Results, ours: str) -> list[str]:
-    found, line = ratios(one, ours), _title(one, ours)
+    against_peers, line = ratios(one, ours), _title(one, ours)
     for budget in BUDGETS:
         peers = [f"{mean_loss(one[n][f'for {budget} epochs']['runs'], budget):.3g}" for n in RATES]
-        line += [f"{mean_loss(one[ours], budget):.3g}", *peers, f"{found[f'after {budget}']:.2f}"]
+        line += [f"{mean_loss(one[ours], budget):.3g}", *peers, f"{against_peers[f'after {budget}']:.2f}"]
     return line
 
 
 def _times(one: Results) -> list[str]:
-    found = [ratios(one, ours)["time"] for ours in OURS]
-    told = [f"{time:.2g}" if math.isfinite(time) else f"not in {BUDGETS[-1]} epochs" for time in found]
+    times = [ratios(one, ours)["time"] for ours in OURS]
+    told = [f"{time:.2g}" if math.isfinite(time) else f"not in {BUDGETS[-1]} epochs" for time in times]
     runs = (*(one[ours] for ours in OURS), one["adam"]["for 3 epochs"]["runs"])
     return [one["title"], *told, *(_step_time(some, one) for some in runs)]
 
@@ -223,7 +225,7 @@ def verdict(numbers: Results, ours: str = "adaptive") -> str:
     runs = [run for one in numbers["networks"].values() for run in one[ours]]
 
     def those(name: str, most: float) -> str:
-        met = [network for network, found in all_ratios.items() if found[name] <= most]
+        met = [network for network, network_ratios in all_ratios.items() if network_ratios[name] <= most]
         return f"{len(met)} of {len(all_ratios)}" + (f" ({', '.join(met)})" if met else "")
 
     return "\n".join(

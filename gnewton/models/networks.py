@@ -115,7 +115,7 @@ def lenet(
     >>> lenet((1, 28, 28))(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-    channels, padding = _checked_image(inputs, classes, activation)
+    channels, padding = _check_image(inputs, classes, activation)
     act, sigma = _ACTIVATIONS[activation]
     new = _Layers(sigma, generator, dtype, device, scaling)
     return nn.Sequential(
@@ -155,7 +155,7 @@ def vgg(
     >>> model(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-    channels, padding = _checked_image(inputs, classes, activation)
+    channels, padding = _check_image(inputs, classes, activation)
     if depth not in _VGG or not 0 < width < math.inf:
         raise ValueError(
             f"expected depth {', '.join(map(str, _VGG))} and width > 0, got {depth} and {width}; choose one"
@@ -206,13 +206,13 @@ class _Layers:
 
     def linear(self, fan_in: int, fan_out: int) -> nn.Linear:
         kind = ScaledLinear if self.scaling else nn.Linear
-        return self._drawn(kind(fan_in, fan_out, device="meta", dtype=self.dtype))
+        return self._draw(kind(fan_in, fan_out, device="meta", dtype=self.dtype))
 
     def convolution(self, channels: int, out: int, kernel: int, padding: int = 0, bias: bool = True) -> nn.Conv2d:
         kind = ScaledConv2d if self.scaling else nn.Conv2d
-        return self._drawn(kind(channels, out, kernel, padding=padding, bias=bias, device="meta", dtype=self.dtype))
+        return self._draw(kind(channels, out, kernel, padding=padding, bias=bias, device="meta", dtype=self.dtype))
 
-    def _drawn(self, layer: Layer) -> Layer:
+    def _draw(self, layer: Layer) -> Layer:
         # Built on the meta device: its own initialization would draw from the global random state.
         shape, fan_in = layer.weight.shape, layer.weight[0].numel()
         weight = torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu") * self.sigma
@@ -224,7 +224,7 @@ class _Layers:
         return layer
 
 
-def _checked_image(inputs: tuple[int, int, int], classes: int, activation: str) -> tuple[int, int]:
+def _check_image(inputs: tuple[int, int, int], classes: int, activation: str) -> tuple[int, int]:
     """The number of channels, and the padding that makes the image 32 x 32."""
     _check_activation(activation)
     if classes < 1:

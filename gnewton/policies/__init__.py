@@ -1,6 +1,6 @@
 """How learning rates come about: a policy says, for one step along u, how far each group goes.
 
-A new policy is a class with ``needs_summary`` and ``step`` in a file of its own; see ``Policy``.
+A new policy is a class with ``settings``, ``needs_summary`` and ``step``, in a file of its own; see ``Policy``.
 """
 
 from gnewton.policies.calibrated import Calibrated

@@ -8,7 +8,17 @@ from torch import Tensor
 from gnewton.cubic import CubicModel, Step
 
 HISTORY_BYTES = 64e6
+_HISTORY_RECORDS = 1000
 _NAN = float("nan")
+
+
+def history_length(groups: int) -> int:
+    """How many outcomes of this many groups are kept.
+
+    >>> history_length(4), history_length(5000)
+    (1000, 10)
+    """
+    return int(max(10, min(_HISTORY_RECORDS, HISTORY_BYTES / (8 * groups**2))))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -21,7 +31,7 @@ class Outcome:
         gradient: g-bar, (S,).
         hessian: H-bar, (S, S); None where S is so large that ten of them would take 64 MB.
         metric: the diagonal of D, (S,); None without the cubic term.
-        learning_rates: eta, (S,), as used; lambda_1 is not included.
+        learning_rates: eta, (S,). The step was -lr eta_s u_s.
         lr: lambda_1, after halvings where cubic is "adaptive"; 0 for a step not taken.
         status: the name of a ``Status``.
         predicted_decrease: -m at the step taken, lambda_1 eta.

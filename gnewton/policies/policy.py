@@ -1,11 +1,13 @@
 """What a policy is, and what the policies that step by the cubic model share."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from gnewton.cubic import CubicModel, NewtonStepError, Step
+from gnewton.cubic import CubicModel, NewtonStepError, Status, Step
 from gnewton.line import Line
 from gnewton.policies.outcome import Outcome
 
@@ -16,23 +18,36 @@ State = dict[str, Any]
 class Policy(Protocol):
     """How far each group goes along u.
 
-    ``settings`` are the policy's own numbers, by name. They become settings of the optimizer, in ``param_groups``, so that
-    schedulers and ``AsRate`` drive them. ``state`` holds what a resumed run needs: plain tensors and numbers, {} before
-    the first step. Its "eta" (S,), on the CPU, is shown as ``optimizer.learning_rates``; everything else moves to the
-    parameters' device when a state is loaded.
+    Rates that only shrink on a schedule need no policy: ``torch.optim.lr_scheduler.StepLR(optimizer, 100, gamma=0.5)``
+    halves all of them every 100 steps.
 
     A policy may have ``is_plain(settings, state)``: whether the next step asks for no summary. Its gradient is then taken as any
     training loop does, without the checks of the closure, which the steps with a summary make.
     """
 
     @property
-    def settings(self) -> Mapping[str, Any]: ...
+    def settings(self) -> Mapping[str, Any]:
+        """The policy's own numbers as it was made, by name; {} for none.
+
+        GroupedNewton copies them into ``param_groups[0]``, beside its own settings, where schedulers and ``AsRate`` drive
+        them. A name that GroupedNewton has itself is refused there.
+        """
 
     def needs_summary(self, settings: Settings, state: State) -> bool:
-        """Whether the next step will ask for a summary: the loss is then recorded while its gradient is taken."""
+        """Whether the next step will ask for a summary: the loss is then recorded while its gradient is taken.
+
+        It is asked once when the optimizer is built, with no state. Raise ValueError there for settings that do not fit.
+        """
 
     def step(self, line: Line, settings: Settings, state: State) -> tuple[Outcome | None, State]:
         """Move along the line; return what became of it and the new state, and leave the old state as it was.
+
+        Args:
+            line: the loss along u, and how to move.
+            settings: ``param_groups[0]`` as it is now: GroupedNewton's settings and the policy's own, in one dictionary.
+            state: what the last step returned, {} before the first: plain tensors and numbers, which are saved. Its "eta"
+                (S,), on the CPU, is shown as ``optimizer.learning_rates``. When a state is loaded, everything else moves
+                to the parameters' device.
 
         The proposer is asked for u when ``line.direction`` is first read. ``line.take`` does not read it where the proposer can
         take its step by itself; without either the proposer does not learn of this step's gradient.
@@ -49,6 +64,24 @@ def is_plain(policy: Policy, settings: Settings, state: State) -> bool:
 def model_of(summary: Any, settings: Settings, cubic: float) -> CubicModel:
     """The cubic model of a summary, with ridge and diagonal as the optimizer has them."""
     return CubicModel(summary, cubic, settings["ridge"], settings["diagonal"])
+
+
+def minimize(model: CubicModel, line: Line) -> Step:
+    """The minimum of the model; where several ranks train, the one that the first of them found."""
+    step, kinds = model.minimize(), list(Status)
+    if line.partition.ranks.size == 1:
+        return step
+    numbers = [float(kinds.index(step.status)), step.radius, step.predicted_decrease]
+    kind, radius, decrease, *_ = first = line.from_first(
+        torch.cat([step.learning_rates.new_tensor(numbers), step.learning_rates])
+    )
+    return replace(
+        step,
+        status=kinds[int(kind)],
+        radius=float(radius),
+        predicted_decrease=float(decrease),
+        learning_rates=first[3:],
+    )
 
 
 def smooth_rates(eta: Tensor, previous: Tensor | None, settings: Settings) -> Tensor:

@@ -5,19 +5,20 @@ from typing import Any, ClassVar
 
 from gnewton.line import Line
 from gnewton.policies.outcome import Outcome
-from gnewton.policies.policy import Settings, State, model_of, no_step, predicted_decrease, smooth_rates
+from gnewton.policies.policy import Settings, State, minimize, model_of, no_step, predicted_decrease, smooth_rates
 
 
 class ReuseRates:
     """eta* of a new summary every ``period`` steps, and the same rates in between; lambda_int is ``cubic``, a number.
 
     Between summaries the rates can explode: they were computed for one direction and are applied to another of
-    different length. State: eta (S,), and age, the steps since its summary.
+    different length. State: eta (S,), and age, the steps since its summary. Raises ValueError for cubic="adaptive".
     """
 
     settings: ClassVar[Mapping[str, Any]] = {}
 
     def needs_summary(self, settings: Settings, state: State) -> bool:
+        _check_cubic(settings["cubic"])
         return state.get("eta") is None or state["age"] >= settings["period"]
 
     def step(self, line: Line, settings: Settings, state: State) -> tuple[Outcome | None, State]:
@@ -29,7 +30,7 @@ class ReuseRates:
         if summary is None:
             return None, state
         model = model_of(summary, settings, cubic)
-        step = model.minimize()
+        step = minimize(model, line)
         if not step.status.ok:
             return no_step(model, step, settings), state | {"eta": None}
         eta = smooth_rates(step.learning_rates, state.get("eta"), settings)
@@ -45,3 +46,11 @@ class ReuseRates:
             evaluations=1,
         )
         return outcome, state | {"eta": eta, "age": 1}
+
+
+def _check_cubic(cubic: Any) -> None:
+    if cubic == "adaptive":
+        raise ValueError(
+            'expected a number for cubic with the policy ReuseRates, got "adaptive"; '
+            "write GroupedNewton(partition, cubic=1.0), whose policy is ReuseRates"
+        )

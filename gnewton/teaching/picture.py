@@ -148,7 +148,7 @@ def _band(ax: Axes, m: Mark, n: Numbers) -> None:
 
 
 def _heat(ax: Axes, m: Mark, n: Numbers) -> None:
-    z = _unpacked(n["shades"]) if "shades" in n else np.array([_floats(row) for row in n["z"]])
+    z = _unpack(n["shades"]) if "shades" in n else np.array([_floats(row) for row in n["z"]])
     scale = {"linear": 1.0, "high": 1.0} if "shades" in n else n.get("scale") or m.options["scale"]
     norm: Any = SymLogNorm(linthresh=scale["linear"], vmin=-scale["high"], vmax=scale["high"], base=10)
     if "shades" in n:
@@ -163,7 +163,7 @@ def _heat(ax: Axes, m: Mark, n: Numbers) -> None:
             ax.plot(at[1], at[0], linestyle="", marker=marker, color="black", markersize=min(6, 90 / len(z)))
 
 
-def _unpacked(shades: Numbers) -> Any:
+def _unpack(shades: Numbers) -> Any:
     levels = np.frombuffer(base64.b64decode(shades["data"]), dtype=np.int8)
     return levels.reshape(-1, shades["columns"]) / 127
 

@@ -135,10 +135,10 @@ class Scene:
 
     def panels_of(self, shown: Shown) -> list[Panel]:
         """The panels as a state changes them."""
-        return [changed(panel, shown.panels.get(i, {})) for i, panel in enumerate(self.panels)]
+        return [change(panel, shown.panels.get(i, {})) for i, panel in enumerate(self.panels)]
 
 
-def changed(panel: Panel, changes: Mapping[str, Any]) -> Panel:
+def change(panel: Panel, changes: Mapping[str, Any]) -> Panel:
     """A panel with some of its fields, and some fields of its axes, replaced."""
     axes = {name: replace(getattr(panel, name), **changes[name]) for name in ("x", "y") if name in changes}
     return replace(panel, **{k: v for k, v in changes.items() if k not in axes}, **axes)
@@ -148,8 +148,10 @@ def to_json(scene: Scene, digits: int = 15) -> dict[str, Any]:
     """The description as plain lists and numbers, for the browser."""
     plain = {name: [asdict(one) for one in getattr(scene, name)] for name in ("controls", "panels", "marks")}
     source = {"compute": scene.compute, "given": dict(scene.given)} if scene.compute else {}
-    found: dict[str, Any] = rounded(plain | source | {"drag": dict(scene.drag), "stacked": scene.stacked}, digits)
-    return found
+    described: dict[str, Any] = round_numbers(
+        plain | source | {"drag": dict(scene.drag), "stacked": scene.stacked}, digits
+    )
+    return described
 
 
 def table(scene: Scene, numbers: Callable[..., Shown]) -> dict[str, Any]:
@@ -159,7 +161,9 @@ def table(scene: Scene, numbers: Callable[..., Shown]) -> dict[str, Any]:
     rows = []
     for values in scene.states():
         shown = numbers(**values)
-        rows.append([_place(rounded(one, scene.digits), pool, kept) for one in [*shown.numbers, dict(shown.panels)]])
+        rows.append(
+            [_place(round_numbers(one, scene.digits), pool, kept) for one in [*shown.numbers, dict(shown.panels)]]
+        )
         rows[-1].append(_place(shown.sentence, pool, kept))
     return {"pool": kept, "rows": rows}
 
@@ -172,14 +176,14 @@ def _place(piece: Any, pool: dict[str, int], kept: list[Any]) -> int:
     return pool[key]
 
 
-def rounded(value: Any, digits: int) -> Any:
+def round_numbers(value: Any, digits: int) -> Any:
     """Nested data as JSON has it: floats with so many significant digits, None for what is not finite, arrays as lists."""
     if isinstance(value, Mapping):
-        return {str(k): rounded(v, digits) for k, v in value.items()}
+        return {str(k): round_numbers(v, digits) for k, v in value.items()}
     if isinstance(value, np.ndarray):
-        return rounded(value.tolist(), digits)
+        return round_numbers(value.tolist(), digits)
     if isinstance(value, list | tuple | range):
-        return [rounded(v, digits) for v in value]
+        return [round_numbers(v, digits) for v in value]
     if isinstance(value, float | np.floating):
         return _short(float(value), digits)
     if isinstance(value, np.integer | np.bool_):

@@ -78,7 +78,7 @@ def test_experiments_takes_all_that_follows(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
-    assert said(capsys, "--version")[1] == f"gnewton {environment.found('gnewton')}\n"
+    assert said(capsys, "--version")[1] == f"gnewton {environment.installed('gnewton')}\n"
 
 
 # -- check ---------------------------------------------------------------------------------------------------------
@@ -96,9 +96,9 @@ def test_check_names_what_is_missing_and_what_installs_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = {"jupyterlab": "3.6.1", "mlxtend": None}
-    found = environment.found
+    found = environment.installed
     monkeypatch.setattr(
-        environment, "found", lambda name: versions.get(name, found(name)) if name in versions else found(name)
+        environment, "installed", lambda name: versions.get(name, found(name)) if name in versions else found(name)
     )
     status, text = said(capsys, "check")
     assert status == 1

@@ -38,7 +38,7 @@ def test_agrees_with_torch_func_on_phi(problem, partition):
     u = case.direction(groups)
     oracle = cubes_by_torch_func(case.phi(groups, u), len(groups))
     for order, expected in enumerate(oracle, start=1):
-        assert_close(summary_tensor(case.loss(), groups, u, order), expected, 1e-12)
+        assert_close(summary_tensor(case.loss(), groups, u, order=order), expected, 1e-12)
 
 
 def test_order_four_agrees_with_torch_func_on_phi():
@@ -46,7 +46,7 @@ def test_order_four_agrees_with_torch_func_on_phi():
     groups = PARTITIONS["by kind"](case.model)
     u = case.direction(groups)
     fourth = jacfwd(jacfwd(jacfwd(jacrev(case.phi(groups, u)))))(torch.zeros(2, dtype=torch.float64))
-    assert_close(summary_tensor(case.loss(), groups, u, 4), fourth, 1e-12)
+    assert_close(summary_tensor(case.loss(), groups, u, order=4), fourth, 1e-12)
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
@@ -90,9 +90,9 @@ def test_cheap_paths_equal_the_full_tensors(problem):
     groups = PARTITIONS["by tensor"](case.model)
     u = case.direction(groups)
     gradient, hessian, third, full = summary(case.loss(), groups, u, full_third=True)
-    assert_close(gradient, summary_tensor(case.loss(), groups, u, 1), 1e-14)
-    assert_close(hessian, summary_tensor(case.loss(), groups, u, 2), 1e-14)
-    assert_close(full, summary_tensor(case.loss(), groups, u, 3), 1e-14)
+    assert_close(gradient, summary_tensor(case.loss(), groups, u, order=1), 1e-14)
+    assert_close(hessian, summary_tensor(case.loss(), groups, u, order=2), 1e-14)
+    assert_close(full, summary_tensor(case.loss(), groups, u, order=3), 1e-14)
     assert_close(third, summary(case.loss(), groups, u)[2], 1e-13)
 
 
@@ -157,7 +157,7 @@ def test_refuses_an_unfit_value(value, error, text):
     case = build("quadratic")
     groups = PARTITIONS["single"](case.model)
     with pytest.raises(error, match=text):
-        summary_tensor(value, groups, case.direction(groups), 1)
+        summary_tensor(value, groups, case.direction(groups), order=1)
 
 
 def test_refuses_a_used_up_graph_and_order_zero():
@@ -165,7 +165,7 @@ def test_refuses_a_used_up_graph_and_order_zero():
     groups = PARTITIONS["single"](case.model)
     value = case.loss()
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        summary_tensor(value, groups, case.direction(groups), 0)
+        summary_tensor(value, groups, case.direction(groups), order=0)
     value.backward()
     with pytest.raises(ValueError, match="used up"):
-        summary_tensor(value, groups, case.direction(groups), 1)
+        summary_tensor(value, groups, case.direction(groups), order=1)

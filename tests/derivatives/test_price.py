@@ -45,3 +45,25 @@ def test_one_sentence_where_it_takes_long(monkeypatch):
     monkeypatch.setattr(price, "_LONG", 10)
     with pytest.warns(price.LongSummaryWarning, match="sweeps: 45.*more max_memory.*data="):
         gn.summarize(loss, partition, max_memory=1.0)
+
+
+@pytest.mark.parametrize(
+    ("units", "steps", "groups", "order", "engine"),
+    [
+        (4, 30, "single", 3, "nested"),
+        (4, 30, "single", 2, "nested"),
+        (4, 30, "by_tensor", 3, "tape"),  # a second group costs nested passes as much as all groups cost a sweep
+        (4, 3, "single", 3, "tape"),  # few operations
+        (256, 30, "single", 3, "tape"),  # large ones
+    ],
+)
+def test_a_long_list_of_tiny_operations_and_one_group_is_nested(units, steps, groups, order, engine):
+    torch.manual_seed(0)
+    model, x = nn.LSTM(units, units, dtype=torch.float64), torch.randn(steps, 8, units, dtype=torch.float64)
+    partition, loss = getattr(gn.Partition, groups)(model), lambda: model(x)[0].square().mean()
+    u = gn.direction.gradient(loss, partition)
+    auto = gn.summarize(loss, partition, u, order=order)
+    assert auto.engine == engine
+    other = gn.summarize(loss, partition, u, order=order, engine={"tape": "nested", "nested": "tape"}[engine])
+    for a, b in zip(auto.tensors(), other.tensors(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)

@@ -5,6 +5,7 @@ Both sides of the comparison are float64 and differ by roundings of a few dozen 
 
 import pytest
 import torch
+from support.finite_differences import finite_differences
 from support.zoo import ZOO
 from torch import nn
 
@@ -43,36 +44,27 @@ def registry(monkeypatch):
 def problem():
     torch.manual_seed(0)
     model, x = nn.Linear(3, 4, dtype=DTYPE), torch.randn(5, 3, dtype=DTYPE)
-    partition = gn.Partition.by_tensor(model)
-    return (
-        lambda: model(x).logcumsumexp(1).sum(),
-        partition,
-        {n: torch.randn_like(p) for n, p in model.named_parameters()},
-    )
+    u = {n: torch.randn_like(p) for n, p in model.named_parameters()}
+    return lambda: model(x).sigmoid().logit().cos().sum(), gn.Partition.by_tensor(model), u
 
 
-class LogCumSumExp(Rule):
-    """log sum_{j <= i} exp(x_j) along the last axis: means and covariances under the weights softmax(x_1 .. x_i)."""
-
-    reads_outputs = True
-
-    def applies(self, o):
-        return o.argument(1, "dim") in (-1, o.inputs[0].value.dim() - 1)
+class Logit(Rule):
+    """log(x / (1 - x)), to the second order."""
 
     def forward(self, o, jets, adjoints, sums):
         ((x, _),), (adjoint,) = jets, operation.adjoint_values(o, adjoints)
-        weights = (o.inputs[0].value[..., None, :] - o.outputs[0].value[..., :, None]).exp().tril()
-        first = torch.einsum("bij,sbj->sbi", weights, x.values)
-        pairs = torch.einsum("bij,sbj,tbj->stbi", weights, x.values, x.values) - first[:, None] * first
-        sums.hessian(x.groups, x.groups, (pairs * adjoint).sum((2, 3)))
-        return [Jet(GroupTangents(x.groups, first))]
+        p = o.inputs[0].value
+        slope = 1 / (p * (1 - p))
+        weighted = x.values * (2 * p - 1) * slope**2 * adjoint
+        sums.hessian(x.groups, x.groups, weighted.flatten(1) @ x.rows().T)
+        return [Jet(GroupTangents(x.groups, x.values * slope))]
 
 
 def test_a_rule_written_outside_serves_its_function(registry):
     loss, partition, u = problem()
     generic = gn.summarize(loss, partition, u, order=2, engine="tape")
-    register("logcumsumexp", LogCumSumExp())
-    assert [type(o.rule) for o in record(loss, partition).operations][1] is LogCumSumExp
+    register("logit", Logit())
+    assert [type(o.rule) for o in record(loss, partition).operations][2] is Logit
     closed = gn.summarize(loss, partition, u, order=2, engine="tape")
     torch.testing.assert_close(closed.gradient, generic.gradient, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(closed.hessian, generic.hessian, rtol=1e-12, atol=1e-12)
@@ -80,7 +72,63 @@ def test_a_rule_written_outside_serves_its_function(registry):
 
 def test_a_second_rule_for_the_same_arguments_is_seen(registry):
     loss, partition, _ = problem()
-    register("logcumsumexp", LogCumSumExp())
-    register("logcumsumexp", LogCumSumExp())
-    (double,) = (o for o in record(loss, partition).operations if o.name == "logcumsumexp")
+    register("logit", Logit())
+    register("logit", Logit())
+    (double,) = (o for o in record(loss, partition).operations if o.name == "logit")
     assert len(matching_rules(double)) == 2
+
+
+# -- where torch's own derivatives are wrong, so that nested passes are no oracle ---------------------------------------
+
+CUMULATIVE = [((4, 6), 0, 0.0), ((4, 6), 1, 0.0), ((2, 3, 4), -2, 0.0), ((4, 6), -1, 30.0), ((24,), 0, 0.0)]
+
+
+def cumulative(shape, shift):
+    """x depends on three groups and is curved in two of them; the loss, of the function and of its like in log and exp."""
+    torch.manual_seed(1)
+    model, data = nn.Linear(3, 6, dtype=DTYPE), torch.randn(4, 3, dtype=DTYPE)
+    model.w = nn.Parameter(torch.randn(6, dtype=DTYPE))
+    weights = torch.linspace(0.5, 1.5, 24, dtype=DTYPE).reshape(shape)
+
+    def loss(function):
+        out = function((model(data).tanh() * model.w).reshape(shape) * 3 + shift) - shift
+        return (weights * out.sin()).sum()
+
+    u = {n: torch.randn_like(p) for n, p in model.named_parameters()}
+    return loss, gn.Partition.by_tensor(model), u
+
+
+@pytest.mark.parametrize(("shape", "dim", "shift"), CUMULATIVE)
+def test_logcumsumexp_against_differences_of_torchs_gradient(shape, dim, shift):
+    loss, partition, u = cumulative(shape, shift)
+    closed = gn.summarize(lambda: loss(lambda x: x.logcumsumexp(dim)), partition, u, engine="tape")
+    finite = finite_differences(lambda: loss(lambda x: x.logcumsumexp(dim)), partition, u)
+    torch.testing.assert_close(closed.gradient, finite.gradient, rtol=1e-12, atol=1e-12)
+    # The differences estimate their own error.
+    for ours, theirs in ((closed.hessian, finite.hessian), (closed.third, finite.third)):
+        assert (ours - theirs.value).abs().max() <= 10 * theirs.error.max() + 1e-9 * theirs.scale
+        assert theirs.error.max() < 1e-5 * theirs.scale
+
+
+@pytest.mark.parametrize(("shape", "dim", "shift"), CUMULATIVE)
+def test_logcumsumexp_in_full_against_nested_passes_through_its_formula(shape, dim, shift):
+    loss, partition, u = cumulative(shape, shift)
+    closed = gn.summarize(lambda: loss(lambda x: x.logcumsumexp(dim)), partition, u, full_third=True, engine="tape")
+    formula = gn.summarize(
+        lambda: loss(lambda x: x.exp().cumsum(dim).log()), partition, u, full_third=True, engine="nested"
+    )
+    for ours, theirs in zip(closed.tensors(), formula.tensors(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10 * theirs.abs().max().item())
+
+
+def test_logcumsumexp_of_numbers_far_apart():
+    """An entry of -inf, and later ones that dwarf the first: the running weights are at most 1."""
+    x = torch.tensor([0.0, -float("inf"), 900.0, -900.0, 901.0], dtype=DTYPE)
+    w = nn.Parameter(torch.ones(5, dtype=DTYPE))
+    partition = gn.Partition.from_groups({"w": {"w": w}})
+    u = {"w": torch.arange(5, dtype=DTYPE)}
+    summary = gn.summarize(lambda: (x + w).logcumsumexp(0) @ u["w"], partition, u, engine="tape")
+    # Two terms matter, in the last row: sigmoid(1) and its derivatives, with the tangents 2 and 4 and the weight 4.
+    p = torch.tensor(1.0, dtype=DTYPE).sigmoid()
+    torch.testing.assert_close(summary.hessian[0, 0], 4 * p * (1 - p) * 4)
+    torch.testing.assert_close(summary.third[0], 4 * p * (1 - p) * (1 - 2 * p) * 8)

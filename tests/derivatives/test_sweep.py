@@ -273,8 +273,8 @@ def test_the_engines_share_a_signature():
     problem = build("perceptron")
     partition = gn.Partition.by_tensor(problem.model)
     u = problem.direction(partition)
-    ours = sweep.summary(record(problem.loss, partition), partition, u, 3, True)
-    theirs = nested.summary(problem.loss(), partition, u, 3, True)
+    ours = sweep.summary(record(problem.loss, partition), partition, u, full_third=True)
+    theirs = nested.summary(problem.loss(), partition, u, full_third=True)
     for got, expected in zip(ours, theirs, strict=True):
         assert got.dtype == torch.float64
         close(got, expected)

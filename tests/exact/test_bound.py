@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.oracle import CASES, DTYPE, build
+from support.small_networks import CASES, DTYPE, build
 
 import gnewton as gn
 from gnewton.exact.bound import norm_bound

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.oracle import CASES, DTYPE, SMOOTH, build, gap, row, unrow
+from support.small_networks import CASES, DTYPE, SMOOTH, build, gap, row, unrow
 from torch import nn
 
 import gnewton as gn

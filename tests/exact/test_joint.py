@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.oracle import CASES, DTYPE, build, gap, row
+from support.small_networks import CASES, DTYPE, build, gap, row
 
 from gnewton.exact import joint_direction, newton_direction
 

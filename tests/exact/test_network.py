@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.oracle import CASES, build, gap, row
+from support.small_networks import CASES, build, gap, row
 from torch import nn
 
 import gnewton as gn

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from support.oracle import CASES, DTYPE, build, gap, row, unrow
+from support.small_networks import CASES, DTYPE, build, gap, row, unrow
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from support.oracle import DTYPE, build, gap, row
+from support.small_networks import DTYPE, build, gap, row
 from torch import nn
 from torch.optim import lr_scheduler
 

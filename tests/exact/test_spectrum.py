@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.oracle import CASES, DTYPE, build, row
+from support.small_networks import CASES, DTYPE, build, row
 from torch import nn
 
 import gnewton as gn

@@ -33,11 +33,11 @@ def test_groups_know_their_layers(measured):
 def test_normalisation_does_not_see_the_scale_of_a_group(scales):
     hessian = np.random.default_rng(0).normal(size=(3, 3))
     hessian += hessian.T
-    assert interaction.normalised(hessian) == interaction.normalised(scales * hessian * scales[:, None])
+    assert interaction.normalize(hessian) == interaction.normalize(scales * hessian * scales[:, None])
 
 
 def test_a_group_without_curvature_is_blank():
-    assert interaction.normalised(np.diag([4.0, 0.0])) == [[1.0, None], [None, None]]
+    assert interaction.normalize(np.diag([4.0, 0.0])) == [[1.0, None], [None, None]]
 
 
 def test_the_long_range_table_counts_layers():

@@ -120,17 +120,17 @@ def test_tuning_sees_the_training_part_alone(tmp_path, counted):
 
 
 def test_the_worst_seed_decides_and_a_finalist_that_diverges_is_out():
-    assert protocol.chosen([[0.1, 0.9, 0.2], [0.3, 0.3, 0.4], [0.2, float("inf")], [0.25]]) == 1
-    assert protocol.chosen([[0.2, float("inf")], [0.1, float("inf")], [float("inf")]]) == 1
+    assert protocol.choose([[0.1, 0.9, 0.2], [0.3, 0.3, 0.4], [0.2, float("inf")], [0.25]]) == 1
+    assert protocol.choose([[0.2, float("inf")], [0.1, float("inf")], [float("inf")]]) == 1
 
 
 def test_a_finalist_that_diverges_gives_its_place_to_the_next(monkeypatch):
     losses = {0: [0.1, float("inf")], 1: [0.2, 0.5, 0.6], 2: [0.3, 0.4, 0.3], 3: [0.4, 0.1, 0.1], 4: [0.5, 0.0, 0.0]}
     race = protocol._Race(TINY, Plan(Path()), None, None, lambda: None)
     monkeypatch.setattr(protocol._Race, "tuning_loss", lambda self, method, one, seed: losses[one["lr"]][seed])
-    rows = race.tuned(METHODS_TESTED[0], tuple({"lr": lr} for lr in losses))
+    rows = race.tune(METHODS_TESTED[0], tuple({"lr": lr} for lr in losses))
     assert rows == [losses[0], losses[1], losses[2], losses[3], losses[4][:1]]
-    assert protocol.chosen(rows) == 2
+    assert protocol.choose(rows) == 2
 
 
 def test_a_diverged_setting_is_not_chosen(tmp_path):

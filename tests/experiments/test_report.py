@@ -88,7 +88,7 @@ def test_overlapping_ranges_are_not_a_victory():
 def test_blocks_keep_the_mean_and_the_end():
     losses = RNG.random(330).tolist()
     clocks = {"seconds": np.arange(1.0, 331).tolist(), "epoch_steps": [110, 330], "cpu_seconds": [55.0, 385.0]}
-    thin = report.thinned({"losses": losses, "test_losses": [0.25]} | clocks, steps=330)
+    thin = report.thin({"losses": losses, "test_losses": [0.25]} | clocks, steps=330)
     assert len(thin["losses"]) <= 40
     assert thin["steps"][-1] == 330
     # A step of the first epoch took half a second of the processor, one of the second one and a half.

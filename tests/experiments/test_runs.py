@@ -74,7 +74,7 @@ def test_renewed_statistics_are_those_of_the_batches_and_touch_nothing():
     model = normed(seeded()).double()
     x = torch.randn(120, 64, dtype=torch.float64, generator=seeded(1))
     running = {name: value.clone() for name, value in model.state_dict().items()}
-    twin = runs.renewed(model, x.chunk(3))
+    twin = runs.renew_statistics(model, x.chunk(3))
     model(x)  # still in training mode
     # Batches of equal size: the mean of their means is the mean of all.
     torch.testing.assert_close(twin[1].running_mean, model[0](x).mean(0))
@@ -130,5 +130,5 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 def test_another_key_is_another_run(tmp_path):
     count = itertools.count()
     keys = [{"method": "sgd", "seed": 0, "epochs": epochs} for epochs in (1, 2, 1)]
-    values = [runs.kept(tmp_path, key, lambda: {"n": next(count)})["n"] for key in keys]
+    values = [runs.load_or_compute(tmp_path, key, lambda: {"n": next(count)})["n"] for key in keys]
     assert values == [0, 1, 0]

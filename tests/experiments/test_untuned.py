@@ -58,12 +58,12 @@ def test_renewed_results_differ_by_nothing_but_the_statistics():
     runs = [run([0.5, 0.2, 0.1, 0.05]) | {"renewed_losses": [0.4, 0.1, 0.05, 0.025]}]
     peer = {f"for {budget} epochs": {"lr": 0.1, "runs": runs} for budget in untuned.BUDGETS}
     one = {"title": "a network", "adaptive": runs, "one-group": runs, "adam": peer, "sgd": peer}
-    found = untuned.renewed(one)
+    found = untuned.with_renewed_statistics(one)
     assert "renewed" in found["title"]
     for some in (found["adaptive"], found["one-group"], found["sgd"]["for 3 epochs"]["runs"]):
         assert untuned.mean_loss(some, 3) == pytest.approx(0.05)
     assert untuned.mean_loss(one["adaptive"], 3) == pytest.approx(0.1)
-    assert untuned.renewed(one | {"adaptive": [run([0.5])]}) is None
+    assert untuned.with_renewed_statistics(one | {"adaptive": [run([0.5])]}) is None
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_what_the_page_says_of_six_other_networks_is_so(unseen):
 
 def test_what_the_page_says_of_renewed_statistics_is_so(shipped, unseen):
     both = shipped["networks"] | unseen["networks"]
-    looks = {name: (untuned.ratios(one), untuned.renewed(one)) for name, one in both.items()}
+    looks = {name: (untuned.ratios(one), untuned.with_renewed_statistics(one)) for name, one in both.items()}
     found = {name: (as_is, untuned.ratios(look)) for name, (as_is, look) in looks.items() if look}
     assert set(found) == {"vgg-batch-norm", "residual"}
     ratios = {name: [(a[key], b[key]) for key in ("after 3", "after 10")] for name, (a, b) in found.items()}

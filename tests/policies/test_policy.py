@@ -1,5 +1,7 @@
 """A policy from outside plugs in: the optimizer knows no policy's insides."""
 
+import re
+from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
@@ -57,6 +59,63 @@ def test_its_settings_are_scheduled_and_its_state_is_saved():
     assert resumed.state_dict()["state"]["grouped_newton"]["policy"]["steps"] == 4
     with pytest.raises(ValueError, match="policy is None, got ConstantRates"):
         gn.GroupedNewton(gn.Partition.by_tensor(case.model), optimizer.proposer.optimizer).load_state_dict(saved)
+
+
+@dataclass
+class GivenRate(ConstantRates):
+    """A policy whose settings are its fields."""
+
+    rate: float
+
+    @property
+    def settings(self):
+        return {"rate": self.rate}
+
+
+class FasterRates(ConstantRates):
+    settings: ClassVar = {"rate": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("saver", "loader", "text"),
+    [
+        (FasterRates(), ConstantRates(), "policy is ConstantRates(rate=0.1), got FasterRates(rate=0.2)"),
+        (GivenRate(0.2), GivenRate(0.1), "policy is GivenRate(rate=0.1), got GivenRate(rate=0.2)"),
+        (gn.policies.RatioTest(), None, "policy is None, got RatioTest()"),
+    ],
+)
+def test_a_state_of_a_policy_with_other_settings_is_refused(saver, loader, text):
+    case = build("perceptron")
+    partition = gn.Partition.by_tensor(case.model)
+    saved = gn.GroupedNewton(partition, policy=saver).state_dict()
+    gn.GroupedNewton(partition, policy=saver).load_state_dict(saved)
+    with pytest.raises(ValueError, match=re.escape(f"{text}; build the optimizer as it was then")):
+        gn.GroupedNewton(partition, policy=loader).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("name", ["lr", "period", "params"])
+def test_a_setting_by_the_name_of_the_optimizers_is_refused(name):
+    class Clashing(ConstantRates):
+        settings: ClassVar = {name: 3}
+
+    text = f"settings than GroupedNewton's, got '{name}'; leave it out of Clashing.settings and write GroupedNewton("
+    with pytest.raises(ValueError, match=re.escape(text)):
+        gn.GroupedNewton(gn.Partition.by_tensor(build("perceptron").model), policy=Clashing())
+
+
+def test_settings_that_do_not_fit_the_policy_are_refused_at_the_door():
+    partition = gn.Partition.by_tensor(build("perceptron").model)
+    with pytest.raises(ValueError, match=r'got "adaptive"; write GroupedNewton\(partition, cubic=1.0\)'):
+        gn.GroupedNewton(partition, policy=gn.policies.ReuseRates())
+
+
+def test_the_policy_of_a_number_by_name_is_the_same_run():
+    runs = []
+    for policy in (None, gn.policies.ReuseRates()):
+        case = build("perceptron")
+        optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), cubic=1.0, period=2, lr=0.3, policy=policy)
+        runs.append([float(optimizer.step(case.loss)) for _ in range(4)])
+    assert runs[0] == runs[1]
 
 
 def test_an_error_in_a_policy_undoes_what_it_moved():

@@ -16,7 +16,7 @@ import gnewton as gn
 from gnewton import teaching
 from gnewton.experiments import load
 from gnewton.teaching import FigureWidget, widgets
-from gnewton.teaching.scene import rounded
+from gnewton.teaching.scene import round_numbers
 from gnewton.teaching.widgets.figure_widget import Handle
 
 
@@ -77,7 +77,14 @@ def geometric(rate):
 
 def taylor(**state):
     _, loss, partition, u, summary = summarized()
-    return teaching.TaylorSlice(loss, partition, u, summary, gn.newton_step(summary).learning_rates, **state)
+    return teaching.TaylorSlice(
+        loss, partition, u, summary=summary, eta=gn.newton_step(summary).learning_rates, **state
+    )
+
+
+def bound(**state):
+    _, loss, partition, u, summary = summarized(samples=50)
+    return teaching.CubicBound(loss, partition, u, summary=summary, **state)
 
 
 def timeline(**state):
@@ -117,7 +124,7 @@ MAKERS: dict[type[FigureWidget], Make] = {
     # So that the length of the first step matters.
     teaching.SaddleExplorer: lambda **state: teaching.SaddleExplorer(**({"remedy": "trust region"} | state)),
     teaching.SecularExplorer: teaching.SecularExplorer,
-    teaching.CubicBound: lambda **state: teaching.CubicBound(*summarized(samples=50)[1:], **state),
+    teaching.CubicBound: bound,
     teaching.PartitionExplorer: lambda **state: teaching.PartitionExplorer(*network(6, 5), **state),
     teaching.InvarianceTwins: lambda **state: teaching.InvarianceTwins(*drawn_data(), **state),
     teaching.TapeViewer: lambda **state: teaching.TapeViewer(*random_direction(), **({"stage": 10} | state)),
@@ -156,4 +163,4 @@ PLACES = np.array([[-1.3, 0.2, 2.1], [0.4, 1.7, -0.6]])
 def drawn(widget: FigureWidget) -> str:
     """All that the picture is made of: the numbers of every mark, level sets at three places, what moved of the panels."""
     numbers = [{"f": n["f"](*PLACES)} if "f" in n else n for n in widget.now.numbers]
-    return json.dumps(rounded([numbers, widget.now.panels], 15))
+    return json.dumps(round_numbers([numbers, widget.now.panels], 15))

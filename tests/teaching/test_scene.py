@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, rounded, slider, table, to_json
+from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, round_numbers, slider, table, to_json
 
 
 def a_scene():
@@ -40,8 +40,8 @@ def test_every_row_of_a_table_is_what_the_function_says_of_its_state():
         *marks, panels, sentence = (made["pool"][i] for i in row)
         shown = numbers(**values)
         assert sentence == shown.sentence
-        assert marks == [rounded(one, scene.digits) for one in shown.numbers]
-        assert panels == rounded(shown.panels, scene.digits)
+        assert marks == [round_numbers(one, scene.digits) for one in shown.numbers]
+        assert panels == round_numbers(shown.panels, scene.digits)
 
 
 def test_what_states_share_stands_in_a_table_once():
@@ -57,7 +57,7 @@ def test_a_description_is_plain_json_without_nan():
 
 
 def test_rounding_keeps_so_many_digits_and_writes_whole_numbers_short():
-    assert rounded({"v": np.array([1 / 3, 2.0, np.inf]), "n": np.int64(3)}, 3) == {"v": [0.333, 2, None], "n": 3}
+    assert round_numbers({"v": np.array([1 / 3, 2.0, np.inf]), "n": np.int64(3)}, 3) == {"v": [0.333, 2, None], "n": 3}
 
 
 def test_a_state_changes_panels_and_axes_and_leaves_the_scene_as_it_was():

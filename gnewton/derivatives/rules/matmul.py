@@ -52,21 +52,21 @@ class Addmm(Bmm):
         return super().applies(o) and isinstance(o.value(0, "input"), Tensor)
 
     def times(self, o: Operation, a: Tensor, b: Tensor) -> Tensor:
-        return self._scaled(super().times(o, a, b), o.argument(4, "alpha", 1))
+        return self._scale(super().times(o, a, b), o.argument(4, "alpha", 1))
 
     def pull_a(self, o: Operation, adjoint: Tensor, b: Tensor) -> Tensor:
-        return self._scaled(super().pull_a(o, adjoint, b), o.argument(4, "alpha", 1))
+        return self._scale(super().pull_a(o, adjoint, b), o.argument(4, "alpha", 1))
 
     def pull_b(self, o: Operation, adjoint: Tensor, a: Tensor) -> Tensor:
-        return self._scaled(super().pull_b(o, adjoint, a), o.argument(4, "alpha", 1))
+        return self._scale(super().pull_b(o, adjoint, a), o.argument(4, "alpha", 1))
 
     def offset(self, o: Operation, c: GroupTangents | None) -> GroupTangents | None:
-        return c and GroupTangents(c.groups, self._scaled(c.values, o.argument(3, "beta", 1)))
+        return c and GroupTangents(c.groups, self._scale(c.values, o.argument(3, "beta", 1)))
 
     def offset_adjoint(self, o: Operation, m: GroupTangents | None, shape: Sequence[int]) -> GroupTangents | None:
         return super().offset_adjoint(o, self.offset(o, m), shape)
 
-    def _scaled(self, values: Tensor, factor: float) -> Tensor:
+    def _scale(self, values: Tensor, factor: float) -> Tensor:
         return values if factor == 1 else values * factor
 
 

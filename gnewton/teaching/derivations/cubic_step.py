@@ -84,7 +84,7 @@ class Model:
         return torch.as_tensor(away @ self.P @ away / 2)
 
 
-def bisected(m: Model) -> Tensor:
+def bisect(m: Model) -> Tensor:
     """The sigma beyond the pole where |y(sigma)| = 2 sigma / lambda, by halving an interval."""
     kappa, _, b = m.spectrum
     low, high = -kappa[0], -kappa[0] + 100.0
@@ -161,7 +161,7 @@ def cubic_step() -> Derivation:
             Line(
                 r"\text{the only root beyond the pole} = \tfrac{\lambda}{2} \lVert D\eta^* \rVert",
                 r"A falling curve and a rising line meet once: halving an interval finds where. The right side is the library's.",
-                lambda m: (bisected(m), m.sigma),
+                lambda m: (bisect(m), m.sigma),
             ),
             Line(
                 r"m(\eta) - m(\eta^*) = \tfrac12 (\eta - \eta^*)^\top (\bar H + \sigma D^2) (\eta - \eta^*) + \tfrac{\lambda}{12} (R - r)^2 (2R + r)",

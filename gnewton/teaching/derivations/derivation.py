@@ -56,8 +56,8 @@ class Derivation:
 
     def holds(self, seed: int = 0, **chosen: Any) -> list[bool]:
         """Which lines hold to their tolerance."""
-        found = self.residuals(seed, **chosen)
-        return [residual <= line.tolerance for line, residual in zip(self.lines, found, strict=True)]
+        residuals = self.residuals(seed, **chosen)
+        return [residual <= line.tolerance for line, residual in zip(self.lines, residuals, strict=True)]
 
     def to_html(self, seed: int = 0, shown: int | None = None, residuals: bool = False, **chosen: Any) -> str:
         r"""The first ``shown`` lines (all by default) with their verdicts; mathematics between \( and \).

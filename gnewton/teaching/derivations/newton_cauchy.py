@@ -92,7 +92,7 @@ def every_scalar(b: Bowl) -> tuple[Tensor, Tensor]:
     return u @ torch.linalg.solve(u @ b.A @ u, u @ b.g), torch.linalg.solve(b.A, b.g)
 
 
-def merged(b: Bowl) -> tuple[Tensor, Tensor]:
+def merge(b: Bowl) -> tuple[Tensor, Tensor]:
     """The rate of one group from the sums of the entries, against the minimum of the loss along u."""
     along = torch.zeros((), dtype=torch.float64)
     path = lambda t: b.loss(b.theta - t * b.u)  # noqa: E731
@@ -150,7 +150,7 @@ def newton_cauchy() -> Derivation:
             Line(
                 r"\sum_s \bar g_s \Big/ \sum_{s, t} \bar H_{st} = \frac{u \cdot \nabla L}{u^\top A u}",
                 r"Merged into one group, entries add up, and Cauchy's step is back.",
-                merged,
+                merge,
             ),
             Line(
                 r"U\, (U A U)^{-1}\, U\, \nabla L = A^{-1} \nabla L = \theta - \theta^*",

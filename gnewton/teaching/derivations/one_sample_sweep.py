@@ -71,10 +71,10 @@ class OneSample:
     @cached_property
     def delta(self) -> list[Tensor]:
         """The adjoints of z_1, z_2, z_3."""
-        found = [F.softmax(self.z[-1], 0) - F.one_hot(self.y, self.widths[-1])]
+        adjoints = [F.softmax(self.z[-1], 0) - F.one_hot(self.y, self.widths[-1])]
         for W, S in zip(self.W[:0:-1], self.S[::-1], strict=True):
-            found.insert(0, S @ W.T @ found[0])
-        return found
+            adjoints.insert(0, S @ W.T @ adjoints[0])
+        return adjoints
 
     @cached_property
     def K(self) -> list[Tensor]:
@@ -89,41 +89,41 @@ class OneSample:
 
     @cached_property
     def H(self) -> Tensor:
-        found: Tensor = hessian(self.loss)(self.theta)
-        return found
+        dense: Tensor = hessian(self.loss)(self.theta)
+        return dense
 
     @cached_property
     def g(self) -> Tensor:
-        found: Tensor = grad(self.loss)(self.theta)
-        return found
+        gradient: Tensor = grad(self.loss)(self.theta)
+        return gradient
 
     @cached_property
     def d(self) -> Tensor:
         """-(H + rho)^{-1} g, by a dense solve."""
-        found: Tensor = torch.linalg.solve(self.H + self.rho * torch.eye(len(self.g), dtype=torch.float64), -self.g)
-        return found
+        direction: Tensor = torch.linalg.solve(self.H + self.rho * torch.eye(len(self.g), dtype=torch.float64), -self.g)
+        return direction
 
-    def moved(self, U: Tensor) -> list[Tensor]:
+    def changes(self, U: Tensor) -> list[Tensor]:
         """The first-order changes of z_1, z_2, z_3, by automatic differentiation."""
         return list(jvp(self.states, (self.theta,), (U,))[1])
 
-    def inputs_moved(self, U: Tensor) -> list[Tensor]:
+    def input_changes(self, U: Tensor) -> list[Tensor]:
         """Those of a_0 (which is 0), a_1, a_2."""
-        return [0 * self.x, *(S @ z for S, z in zip(self.S, self.moved(U), strict=False))]
+        return [0 * self.x, *(S @ z for S, z in zip(self.S, self.changes(U), strict=False))]
 
     def costates(self, U: Tensor) -> list[Tensor]:
         """lambda_1, lambda_2, lambda_3 of a direction, from the last to the first."""
-        moved, parts = self.moved(U), self.matrices(U)
-        found = [self.delta[-1] + self.C @ moved[-1]]
+        moved, parts = self.changes(U), self.matrices(U)
+        costates = [self.delta[-1] + self.C @ moved[-1]]
         for i in range(LAYERS - 1, 0, -1):
-            pulled = self.W[i].T @ found[0] + parts[i][:, :-1].T @ self.delta[i]
-            found.insert(0, self.K[i - 1] @ moved[i - 1] + self.S[i - 1] @ pulled)
-        return found
+            pulled = self.W[i].T @ costates[0] + parts[i][:, :-1].T @ self.delta[i]
+            costates.insert(0, self.K[i - 1] @ moved[i - 1] + self.S[i - 1] @ pulled)
+        return costates
 
     def outer(self, U: Tensor, i: int) -> Tensor:
         """lambda abar^T + delta [adot; 0]^T of a layer."""
         abar = torch.cat([self.a[i], torch.ones_like(self.a[i][:1])])
-        adot = torch.cat([self.inputs_moved(U)[i], torch.zeros_like(self.a[i][:1])])
+        adot = torch.cat([self.input_changes(U)[i], torch.zeros_like(self.a[i][:1])])
         return torch.outer(self.costates(U)[i], abar) + torch.outer(self.delta[i], adot)
 
     # -- the sweep -----------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class OneSample:
     @cached_property
     def backward(self) -> list[tuple[Tensor, ...]]:
         """(Q, h, A, F, M, m, P, h^a) of every layer, from the first to the last; F, M, P, h^a are of no use in the first."""
-        found: list[tuple[Tensor, ...]] = []
+        layers: list[tuple[Tensor, ...]] = []
         Q, h = self.C, self.delta[-1]
         for i in range(LAYERS - 1, -1, -1):
             ratio = self.alpha2[i] / self.rho
@@ -140,13 +140,13 @@ class OneSample:
             M, m = torch.linalg.solve(A, F), torch.linalg.solve(A, -ratio * h)
             P = F.T @ Q @ M - self.delta[i] @ self.delta[i] / self.rho * torch.eye(len(F.T), dtype=h.dtype)
             pulled = F.T @ (Q @ m + h)
-            found.insert(0, (Q, h, A, F, M, m, P, pulled))
+            layers.insert(0, (Q, h, A, F, M, m, P, pulled))
             if i:
                 Q, h = self.S[i - 1] @ P @ self.S[i - 1] + self.K[i - 1], self.S[i - 1] @ pulled
-        return found
+        return layers
 
     @cached_property
-    def swept(self) -> Tensor:
+    def sweep(self) -> Tensor:
         """The direction (P,) of the forward sweep."""
         parts, adot = [], torch.zeros_like(self.x)
         for i, (Q, h, _, _, M, m, _, _) in enumerate(self.backward):
@@ -165,16 +165,16 @@ def tangents(one: OneSample) -> tuple[Tensor, Tensor]:
         before = one.S[i - 1] @ zdot if i else zdot
         zdot = U[:, :-1] @ one.a[i] + U[:, -1] + one.W[i] @ before
         moved.append(zdot)
-    return torch.cat(moved), torch.cat(one.moved(one.U))
+    return torch.cat(moved), torch.cat(one.changes(one.U))
 
 
 def slope(one: OneSample) -> tuple[Tensor, Tensor]:
-    return one.delta[-1] @ one.moved(one.U)[-1], one.g @ one.U
+    return one.delta[-1] @ one.changes(one.U)[-1], one.g @ one.U
 
 
 def quadratic_form(one: OneSample) -> tuple[Tensor, Tensor]:
     """The layers' three kinds of terms, against U.HU of the dense Hessian."""
-    moved, parts, inputs = one.moved(one.U), one.matrices(one.U), one.inputs_moved(one.U)
+    moved, parts, inputs = one.changes(one.U), one.matrices(one.U), one.input_changes(one.U)
     own = sum(z @ K @ z for z, K in zip(moved, one.K, strict=False))
     mixed = sum(2 * one.delta[i] @ parts[i][:, :-1] @ inputs[i] for i in range(1, LAYERS))
     return moved[-1] @ one.C @ moved[-1] + own + mixed, one.U @ one.H @ one.U
@@ -193,9 +193,9 @@ def rank_two(one: OneSample) -> tuple[Tensor, Tensor]:
 def last_costate(one: OneSample) -> tuple[Tensor, Tensor]:
     """What the last layer's part of d says of lambda_3, times abar, against Q zdot + h."""
     V, delta, a = one.matrices(one.d)[-1], one.delta[-1], one.a[-1]
-    found = -(one.rho * (V[:, :-1] @ a + V[:, -1]) + delta * (a @ one.inputs_moved(one.d)[-1])) / one.alpha2[-1]
+    costate = -(one.rho * (V[:, :-1] @ a + V[:, -1]) + delta * (a @ one.input_changes(one.d)[-1])) / one.alpha2[-1]
     Q, h = one.backward[-1][:2]
-    return found, Q @ one.moved(one.d)[-1] + h
+    return costate, Q @ one.changes(one.d)[-1] + h
 
 
 def pivots(one: OneSample) -> tuple[Tensor, Tensor]:
@@ -203,31 +203,31 @@ def pivots(one: OneSample) -> tuple[Tensor, Tensor]:
     left, right = [], []
     for i in range(1, LAYERS):
         _, h, A, F, *_ = one.backward[i]
-        left.append(A @ one.moved(one.d)[i])
-        right.append(F @ one.inputs_moved(one.d)[i] - one.alpha2[i] / one.rho * h)
+        left.append(A @ one.changes(one.d)[i])
+        right.append(F @ one.input_changes(one.d)[i] - one.alpha2[i] / one.rho * h)
     return torch.cat(left), torch.cat(right)
 
 
-def eliminated(one: OneSample) -> tuple[Tensor, Tensor]:
+def eliminate(one: OneSample) -> tuple[Tensor, Tensor]:
     """What the later layers pull back onto a, against P adot + h^a, both at d."""
     left, right = [], []
     for i in range(1, LAYERS):
         *_, P, pulled = one.backward[i]
         back = one.W[i].T @ one.costates(one.d)[i] + one.matrices(one.d)[i][:, :-1].T @ one.delta[i]
         left.append(back)
-        right.append(P @ one.inputs_moved(one.d)[i] + pulled)
+        right.append(P @ one.input_changes(one.d)[i] + pulled)
     return torch.cat(left), torch.cat(right)
 
 
 def earlier_costates(one: OneSample) -> tuple[Tensor, Tensor]:
     """lambda of the hidden layers, against Q zdot + h with the Q and h of the recursion, at d."""
-    right = [one.backward[i][0] @ one.moved(one.d)[i] + one.backward[i][1] for i in range(LAYERS - 1)]
+    right = [one.backward[i][0] @ one.changes(one.d)[i] + one.backward[i][1] for i in range(LAYERS - 1)]
     return torch.cat(one.costates(one.d)[:-1]), torch.cat(right)
 
 
 def first_layer(one: OneSample) -> tuple[Tensor, Tensor]:
     """A_1^{-1} (-alpha^2 / rho h_1), against zdot_1 at d."""
-    return one.backward[0][5], one.moved(one.d)[0]
+    return one.backward[0][5], one.changes(one.d)[0]
 
 
 def determinant(one: OneSample) -> tuple[Tensor, Tensor]:
@@ -284,7 +284,7 @@ def one_sample_sweep() -> Derivation:
             Line(
                 r"W_l^\top \lambda_l + d_l^\top \delta_l = P_l\, \dot a_{l-1} + F_l^\top (Q_l m_l + h_l), \qquad P_l = F_l^\top Q_l M_l - \tfrac{|\delta_l|^2}{\rho} I",
                 r"Everything behind \(a_{l-1}\) is eliminated: what it pulls back is affine in \(\dot a_{l-1}\) again. (In \(d_l^\top \delta_l\) the bias column does not count.)",
-                eliminated,
+                eliminate,
             ),
             Line(
                 r"\lambda_{l-1} = Q_{l-1}\, \dot z_{l-1} + h_{l-1}, \qquad Q_{l-1} = S_{l-1} P_l S_{l-1} + K_{l-1}, \qquad h_{l-1} = S_{l-1} F_l^\top (Q_l m_l + h_l)",
@@ -299,7 +299,7 @@ def one_sample_sweep() -> Derivation:
             Line(
                 r"d = -(H + \rho)^{-1} g",
                 r"Forward again with \(\dot z_l = M_l\, \dot a_{l-1} + m_l\) and line 5. Left: the sweep, \(O(\sum n_l^3)\). Right: a dense solve, \(O(P^3)\).",
-                lambda one: (one.swept, one.d),
+                lambda one: (one.sweep, one.d),
             ),
             Line(
                 r"\det\!\big(I + H / \rho\big) = \prod_l \det A_l",

@@ -76,7 +76,7 @@ class Network:
         return torch.einsum("pqk,rp,sq,tk->rst", self.third, self.parts, self.parts, self.parts)
 
 
-def contracted(network: Network) -> Tensor:
+def contract(network: Network) -> Tensor:
     """H-bar by contraction: the sum over T_t of (d g-bar_s / d theta_p) u_p, for each s."""
     rows = jacrev(lambda theta: network.parts @ grad(network.loss)(theta))(network.theta)
     return torch.as_tensor(rows @ network.parts.T)
@@ -89,7 +89,7 @@ def second_difference(n: Network) -> tuple[Tensor, Tensor]:
     return (16 * near - far - 30 * n.phi(n.zero)) / (12 * h**2), n.eta @ n.h_bar @ n.eta
 
 
-def merged(n: Network) -> tuple[Tensor, Tensor]:
+def merge(n: Network) -> tuple[Tensor, Tensor]:
     """The first group as it is and all others as one, against sums of blocks of the finer H-bar."""
     first = torch.eye(n.S, dtype=torch.float64)[0]
     m = torch.stack([first, 1 - first])
@@ -97,7 +97,7 @@ def merged(n: Network) -> tuple[Tensor, Tensor]:
     return coarse @ n.hessian @ coarse.T, m @ n.h_bar @ m.T
 
 
-def rescaled(n: Network) -> tuple[Tensor, Tensor]:
+def rescale(n: Network) -> tuple[Tensor, Tensor]:
     """The derivatives of phi for the direction c u, signs fixed, against c^d times the tensors of u, for all orders d."""
     c = -1.5
 
@@ -142,7 +142,7 @@ def summary_tensors() -> Derivation:
             Line(
                 r"\bar H_{st} = \sum_{p \in T_t} \frac{\partial \bar g_s}{\partial \theta_p}\, u_p",
                 r"The same sum, applied to \(\bar g_s\) instead of the loss: contraction. The direction \(u\) is held constant.",
-                lambda n: (contracted(n), n.h_bar),
+                lambda n: (contract(n), n.h_bar),
             ),
             Line(
                 r"D^3_{rst} := -\frac{\partial^3 \varphi}{\partial \eta_r \partial \eta_s \partial \eta_t}(0) = D^3 L[u_r, u_s, u_t]",
@@ -158,12 +158,12 @@ def summary_tensors() -> Derivation:
             Line(
                 r"\bar H_{AB} = \sum_{s \in A} \sum_{t \in B} \bar H_{st}",
                 r"Merged groups: \(u_A\) is the sum of its \(u_s\), and \(D^2 L\) is linear in each argument. Coarsening adds entries.",
-                merged,
+                merge,
             ),
             Line(
                 r"D^d L[c\,u_{s_1}, \dots, c\,u_{s_d}] = c^d\, D^d L[u_{s_1}, \dots, u_{s_d}], \qquad d = 1, 2, 3",
                 r"Linear in each of its \(d\) arguments: one factor \(c\) from each. So the best \(\eta\) shrinks by \(c\), and the step stays.",
-                rescaled,
+                rescale,
             ),
         ],
         sliders={"S": (4, 1, 2), "hidden": (4, 2, 8)},

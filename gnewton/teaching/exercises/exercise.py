@@ -85,7 +85,7 @@ def check(number: str, function: Function) -> None:
         return
     findings = assess(exercise, function)
     _record(number, function, findings)
-    verdict = "your turn" if findings[0].passed is None else "right" if solved(findings) else "not yet"
+    verdict = "your turn" if findings[0].passed is None else "right" if is_solved(findings) else "not yet"
     sys.stdout.write("\n".join([f"Exercise {number}: {verdict}", *map(str, findings)]) + "\n")
 
 
@@ -124,7 +124,7 @@ def every() -> list[Exercise]:
     return [exercise for module in modules for exercise in module.EXERCISES]
 
 
-def solved(findings: Sequence[Finding]) -> bool:
+def is_solved(findings: Sequence[Finding]) -> bool:
     """Whether it runs and no line says no."""
     return findings[0].passed is True and all(finding.passed is not False for finding in findings)
 
@@ -136,7 +136,7 @@ def assess(exercise: Exercise, function: Function) -> list[Finding]:
     except Exception as error:
         if isinstance(error, NotImplementedError) and YOUR_TURN in str(error):
             return [Finding(None, f"replace the line with raise, and run this cell again; {_hint(exercise)}")]
-        return [Finding(False, _stopped(function, error))]
+        return [Finding(False, _explain_stop(function, error))]
     try:
         got = [numbers(answer) for answer in answers]
     except (TypeError, ValueError, RuntimeError):
@@ -148,7 +148,7 @@ def assess(exercise: Exercise, function: Function) -> list[Finding]:
         # The right numbers under a wrong shape are partly right, and said to be.
         shaped = [g.reshape(r.shape) for g, r in zip(got, right, strict=True)]
         findings += [_values(name, g, r, tolerance) for name, g, r in zip(EXAMPLES, shaped, right, strict=True)]
-    return findings if solved(findings) else [*findings, Finding(None, _advice(exercise, got, right, tolerance))]
+    return findings if is_solved(findings) else [*findings, Finding(None, _advice(exercise, got, right, tolerance))]
 
 
 def numbers(answer: Any) -> Tensor:
@@ -182,7 +182,7 @@ def _hint(exercise: Exercise) -> str:
     return f'gn.teaching.hint("{exercise.number}") gives a hint'
 
 
-def _stopped(function: Any, error: Exception) -> str:
+def _explain_stop(function: Any, error: Exception) -> str:
     if not callable(function):
         return f"expected a function, got {type(function).__name__}: hand over its name alone, without calling it"
     code = getattr(function, "__code__", None)
@@ -247,4 +247,4 @@ def _record(number: str, function: Any, findings: Sequence[Finding]) -> None:
     record.checks += 1
     # Once right stays right: trying something else afterwards costs nothing.
     if not record.passed:
-        record.passed, record.lines = solved(findings), [str(finding).strip() for finding in findings]
+        record.passed, record.lines = is_solved(findings), [str(finding).strip() for finding in findings]

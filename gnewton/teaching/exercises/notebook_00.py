@@ -33,7 +33,7 @@ def small_summary(seed: int) -> tuple[Any, ...]:
     return 2.0 + seed, g, root + root.T, eta
 
 
-def promised(loss: float, g: Tensor, H: Tensor, eta: Tensor) -> Tensor:
+def promise(loss: float, g: Tensor, H: Tensor, eta: Tensor) -> Tensor:
     """L - g-bar . eta + 1/2 eta^T H-bar eta."""
     return loss - g @ eta + eta @ H @ eta / 2
 
@@ -61,7 +61,7 @@ EXERCISES = (
         "00.2",
         "Compute the loss that the model of order two promises after the step eta.",
         small_summary,
-        promised,
+        promise,
         {
             "the sign of the first term: a positive rate goes downhill, so that term is subtracted": lambda loss, g, H, eta: (
                 loss + g @ eta + eta @ H @ eta / 2

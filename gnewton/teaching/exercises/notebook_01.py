@@ -26,7 +26,7 @@ def limit(A: Tensor) -> Tensor:
     return torch.as_tensor(2 / torch.linalg.eigvalsh(A)[-1])
 
 
-def grouped(seed: int) -> tuple[Any, ...]:
+def groups_of_two(seed: int) -> tuple[Any, ...]:
     """A (4, 4), u (4,), and groups (2, 4), ones where a coordinate is in a group."""
     u, A = bowl(seed, size=4)
     return A, u, torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]], dtype=torch.float64)
@@ -99,7 +99,7 @@ EXERCISES = (
     Exercise(
         "01.3",
         "Compute H-bar of a bowl with Hessian A for the direction u and any groups.",
-        grouped,
+        groups_of_two,
         h_bar,
         {
             "u is there once: H-bar[s, t] = u_s . A u_t has it on both sides": one_sided,

@@ -51,7 +51,7 @@ def quartic(seed: int) -> tuple[Any, ...]:
     return lambda theta: ((c @ theta) ** 3 + (theta**2).sum() ** 2) / 4, theta.requires_grad_(), groups * u
 
 
-def contracted(loss: Loss, theta: Tensor, parts: Tensor) -> Tensor:
+def contract(loss: Loss, theta: Tensor, parts: Tensor) -> Tensor:
     """H-bar (S, S) by one backward pass for g-bar and one for each of its entries."""
     (g,) = torch.autograd.grad(loss(theta), theta, create_graph=True)
     rows = [torch.autograd.grad(entry, theta, retain_graph=True)[0] for entry in parts @ g]
@@ -76,7 +76,7 @@ def four_groups(seed: int) -> tuple[Tensor]:
     return (root + root.T,)
 
 
-def merged(H: Tensor) -> Tensor:
+def merge(H: Tensor) -> Tensor:
     """The groups (0, 1) and (2, 3) made one each: (2, 2)."""
     return H.reshape(2, 2, 2, 2).sum(dim=(1, 3))
 
@@ -127,12 +127,12 @@ EXERCISES = (
         "02.3",
         "Compute H-bar of any loss by contraction: autograd twice, one row at a time.",
         quartic,
-        contracted,
+        contract,
         {
             "that is g-bar times g-bar: differentiate g-bar once more, with create_graph=True": gradient_squared,
             "the derivative of g-bar by every parameter: contract it with the parts as well": not_contracted_twice,
             "the sign: H-bar is the second derivative of L along +u": lambda loss, theta, parts: (
-                -contracted(loss, theta, parts)
+                -contract(loss, theta, parts)
             ),
         },
         (
@@ -145,9 +145,9 @@ EXERCISES = (
         "02.4",
         "Merge four groups into two, (0, 1) and (2, 3): H-bar of the coarser partition from the finer one.",
         four_groups,
-        merged,
+        merge,
         {
-            "a mean: u_A is the sum of its u_s, so entries add up": lambda H: merged(H) / 4,
+            "a mean: u_A is the sum of its u_s, so entries add up": lambda H: merge(H) / 4,
             "only the diagonal of each block: the pairs inside a merged group count too, both ways": lambda H: (
                 torch.stack(
                     [

@@ -35,12 +35,12 @@ def running(values: Tensor, beta: float) -> Tensor:
     return torch.stack(means)
 
 
-def uncorrected(values: Tensor, beta: float, start: Tensor) -> Tensor:
+def average_as_it_is(values: Tensor, beta: float, start: Tensor) -> Tensor:
     """A <- beta A + (1 - beta) value, from ``start``, as it is."""
-    found = [start]
+    averages = [start]
     for value in values:
-        found.append(beta * found[-1] + (1 - beta) * value)
-    return torch.stack(found[1:])
+        averages.append(beta * averages[-1] + (1 - beta) * value)
+    return torch.stack(averages[1:])
 
 
 def reuse(seed: int) -> tuple[Any, ...]:
@@ -62,7 +62,7 @@ def trials(seed: int) -> tuple[Any, ...]:
     return before, before - ratios.roll(seed) * promised, promised, 1.0 + seed
 
 
-def judged(before: Tensor, after: Tensor, promised: Tensor, strength: float) -> Tensor:
+def update_regularization(before: Tensor, after: Tensor, promised: Tensor, strength: float) -> Tensor:
     """lambda_int doubled where rho < 1/4, halved where rho > 3/4 (n,)."""
     return strengths((before - after) / promised, strength)
 
@@ -97,9 +97,11 @@ EXERCISES = (
         running,
         {
             "it starts at zero and stays too small for a while: divide by the sum of the weights so far": lambda v, b: (
-                uncorrected(v, b, torch.zeros_like(v[0]))
+                average_as_it_is(v, b, torch.zeros_like(v[0]))
             ),
-            "it starts at the first value, which then weighs more than any other": lambda v, b: uncorrected(v, b, v[0]),
+            "it starts at the first value, which then weighs more than any other": lambda v, b: average_as_it_is(
+                v, b, v[0]
+            ),
             "the weights are exchanged: beta is the share of the past": lambda v, b: running(v, 1 - b),
             "the plain mean of all values so far: it never forgets": lambda v, b: (
                 v.cumsum(0) / torch.arange(1.0, len(v) + 1)[:, None]
@@ -134,7 +136,7 @@ EXERCISES = (
         "09.4",
         "The ratio test: the next lambda_int from what was promised and what came of it, for several trials.",
         trials,
-        judged,
+        update_regularization,
         {
             "the ratio is upside down: actual over promised": lambda a, b, p, k: strengths(p / (a - b), k),
             "the sign: the actual decrease is the loss before minus the loss after": lambda a, b, p, k: strengths(

@@ -7,7 +7,7 @@ from torch import Tensor
 from gnewton.teaching.exercises.exercise import Exercise
 
 
-def convolved(w: Tensor, x: Tensor) -> Tensor:
+def convolve(w: Tensor, x: Tensor) -> Tensor:
     """z_i = sum over j of w_j x_{i + j}: (k,), (n,) -> (n - k + 1,)."""
     return F.conv1d(x[None, None], w[None, None])[0, 0]
 
@@ -18,7 +18,7 @@ def backwards(seed: int) -> tuple[Tensor, Tensor]:
     return torch.randn(3, generator=draw, dtype=torch.float64), torch.randn(6, generator=draw, dtype=torch.float64)
 
 
-def transposed(w: Tensor, lam: Tensor) -> Tensor:
+def transpose(w: Tensor, lam: Tensor) -> Tensor:
     """x-adjoint_m = sum over j of w_j lambda_{m - j} (n,)."""
     return F.conv_transpose1d(lam[None, None], w[None, None])[0, 0]
 
@@ -31,7 +31,7 @@ def tangents(seed: int) -> tuple[Tensor, ...]:
 
 def share(lam: Tensor, w_s: Tensor, x_s: Tensor, w_t: Tensor, x_t: Tensor) -> Tensor:
     """lambda . (w_s * x_t + w_t * x_s)."""
-    return lam @ (convolved(w_s, x_t) + convolved(w_t, x_s))
+    return lam @ (convolve(w_s, x_t) + convolve(w_t, x_s))
 
 
 def free_of_scale(seed: int) -> tuple[Tensor, float, float]:
@@ -40,7 +40,7 @@ def free_of_scale(seed: int) -> tuple[Tensor, float, float]:
     return torch.randn(4, generator=draw, dtype=torch.float64), 0.7 + seed, 3.0 - 0.5 * seed
 
 
-def scaled(g: Tensor, curvature: float, c: float) -> Tensor:
+def scale(g: Tensor, curvature: float, c: float) -> Tensor:
     """g-bar, H-bar and their quotient at c w (3,)."""
     return powers(g, curvature, c, -2, -4)
 
@@ -56,18 +56,18 @@ EXERCISES = (
         "10.1",
         "The adjoint of a convolution in one dimension.",
         backwards,
-        transposed,
+        transpose,
         {
             "the kernel is the wrong way round: lambda_i goes to x_i with w_0, to x_{i+1} with w_1, and so on": lambda w, lam: (
-                transposed(w.flip(0), lam)
+                transpose(w.flip(0), lam)
             ),
-            "shifted: output i comes from the inputs i to i + k - 1, not from those around i": lambda w, lam: (
-                transposed(w, lam).roll(-1)
-            ),
+            "shifted: output i comes from the inputs i to i + k - 1, not from those around i": lambda w, lam: transpose(
+                w, lam
+            ).roll(-1),
             "convolved with a zero-padded lambda as in the forward pass: that is the kernel the wrong way round, and shifted": (
-                lambda w, lam: transposed(w.flip(0), lam).roll(1)
+                lambda w, lam: transpose(w.flip(0), lam).roll(1)
             ),
-            "every output counts alike: each brings its own lambda_i": lambda w, lam: transposed(
+            "every output counts alike: each brings its own lambda_i": lambda w, lam: transpose(
                 w, torch.ones_like(lam)
             ),
         },
@@ -84,10 +84,10 @@ EXERCISES = (
         share,
         {
             "one half of it: the other pair, kernel of t with input of s, counts too": lambda lam, ws, xs, wt, xt: (
-                lam @ convolved(ws, xt)
+                lam @ convolve(ws, xt)
             ),
             "kernel and input of the same group: z is bilinear, and its second derivative takes one of each group": (
-                lambda lam, ws, xs, wt, xt: lam @ (convolved(ws, xs) + convolved(wt, xt))
+                lambda lam, ws, xs, wt, xt: lam @ (convolve(ws, xs) + convolve(wt, xt))
             ),
             "halved: the two pairs are not the same one twice": lambda *given: share(*given) / 2,
             "without lambda: every output has its own weight in the loss": lambda lam, *given: share(
@@ -104,7 +104,7 @@ EXERCISES = (
         "10.3",
         "Slope, curvature and rate of a kernel before batch norm, when the kernel is multiplied by c.",
         free_of_scale,
-        scaled,
+        scale,
         {
             "unchanged: the loss is, its derivatives are not": lambda g, k, c: powers(g, k, c, 0, 0),
             "g-bar has the gradient twice, once as the direction": lambda g, k, c: powers(g, k, c, -1, -4),

@@ -16,7 +16,7 @@ def one_layer(seed: int) -> tuple[Any, ...]:
     return r, torch.cat([a, torch.ones(1, dtype=torch.float64)]), 0.7 + seed
 
 
-def normalised(r: Tensor, a: Tensor, rho: float) -> Tensor:
+def normalize(r: Tensor, a: Tensor, rho: float) -> Tensor:
     """-r abar^T / (rho + |abar|^2)."""
     return -torch.outer(r, a) / (rho + a @ a)
 
@@ -77,7 +77,7 @@ EXERCISES = (
         "12.2",
         "The damped Newton direction of one linear layer and the squared error, a matrix.",
         one_layer,
-        normalised,
+        normalize,
         {
             "the length of the input is missing: that is gradient descent with the rate 1 / rho": lambda r, a, rho: (
                 -torch.outer(r, a) / rho

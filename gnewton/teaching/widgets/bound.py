@@ -60,7 +60,7 @@ class CubicBound(FigureWidget):
     >>> theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
     >>> partition = gn.Partition.from_groups({"w": {"theta": theta}})
     >>> loss, u = lambda: (theta**4).sum(), {"theta": torch.ones(1, dtype=torch.float64)}
-    >>> CubicBound(loss, partition, u, gn.summarize(loss, partition, u), strength=1.0)
+    >>> CubicBound(loss, partition, u, summary=gn.summarize(loss, partition, u), strength=1.0)
     CubicBound: w alone, cubic strength 1: at D η = 0.761 the model promises a fall of 0.564, the loss falls by 0.706, ρ = 1.3.
     """
 
@@ -69,6 +69,7 @@ class CubicBound(FigureWidget):
         loss: Loss,
         partition: Partition,
         direction: Mapping[str, Tensor],
+        *,
         summary: Summary,
         group: str | None = None,
         strength: float = 1.0,

@@ -39,12 +39,18 @@ CLASSES = 10
 class DeepRates(FigureWidget):
     """Four quantities by layer for tanh perceptrons of many depths and initializations, beside who interacts with whom.
 
-    data: rows of numbers with classes 0 to 9; ``width``: of every hidden layer; ``samples``: so many of the training part
-    give every summary, along their gradient, one group per tensor. ``depth``: hidden layers, one of DEPTHS. ``gain``: a
-    weight is drawn with the standard deviation gain / sqrt fan_in, one of GAINS. ``moment``: one of MOMENTS, before or after
-    ``epochs`` of Adam. ``quantity``: one of QUANTITIES; the step is that of lambda_int = 1. An open mark stands for a
-    negative value, drawn at its size. The heat map is H-bar of the weights, scaled as in ``plots.long_range``. All is
-    computed at construction, in float64.
+    An open mark stands for a negative value, drawn at its size. The heat map is H-bar of the weights, scaled as in
+    ``plots.long_range``. All is computed at construction, in float64.
+
+    Args:
+        data: rows of numbers with classes 0 to 9.
+        depth: hidden layers, one of DEPTHS.
+        gain: a weight is drawn with the standard deviation gain / sqrt fan_in; one of GAINS.
+        moment: one of MOMENTS, before or after training.
+        quantity: one of QUANTITIES; the step is that of lambda_int = 1.
+        width: of every hidden layer.
+        samples: so many of the training part give every summary, along their gradient, one group per tensor.
+        epochs: of Adam.
 
     >>> import gnewton as gn
     >>> DeepRates(gn.datasets.digits(), depth=5, width=8, samples=50, epochs=1)
@@ -54,6 +60,7 @@ class DeepRates(FigureWidget):
     def __init__(
         self,
         data: Dataset,
+        *,
         depth: int = 20,
         gain: float = 1.0,
         moment: str = MOMENTS[0],
@@ -66,7 +73,7 @@ class DeepRates(FigureWidget):
         self._layers = {
             (d, g, m): layers
             for d, g in product(DEPTHS, GAINS)
-            for m, layers in measured(data, d, g, width, samples, epochs).items()
+            for m, layers in measure(data, d, g, width, samples, epochs).items()
         }
         controls = (
             slider("depth", "hidden layers", DEPTHS, depth),
@@ -82,7 +89,7 @@ class DeepRates(FigureWidget):
         ]
         super().__init__(Scene(controls, (left, right), (*points, Mark("heat", 1)), digits=4))
 
-    def numbers(self, depth: int, gain: float, moment: str, quantity: str) -> Shown:
+    def numbers(self, *, depth: int, gain: float, moment: str, quantity: str) -> Shown:
         layers = self._layers[depth, gain, moment]
         values = layers.quantities[quantity]
         points = []
@@ -117,13 +124,13 @@ class Layers:
     interactions: Array
 
 
-def measured(data: Dataset, depth: int, gain: float, width: int, samples: int, epochs: int) -> dict[str, Layers]:
+def measure(data: Dataset, depth: int, gain: float, width: int, samples: int, epochs: int) -> dict[str, Layers]:
     """What a network's layers are like at each of MOMENTS."""
     model = network(depth, gain, width, data.train_x.shape[1])
-    found = {MOMENTS[0]: layers_of(model, data, samples)}
+    moments = {MOMENTS[0]: layers_of(model, data, samples)}
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     fit(model, optimizer, data.batches(100, torch.Generator().manual_seed(0)), epochs=epochs, progress=False)
-    return found | {MOMENTS[1]: layers_of(model, data, samples)}
+    return moments | {MOMENTS[1]: layers_of(model, data, samples)}
 
 
 def network(depth: int, gain: float, width: int, inputs: int) -> nn.Sequential:

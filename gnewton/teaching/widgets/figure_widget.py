@@ -11,7 +11,7 @@ import traitlets
 
 from gnewton.plots import Figure
 from gnewton.teaching import picture
-from gnewton.teaching.scene import Control, Scene, Shown, rounded, table, to_json
+from gnewton.teaching.scene import Control, Scene, Shown, round_numbers, table, to_json
 
 STATIC = Path(__file__).parent.parent / "static"
 # Whoever saves a notebook asks for the numbers of all states, which let a page answer without a kernel.
@@ -117,7 +117,7 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
         if not self.scene.compute:
             self._answer = _plain(self.now)
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What a page without a kernel needs: the description and, where the browser cannot compute them, all numbers."""
         spec = dict(self._spec)
         controls = [dict(c) | {"at": self._state[c["name"]]} for c in spec["controls"]]
@@ -135,7 +135,7 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         view = super()._repr_mimebundle_(**kwargs) or {}
         data: Mapping[str, Any] = view[0] if isinstance(view, tuple) else view
-        extra = {"gnewton": compact(self.described())} if os.environ.get(SAVE_TABLES) else {}
+        extra = {"gnewton": compact(self.describe())} if os.environ.get(SAVE_TABLES) else {}
         return {**data, "text/plain": repr(self), "image/png": self.png}, extra
 
 
@@ -145,7 +145,7 @@ def compact(described: Mapping[str, Any]) -> str:
 
 
 def _plain(shown: Shown, digits: int = 6) -> dict[str, Any]:
-    found: dict[str, Any] = rounded(
+    bundle: dict[str, Any] = round_numbers(
         {"numbers": list(shown.numbers), "panels": dict(shown.panels), "sentence": shown.sentence}, digits
     )
-    return found
+    return bundle

@@ -41,7 +41,7 @@ class FourRates(FigureWidget):
     """
 
     def __init__(
-        self, loss: Loss, partition: Partition, cubic: float = 1.0, parts: tuple[float, ...] | None = None
+        self, loss: Loss, partition: Partition, *, cubic: float = 1.0, parts: tuple[float, ...] | None = None
     ) -> None:
         u = gradient(loss, partition)
         summary = summarize(loss, partition, u, order=3)

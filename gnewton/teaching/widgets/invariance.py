@@ -75,11 +75,14 @@ class Rescaled(nn.Module):
 class InvarianceTwins(FigureWidget):
     """The loss of a network and of its rescaled twin under one method, and how far apart the two are.
 
-    ``method`` is "GroupedNewton" (one group per tensor), the same with "one group" in all, "SGD" or "Adam"; ``factor`` is a in
-    theta = a theta~; ``scaled`` is the part of the network in other units: the weights of the first layer, or every second row
-    of them, two scales inside one group. Full batches, float64; every run is made once, at construction.
+    Full batches, float64; every run is made once, at construction.
 
-    inputs (n, d) and targets (n,), classes: what a perceptron d-8-10 is trained on.
+    Args:
+        inputs, targets: (n, d) and classes (n,), what a perceptron d-8-10 is trained on.
+        method: "GroupedNewton" (one group per tensor), the same with "one group" in all, "SGD" or "Adam".
+        factor: a in theta = a theta~.
+        scaled: the part of the network in other units: the weights of the first layer, or every second row of them, two
+            scales inside one group.
 
     >>> import gnewton as gn
     >>> data = gn.datasets.digits(dtype=torch.float64)
@@ -94,6 +97,7 @@ class InvarianceTwins(FigureWidget):
         self,
         inputs: Tensor,
         targets: Tensor,
+        *,
         method: str = "GroupedNewton",
         factor: float = 3.0,
         scaled: str = "the first layer",
@@ -150,5 +154,5 @@ def losses(x: Tensor, y: Tensor, make: Make, factor: float, place: str) -> np.nd
         return value.detach()
 
     step: Any = loss if isinstance(optimizer, GroupedNewton) else closure
-    found = [float(optimizer.step(step)) for _ in range(STEPS)]
-    return np.array([*found, float(loss().detach())])
+    losses = [float(optimizer.step(step)) for _ in range(STEPS)]
+    return np.array([*losses, float(loss().detach())])

@@ -48,6 +48,7 @@ class LiveTraining(FigureWidget):
         self,
         make: Callable[..., Run],
         settings: Mapping[str, Sequence[Any]],
+        *,
         steps: int = 300,
         values: Mapping[str, Any] | None = None,
         reach: tuple[float, float] = (1e-3, 1e4),
@@ -95,7 +96,7 @@ class LiveTraining(FigureWidget):
         if self.running:
             return
         loop = _loop()
-        if self.ended or self._outdated():
+        if self.ended or self._is_outdated():
             self.reset()
         self._task = loop.create_task(self._go())
         self.redraw()
@@ -112,7 +113,7 @@ class LiveTraining(FigureWidget):
         self.pause()
         if len(self.losses) > 1:
             self._earlier = [*self._earlier, self.losses][-KEPT:]
-        self._begin(self._wanted())
+        self._begin(self._chosen_values())
         self.redraw()
 
     def act(self, button: str) -> None:
@@ -130,7 +131,7 @@ class LiveTraining(FigureWidget):
         wanted = {name.removeprefix("set_"): value for name, value in values.items()}
         return Shown(numbers, f"{said}: {len(self.losses)} of {self.steps} steps{loss}, {self._said(wanted)}.")
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """On a page: every run made beforehand, and a slider that replays it."""
         names = [control.name for control in self.scene.controls]
         runs = {}
@@ -193,7 +194,7 @@ class LiveTraining(FigureWidget):
             self._step()
             took = time.perf_counter() - begun
 
-    def _wanted(self) -> dict[str, Any]:
+    def _chosen_values(self) -> dict[str, Any]:
         return {name: control.value for name, control in self.settings.items()}
 
     def _said(self, wanted: Mapping[str, Any]) -> str:
@@ -203,8 +204,8 @@ class LiveTraining(FigureWidget):
             return "done"
         return ("running" if self.running else "paused") + ("; reset for the new settings" * (self._values != wanted))
 
-    def _outdated(self) -> bool:
-        return self._values != self._wanted()
+    def _is_outdated(self) -> bool:
+        return self._values != self._chosen_values()
 
     def _within(self, losses: Sequence[float]) -> list[float]:
         low, high = self._reach

@@ -25,11 +25,18 @@ VIEW = (-1.5, 3.5)
 class NoiseExplorer(FigureWidget):
     """Many mini-batches of one size: what each says of every group, over what all the data say, and the spread by size.
 
-    parts: summaries (order 3) of equal small parts of the data, all at one theta and along one u, so that the mean of k of
-    them is the summary of a batch k times as large; part: the samples in one; names: of the S groups. ``batch``: samples a
-    batch, drawn part by part, with replacement. ``quantity``: g-bar, the diagonal of H-bar, or eta*, the step of
-    ``strength`` lambda_int. The spread is the distance of the quartiles over the value of all the data. Raises ValueError
-    for a group with g-bar = 0: there is nothing to divide by.
+    The spread is the distance of the quartiles over the value of all the data.
+
+    Args:
+        parts: summaries (order 3) of equal small parts of the data, all at one theta and along one u. The mean of k of them
+            is the summary of a batch k times as large.
+        names: of the S groups.
+        part: the samples in one part.
+        batch: samples a batch, drawn part by part, with replacement.
+        quantity: g-bar, the diagonal of H-bar, or eta*.
+        strength: lambda_int of eta*.
+
+    Raises ValueError for a group with g-bar = 0: there is nothing to divide by.
 
     >>> import gnewton as gn
     >>> noisy = [gn.Summary.from_tensors(gradient=[g], hessian=[[2.0]], third=[1.0]) for g in (0.5, 1.5)]
@@ -43,6 +50,7 @@ class NoiseExplorer(FigureWidget):
         parts: Sequence[Summary],
         names: Sequence[str],
         part: int,
+        *,
         batch: int = 100,
         quantity: str = "η*",
         strength: float = 1.0,
@@ -97,12 +105,12 @@ def scatter(parts: Sequence[Summary], strength: float) -> dict[str, Array]:
     means = [(g[i].mean(1), h[i].mean(1), d[i].mean(1)) for i in rows]
     whole = g.mean(0), h.mean(0), d.mean(0)
     rates = torch.stack([torch.stack([_rates(*one, strength) for one in zip(*m, strict=True)]) for m in means])
-    found = (
+    quantities = (
         torch.stack([m[0] for m in means]) / whole[0],
         torch.stack([m[1].diagonal(dim1=1, dim2=2) for m in means]) / whole[1].diagonal(),
         rates / _rates(*whole, strength),
     )
-    return {name: array(values) for name, values in zip(QUANTITIES, found, strict=True)}
+    return {name: array(values) for name, values in zip(QUANTITIES, quantities, strict=True)}
 
 
 def spread(values: Array) -> Array:

@@ -58,6 +58,7 @@ class PartitionExplorer(FigureWidget):
         self,
         module: nn.Module,
         loss: Loss,
+        *,
         partition: str = "by tensor",
         merged: int = 1,
         view: str = "H-bar",
@@ -85,10 +86,10 @@ class PartitionExplorer(FigureWidget):
 
     def summary(self) -> Summary:
         """The summary of the partition shown."""
-        return self._fine.coarsen(self._merged(self.partition.value, self.merged.value))
+        return self._fine.coarsen(self._merge(self.partition.value, self.merged.value))
 
-    def numbers(self, partition: str, merged: int, view: str, strength: float) -> Shown:
-        shown = self._fine.coarsen(self._merged(partition, merged))
+    def numbers(self, *, partition: str, merged: int, view: str, strength: float) -> Shown:
+        shown = self._fine.coarsen(self._merge(partition, merged))
         assert shown.hessian is not None
         steps = {key: self._decrease(key, merged if key == partition else 1, strength) for key in PARTITIONS}
         told, actual, status = steps[partition]
@@ -102,18 +103,18 @@ class PartitionExplorer(FigureWidget):
         promised, actual_falls = ([max(row[i], 0.0) for row in steps.values()] for i in (0, 1))
         texts = ["rises" if row[1] <= 0 else f"{row[1]:.2g}" for row in steps.values()]
         numbers = [heat, {"values": promised}, {"values": actual_falls, "text": texts}]
-        return Shown(numbers, said, {0: self._named(shown, view), 1: {"y": {"names": self._rows(partition, merged)}}})
+        return Shown(numbers, said, {0: self._names(shown, view), 1: {"y": {"names": self._rows(partition, merged)}}})
 
-    def _named(self, shown: Summary, view: str) -> dict[str, Any]:
+    def _names(self, shown: Summary, view: str) -> dict[str, Any]:
         names = shown.names if shown.names and len(shown) <= READABLE else ("",) * len(shown)
         title = "H̄" if view == "H-bar" else "H̄ with a diagonal of 1"
         return {"title": f"{title}: red above zero, blue below", "x": {"names": names}, "y": {"names": names}}
 
     def _rows(self, partition: str, merged: int) -> list[str]:
-        sizes = {key: len(self._merged(key, merged if key == partition else 1)) for key in PARTITIONS}
+        sizes = {key: len(self._merge(key, merged if key == partition else 1)) for key in PARTITIONS}
         return [f"{'▸ ' if key == partition else ''}{key}, S = {size}" for key, size in sizes.items()]
 
-    def _merged(self, name: str, width: int) -> dict[str, list[int]]:
+    def _merge(self, name: str, width: int) -> dict[str, list[int]]:
         """Unit indices by group, ``width`` neighbouring groups as one."""
         groups = list(self._groups[name].items())
         runs = [groups[i : i + width] for i in range(0, len(groups), width)]
@@ -123,7 +124,7 @@ class PartitionExplorer(FigureWidget):
         """Promised and actual decrease, and the status, of one partition's step; computed once."""
         key = name, width, strength
         if key not in self._measured:
-            groups = self._merged(name, width)
+            groups = self._merge(name, width)
             step = newton_step(self._fine.coarsen(groups), strength, on_failure="report")
             rates = torch.zeros(len(self._units), dtype=torch.float64)
             for rate, members in zip(step.learning_rates, groups.values(), strict=True):

@@ -26,11 +26,17 @@ BEYOND = 2.5  # medians: where the panel of the ranges ends
 class RaceExplorer(FigureWidget):
     """The shipped races: curves with the range over the seeds, a budget, and the losses that it buys, seed by seed.
 
-    races: name -> results, as ``gnewton.experiments.load`` gives them. ``network``: one of the names. ``unit``: what is
-    counted, "steps" or "seconds" (processor time). ``shown``: "all" methods, "ours" or "others". ``budget``: the fraction of
-    all the steps, or of the slowest method's time; who is done earlier waits at the last loss. The losses are means over
-    mini-batches, as the curves are, not those of the whole training part, as in the tables. All races have the
-    methods of the first. Raises ValueError without races.
+    The losses are means over mini-batches, as the curves are, not those of the whole training part, as in the tables. All
+    races have the methods of the first.
+
+    Args:
+        races: name -> results, as ``gnewton.experiments.load`` gives them.
+        network: one of the names, the first by default.
+        unit: what is counted, "steps" or "seconds" (processor time).
+        shown: "all" methods, "ours" or "others".
+        budget: the fraction of all the steps, or of the slowest method's time; who is done earlier waits at the last loss.
+
+    Raises ValueError without races.
 
     >>> from gnewton.experiments import load
     >>> RaceExplorer({"mlp": load("mlp")}, budget=1.0)
@@ -40,6 +46,7 @@ class RaceExplorer(FigureWidget):
     def __init__(
         self,
         races: Mapping[str, Results],
+        *,
         network: str | None = None,
         unit: str = "steps",
         shown: str = "all",
@@ -75,7 +82,7 @@ class RaceExplorer(FigureWidget):
         )
         super().__init__(Scene(controls, panels, marks, digits=3, stacked=True))
 
-    def numbers(self, network: str, unit: str, shown: str, budget: float) -> Shown:
+    def numbers(self, *, network: str, unit: str, shown: str, budget: float) -> Shown:
         race = self._races[network]
         seen = {name: one for name, one in race["methods"].items() if one["runs"] and is_shown(name, shown)}
         end = budget * (float(race["protocol"]["steps"]) if unit == "steps" else slowest(race["methods"]))

@@ -41,7 +41,9 @@ class SaddleExplorer(FigureWidget):
     SaddleExplorer: From (0.8, -0.3), cubic term, first step at most 1 long: after 12 steps loss 0, at a minimum.
     """
 
-    def __init__(self, a: float = 0.8, b: float = -0.3, remedy: str = "Newton, shortened", length: float = 1.0) -> None:
+    def __init__(
+        self, a: float = 0.8, b: float = -0.3, *, remedy: str = "Newton, shortened", length: float = 1.0
+    ) -> None:
         controls = (
             slider("a", "start at a", PLACES, a, "{:g}".format),
             slider("b", "start at b", PLACES, b, "{:g}".format),
@@ -74,7 +76,7 @@ class SaddleExplorer(FigureWidget):
         drag = {"panel": 0, "x": "a", "y": "b"}
         super().__init__(Scene(controls, (plane, losses), marks, "saddle", given, drag=drag))
 
-    def numbers(self, a: float, b: float, remedy: str, length: float) -> Shown:
+    def numbers(self, *, a: float, b: float, remedy: str, length: float) -> Shown:
         start = np.array([a, b])
         points = path(start, rule(remedy, start, length))
         reached = np.stack([start, *(start - rule(remedy, start, r)(*derivatives(start)) for r in REACHED)])

@@ -40,9 +40,14 @@ class Point(NamedTuple):
 class SampleSpectrum(FigureWidget):
     """One sample's Hessian H block by block, the eigenvalues of H + rho, and two directions as rho grows.
 
-    ``state``: of the network, a perceptron with two hidden layers of six tanh units on digits of 4 x 4 pixels. ``sample``: which
-    digit. ``damping``: rho. Left, H, logarithmic colours. Middle, its m = n_L + 2N eigenvalues plus rho: triangles below zero. Right, by
-    damping, the cosine of a direction with -g (1 is gradient descent, below 0 it ascends) and the last layer's part of Newton's.
+    Left, H, logarithmic colours. Middle, its m = n_L + 2N eigenvalues plus rho: triangles below zero. Right, by damping, the
+    cosine of a direction with -g (1 is gradient descent, below 0 it ascends) and the last layer's part of Newton's.
+
+    Args:
+        data: digits of 8 x 8 pixels; they become 4 x 4.
+        state: of the network, a perceptron with two hidden layers of six tanh units, at its start or after one epoch.
+        sample: which digit.
+        damping: rho.
 
     >>> import gnewton as gn
     >>> widget = SampleSpectrum(gn.datasets.digits())
@@ -50,10 +55,10 @@ class SampleSpectrum(FigureWidget):
     SampleSpectrum: Sample 0 at the start, loss 2.6; rho = 100: 0 of 34 eigenvalues below zero. Newton's direction: cosine 1.00 with -g, ... of its square in the last layer.
     """
 
-    def __init__(self, data: Dataset, state: str = STATES[0], sample: int = 0, damping: float = 0.1) -> None:
+    def __init__(self, data: Dataset, *, state: str = STATES[0], sample: int = 0, damping: float = 0.1) -> None:
         self._x, self._y = small_digits(data)
         self._at = cache(self._point)  # a point takes a tenth of a second, and sliders come back
-        self._networks = dict(zip(STATES, trained(self._x, self._y), strict=True))
+        self._networks = dict(zip(STATES, train(self._x, self._y), strict=True))
         controls = (
             choice("state", "network", STATES, state),
             slider("sample", "sample", range(SAMPLES), sample),
@@ -100,7 +105,7 @@ class SampleSpectrum(FigureWidget):
         return Shown([{"shades": shades(point.hessian)}, *edges, *eigenvalues, *curves, {"at": damping}], said, limits)
 
     def _point(self, state: str, sample: int) -> Point:
-        return examined(self._networks[state], self._x[sample], self._y[sample])
+        return examine(self._networks[state], self._x[sample], self._y[sample])
 
 
 def shades(matrix: Array) -> dict[str, Any]:
@@ -123,7 +128,7 @@ def small_digits(data: Dataset) -> tuple[Tensor, Tensor]:
     return 2 * (x - x.mean(0)), data.train_y
 
 
-def trained(x: Tensor, y: Tensor) -> tuple[nn.Sequential, nn.Sequential]:
+def train(x: Tensor, y: Tensor) -> tuple[nn.Sequential, nn.Sequential]:
     """The network at its start, and after one epoch of ``ExactNewton``, one sample a step."""
     start, later = (
         perceptron([16, *HIDDEN, 10], "tanh", generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -135,7 +140,7 @@ def trained(x: Tensor, y: Tensor) -> tuple[nn.Sequential, nn.Sequential]:
     return start, later
 
 
-def examined(network: nn.Sequential, x: Tensor, y: Tensor) -> Point:
+def examine(network: nn.Sequential, x: Tensor, y: Tensor) -> Point:
     """What is drawn of one sample x (16,) of class y ()."""
     passes = exact.forward_backward(network, x[None], y[None])
     # As many copies of the sample as there are dampings: one sweep for all of them.
@@ -159,5 +164,5 @@ def examined(network: nn.Sequential, x: Tensor, y: Tensor) -> Point:
 def cosine(passes: exact.Passes, direction: exact.SampleDirections) -> Array:
     """The cosine between each sample's direction and its own -g, (B,): above 0 it descends."""
     both = [torch.cat([p.flatten(1) for p in d.values()], 1) for d in (direction.per_sample(), passes.gradient())]
-    found: Array = (-direction.slope() / (both[0].norm(dim=1) * both[1].norm(dim=1))).numpy()
-    return found
+    cosines: Array = (-direction.slope() / (both[0].norm(dim=1) * both[1].norm(dim=1))).numpy()
+    return cosines

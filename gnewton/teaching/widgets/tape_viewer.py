@@ -29,7 +29,7 @@ class Part:
     share: Tensor
 
 
-def dissected(loss: Loss, partition: Partition, direction: Mapping[str, Tensor]) -> list[Part]:
+def dissect(loss: Loss, partition: Partition, direction: Mapping[str, Tensor]) -> list[Part]:
     """The operations of a loss with one output each, in the order of their evaluation; their shares add up to H-bar.
 
     Each operation is differentiated alone, by ``torch.func``, with no rule in closed form: slow, and independent of the
@@ -38,11 +38,11 @@ def dissected(loss: Loss, partition: Partition, direction: Mapping[str, Tensor])
     >>> import gnewton as gn
     >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
     >>> u = {"theta": torch.ones(2, dtype=torch.float64)}
-    >>> sum(part.share for part in dissected(model, gn.Partition.by_scalar(model), u))
+    >>> sum(part.share for part in dissect(model, gn.Partition.by_scalar(model), u))
     tensor([[1330.,  480.],
             [ 480.,  200.]], dtype=torch.float64)
     """
-    tape = _checked(record(loss, partition))
+    tape = _check(record(loss, partition))
     adjoints = _adjoints(tape)
     eta = torch.zeros(len(partition), dtype=next(iter(direction.values())).dtype)
     tangents = {v: _parts_of(partition, direction, v.name or "") for v in tape.parameters}
@@ -59,9 +59,13 @@ def dissected(loss: Loss, partition: Partition, direction: Mapping[str, Tensor])
 class TapeViewer(FigureWidget):
     """The list of a loss's operations, filled in step by step.
 
-    ``stage``: 0 is the recorded list with its values; then the adjoints come up from the loss, then the tangents go down,
-    one operation at a time. ``entry`` is the one of H-bar whose shares are shown, by its two groups. In a cell stands the
-    Euclidean norm, a dash where a group does not reach.
+    In a cell stands the Euclidean norm, a dash where a group does not reach.
+
+    Args:
+        loss, partition, direction: as in ``summarize``.
+        stage: 0 is the recorded list with its values; then the adjoints come up from the loss, then the tangents go down,
+            one operation at a time.
+        entry: the one of H-bar whose shares are shown, by its two groups.
 
     >>> import gnewton as gn
     >>> model = gn.models.Rosenbrock(2, dtype=torch.float64)
@@ -77,10 +81,11 @@ class TapeViewer(FigureWidget):
         loss: Loss,
         partition: Partition,
         direction: Mapping[str, Tensor],
+        *,
         stage: int = 0,
         entry: tuple[int, int] = (0, 0),
     ) -> None:
-        self.parts, self._names = dissected(loss, partition, direction), tuple(partition.names)
+        self.parts, self._names = dissect(loss, partition, direction), tuple(partition.names)
         n, groups = len(self.parts), range(len(partition))
         self.last = 2 * n
         pairs = tuple((s, t) for s in groups for t in groups if s <= t)
@@ -148,7 +153,7 @@ def _cell(values: Tensor | None, kind: int) -> tuple[str, int]:
     return ("-", 0) if norm == 0 else (f"{norm:.1e}" if norm >= 1e3 else f"{norm:.2g}", kind)
 
 
-def _checked(tape: Tape) -> Tape:
+def _check(tape: Tape) -> Tape:
     if tape.missing is not None:
         raise ValueError(f"expected a loss that can be recorded, got a gap: {tape.missing}; take a plainer loss")
     if several := [o.name for o in tape.operations if len(o.outputs) != 1]:

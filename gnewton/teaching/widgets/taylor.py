@@ -37,7 +37,8 @@ class TaylorSlice(FigureWidget):
     >>> partition = gn.Partition.by_scalar(model)
     >>> u = gn.direction.gradient(model, partition)
     >>> summary = gn.summarize(model, partition, u, order=3)
-    >>> widget = TaylorSlice(model, partition, u, summary, gn.newton_step(summary, cubic=0.0).learning_rates)
+    >>> eta = gn.newton_step(summary, cubic=0.0).learning_rates
+    >>> widget = TaylorSlice(model, partition, u, summary=summary, eta=eta)
     >>> widget.reach.value = 2.0
     >>> widget
     TaylorSlice: Along all groups, from loss 24.2 at t = 0 to 4.73 at t = 1; model of order 2 says 4.79.
@@ -48,6 +49,7 @@ class TaylorSlice(FigureWidget):
         loss: Loss,
         partition: Partition,
         direction: Mapping[str, Tensor],
+        *,
         summary: Summary,
         eta: Tensor,
         group: str = EVERYTHING,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gnewton.teaching import check, hint
-from gnewton.teaching.exercises.exercise import RECORDS, SEEDS, Exercise, assess, every, find, numbers, solved
+from gnewton.teaching.exercises.exercise import RECORDS, SEEDS, Exercise, assess, every, find, is_solved, numbers
 
 EXERCISES = every()
 MISTAKES = [(exercise, line) for exercise in EXERCISES for line in exercise.mistakes]
@@ -53,13 +53,13 @@ def test_the_solution_passes_as_lists_numpy_and_float32(exercise):
         return lambda *arguments: convert(numbers(exercise.solution(*arguments)))
 
     for convert in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.float, lambda t: t.float().numpy()):
-        assert solved(assess(exercise, like(convert)))
+        assert is_solved(assess(exercise, like(convert)))
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=number_of)
 def test_the_stub_gets_a_helpful_line(exercise):
     (finding,) = findings = assess(exercise, your_turn)
-    assert not solved(findings)
+    assert not is_solved(findings)
     assert f'hint("{exercise.number}")' in finding.text
 
 
@@ -67,7 +67,7 @@ def test_the_stub_gets_a_helpful_line(exercise):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_constant_fails(exercise, seed):
     constant = exercise.solution(*exercise.arguments(seed))
-    assert not solved(assess(exercise, lambda *_: constant))
+    assert not is_solved(assess(exercise, lambda *_: constant))
 
 
 @pytest.mark.parametrize(("exercise", "line"), MISTAKES, ids=lambda part: number_of(part) or part[:30])
@@ -101,8 +101,8 @@ def test_arguments_are_fresh_at_every_call(exercise):
                 argument.detach().zero_()
         return answer
 
-    assert solved(assess(exercise, spoils))
-    assert solved(assess(exercise, exercise.solution))
+    assert is_solved(assess(exercise, spoils))
+    assert is_solved(assess(exercise, exercise.solution))
 
 
 # -- what check says ---------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ TABLE = Exercise(
 )
 def test_what_is_wrong_is_said(function, said):
     findings = assess(TABLE, function)
-    assert not solved(findings)
+    assert not is_solved(findings)
     assert said in "\n".join(map(str, findings))
 
 
@@ -151,8 +151,8 @@ def test_the_right_numbers_in_a_wrong_shape_are_partly_right():
 
 
 def test_an_answer_off_by_rounding_passes_and_one_off_by_more_does_not():
-    assert solved(assess(TABLE, lambda x: TABLE.solution(x) * (1 + 1e-8)))
-    assert not solved(assess(TABLE, lambda x: TABLE.solution(x) * (1 + 1e-4)))
+    assert is_solved(assess(TABLE, lambda x: TABLE.solution(x) * (1 + 1e-8)))
+    assert not is_solved(assess(TABLE, lambda x: TABLE.solution(x) * (1 + 1e-4)))
 
 
 @pytest.mark.parametrize(

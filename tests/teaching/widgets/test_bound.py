@@ -18,7 +18,8 @@ def parts():
 
 @pytest.fixture(scope="module")
 def widget(parts):
-    return CubicBound(*parts[1:])
+    _, loss, partition, u, summary = parts
+    return CubicBound(loss, partition, u, summary=summary)
 
 
 def put(widget, group="0.weight", strength=1.0):
@@ -84,4 +85,4 @@ def test_where_d_vanishes_there_is_no_bound():
 
     u = gn.direction.gradient(loss, partition)
     with pytest.raises(ValueError, match="expected a group with a slope and a third derivative"):
-        CubicBound(loss, partition, u, gn.summarize(loss, partition, u))
+        CubicBound(loss, partition, u, summary=gn.summarize(loss, partition, u))

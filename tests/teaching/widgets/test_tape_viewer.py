@@ -7,7 +7,7 @@ from support.widgets import marked, random_direction
 
 import gnewton as gn
 from gnewton.teaching import TapeViewer
-from gnewton.teaching.widgets.tape_viewer import dissected
+from gnewton.teaching.widgets.tape_viewer import dissect
 
 
 def viewer(**state):
@@ -20,7 +20,7 @@ def test_the_shares_add_up_to_h_bar(name, partition):
     case = build(name)
     groups = partition(case.model)
     u = case.direction(groups)
-    parts, summary = dissected(case.loss, groups, u), gn.summarize(case.loss, groups, u, order=2)
+    parts, summary = dissect(case.loss, groups, u), gn.summarize(case.loss, groups, u, order=2)
     torch.testing.assert_close(sum(part.share for part in parts), summary.hessian)
     torch.testing.assert_close(parts[-1].tangents, summary.gradient)
     assert parts[-1].adjoint == 1
@@ -30,14 +30,14 @@ def test_adjoint_and_tangent_pair_to_the_gradient_at_every_cut_of_a_chain():
     # Where the whole loss passes through one value, lambda . x_s is g-bar for all groups upstream of it.
     loss, groups, u = random_direction()
     summary = gn.summarize(loss, groups, u, order=1)
-    for part, upstream in zip(dissected(loss, groups, u), (2, 2, 4, 4, 4), strict=True):
+    for part, upstream in zip(dissect(loss, groups, u), (2, 2, 4, 4, 4), strict=True):
         paired = (part.tangents * part.adjoint).reshape(len(groups), -1).sum(1)
         torch.testing.assert_close(paired[:upstream], summary.gradient[:upstream])
         assert (part.tangents[upstream:] == 0).all()
 
 
 def test_a_linear_operation_whose_input_does_not_move_adds_nothing():
-    first = dissected(*random_direction())[0]
+    first = dissect(*random_direction())[0]
     assert first.name == "linear"
     assert (first.share == 0).all()
 
@@ -88,7 +88,7 @@ def test_a_loss_without_a_complete_record_is_refused():
     model = gn.models.Rosenbrock(2, dtype=torch.float64)
     partition = gn.Partition.by_scalar(model)
     with pytest.raises(ValueError, match="expected a loss that can be recorded"):
-        dissected(lambda: Double.apply(model()), partition, {"theta": torch.ones(2, dtype=torch.float64)})
+        dissect(lambda: Double.apply(model()), partition, {"theta": torch.ones(2, dtype=torch.float64)})
 
 
 def test_an_operation_of_several_outputs_is_refused():
@@ -100,4 +100,4 @@ def test_an_operation_of_several_outputs_is_refused():
         return (a * b).sum()
 
     with pytest.raises(ValueError, match="several from split"):
-        dissected(loss, partition, {"theta": torch.ones(2, dtype=torch.float64)})
+        dissect(loss, partition, {"theta": torch.ones(2, dtype=torch.float64)})

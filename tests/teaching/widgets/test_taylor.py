@@ -20,7 +20,7 @@ def test_the_taylor_slice_leaves_the_parameters_alone_even_when_the_loss_fails()
             raise RuntimeError("no more")
         return loss()
 
-    widget = TaylorSlice(failing, partition, u, summary, gn.newton_step(summary).learning_rates)
+    widget = TaylorSlice(failing, partition, u, summary=summary, eta=gn.newton_step(summary).learning_rates)
     widget.reach.value = 3.0
     assert "no more" in widget._problem
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
@@ -28,7 +28,7 @@ def test_the_taylor_slice_leaves_the_parameters_alone_even_when_the_loss_fails()
 
 def test_the_taylor_slice_stays_where_its_summary_was_taken():
     model, loss, partition, u, summary = summarized()
-    widget = TaylorSlice(loss, partition, u, summary, gn.newton_step(summary).learning_rates)
+    widget = TaylorSlice(loss, partition, u, summary=summary, eta=gn.newton_step(summary).learning_rates)
     before = drawn(widget)
     trained = [p.detach().add_(0.1).clone() for p in model.parameters()]
     for direction in u.values():
@@ -41,7 +41,7 @@ def test_the_taylor_slice_stays_where_its_summary_was_taken():
 def test_the_taylor_slice_draws_the_loss_and_models_that_touch_it():
     _, loss, partition, u, summary = summarized()
     eta = gn.newton_step(summary).learning_rates
-    widget = TaylorSlice(loss, partition, u, summary, eta)
+    widget = TaylorSlice(loss, partition, u, summary=summary, eta=eta)
     widget.reach.value = 0.25  # close to the start each order must be better than the one below
     lines = marked(widget)
     t, truth = lines["true loss"].values()

@@ -74,7 +74,7 @@ def differences(widget, answers, states):
 def test_the_browser_computes_what_python_computes(make):
     widget = make()
     states = states_of(widget.scene)
-    assert differences(widget, computed(widget.described(), states), states) == 0
+    assert differences(widget, computed(widget.describe(), states), states) == 0
 
 
 def test_another_formula_would_be_noticed():
@@ -82,7 +82,7 @@ def test_another_formula_would_be_noticed():
     states = states_of(widget.scene)
     other = script().replace("A[2] * y * y) / 2", "A[2] * y * y) / 2.0001")
     assert other != script()
-    assert differences(widget, computed(widget.described(), states, other), states) == STATES
+    assert differences(widget, computed(widget.describe(), states, other), states) == STATES
 
 
 def test_a_replayed_run_is_the_run_that_python_makes():
@@ -102,7 +102,7 @@ def test_a_replayed_run_is_the_run_that_python_makes():
         reach=(1e-30, 1.0),
         replayed={"rate": (0.5,)},
     )
-    spec = live.described()
+    spec = live.describe()
     done = spec["controls"][-1]["values"]
     live.advance(done[3])
     (answer,) = computed(spec, [{"set_rate": 0, "set_kind": 0, "done": 3}])

@@ -1,6 +1,6 @@
 """Small networks in float64, and the slow way to everything: torch.func on the model's own forward, then dense algebra.
 
-No line of ``gnewton.exact`` is in the oracle, except the wrapper that makes a layer of torch.sin.
+No line of ``gnewton.exact`` is in it, except the wrapper that makes a layer of torch.sin.
 """
 
 from collections.abc import Callable
