@@ -5,20 +5,26 @@ order would broadcast without a word wherever the shapes happen to fit. The upda
 points uphill, as the gradient does.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gnewton.loss import Loss, Weight, batches, differentiable_mode, differentiate, evaluate
+from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differentiable_mode, differentiate, evaluate
 from gnewton.partition import Partition, accumulator_dtype
+from gnewton.ranks import Part
 
 Direction = dict[str, Tensor]
 
 
 def gradient(
-    loss: Loss, partition: Partition, data: Iterable[Any] | None = None, *, weight: Weight | None = None
+    loss: Loss,
+    partition: Partition,
+    data: Iterable[Any] | None = None,
+    *,
+    weight: Weight | None = None,
+    samples: float = 1.0,
 ) -> Direction:
     """The gradient of the loss, or of its mean over the batches of ``data``, by parameter name.
 
@@ -27,6 +33,7 @@ def gradient(
         partition: whose parameters.
         data: batches, or None.
         weight: ``weight(*batch)`` counts a batch's samples. By default they are ``len(batch[0])``.
+        samples: the number of samples of ``loss()`` on this rank, where the partition is over several.
 
     Shapes and dtypes are the parameters'. Frozen and unused parameters get zeros. ``.grad`` is neither read nor written.
     Raises what an unfit loss raises: TypeError, ValueError, FloatingPointError.
@@ -36,15 +43,47 @@ def gradient(
     >>> gradient(model, gn.Partition.single(model))
     {'theta': tensor([-215.6000,  -88.0000])}
     """
-    with differentiable_mode(partition, higher=False):
-        gradients = value_and_gradient(loss, partition, data, weight=weight)[1]
+
+    def compute(tally: Tally) -> tuple[Tensor, Direction]:
+        with differentiable_mode(partition, higher=False):
+            return value_and_gradient(loss, partition, data, weight=tally)
+
+    gradients = mean_gradient(partition, compute, Tally(weight, samples if data is None else 0.0))[1]
     return {name: g.clone() for name, g in gradients.items()}
+
+
+def mean_gradient(
+    partition: Partition, compute: Callable[[Tally], tuple[Tensor, Direction]], tally: Tally
+) -> tuple[Tensor, Direction]:
+    """The loss () and its gradient, means over the samples of all ranks.
+
+    Args:
+        partition: whose ranks.
+        compute: returns this rank's loss and gradient; ``compute(tally)`` counts its samples.
+        tally: the count.
+
+    Raises FloatingPointError on a rank whose own gradient is not finite: from the mean nobody would know whose it was.
+    """
+    check_partition(partition)
+    if partition.ranks.size == 1:
+        return compute(tally)
+    local: list[tuple[Tensor, Direction]] = []
+
+    def part() -> Part:
+        value, gradients = compute(tally)
+        check_finite(gradients, "gradient")
+        local.append((value, gradients))
+        return Part(float(value), list(gradients.values()), tally.total)
+
+    mean = partition.ranks.mean("gradient", part)
+    ((value, gradients),) = local
+    return value.new_tensor(mean.value), dict(zip(gradients, mean.tensors, strict=True))
 
 
 def value_and_gradient(
     loss: Loss, partition: Partition, data: Iterable[Any] | None = None, *, weight: Weight | None = None
 ) -> tuple[Tensor, Direction]:
-    """The loss () and its gradient from one evaluation per batch; buffers are left as the evaluations leave them.
+    """This rank's loss () and gradient from one evaluation per batch; buffers are left as the evaluations leave them.
 
     Args:
         loss, partition, data, weight: as in ``gradient``.

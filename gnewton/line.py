@@ -1,6 +1,6 @@
 """One step's view of the loss: phi(eta) = L(theta - U I eta), along one direction u.
 
-Every number that a policy may ask for is computed here, and nowhere else: several processes have only to take their means here.
+Every number that a policy may ask for is computed here, and nowhere else. So this is where several processes take their means.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,10 +13,19 @@ from torch import Tensor
 from gnewton.average import Average, Memory
 from gnewton.derivatives.record import record_with_gradient
 from gnewton.derivatives.tape import Tape
-from gnewton.direction import Direction, check_direction, check_finite, lengths, slopes, value_and_gradient
-from gnewton.loss import batches, differentiable_mode
+from gnewton.direction import (
+    Direction,
+    check_direction,
+    check_finite,
+    lengths,
+    mean_gradient,
+    slopes,
+    value_and_gradient,
+)
+from gnewton.loss import Tally, batches, differentiable_mode
 from gnewton.partition import Partition
-from gnewton.summary import Summary, summarize, summarize_tape
+from gnewton.ranks import Part
+from gnewton.summary import Summary, mean_summary, summarize, summarize_tape
 from gnewton.undo import Parameters, RandomState
 
 Closure = Callable[..., Tensor]
@@ -31,13 +40,23 @@ class Objective:
         closure: returns the loss; with data, ``closure(*batch)`` is the mean over a batch.
         data: the batches of a full-batch step, or None.
         engine: of the summaries, as in ``summarize``.
+        samples: the number of samples of ``closure()`` on this rank, where the partition is over several.
 
     ``value`` is the loss at the start, once something has been asked; ``complaint`` says that it was another one when
     the closure was called again.
     """
 
-    def __init__(self, partition: Partition, closure: Closure, data: Data = None, engine: str = "auto") -> None:
+    def __init__(
+        self,
+        partition: Partition,
+        closure: Closure,
+        data: Data = None,
+        *,
+        engine: str = "auto",
+        samples: float = 1.0,
+    ) -> None:
         self.partition, self.closure, self.data, self.engine = partition, closure, data, engine
+        self._samples = samples if data is None else 0.0
         self.value: Tensor | None = None
         self.complaint = ""
         self._gradients: Direction | None = None
@@ -49,17 +68,28 @@ class Objective:
         """The loss () and its gradient, from one evaluation; ``record`` keeps what a summary needs, to spare it another one."""
         if self.value is None or self._gradients is None:
             record = record and self.data is None and self.engine in ("auto", "tape")
-            with differentiable_mode(self.partition, restore_buffers=restore_buffers, higher=record):
-                if record:
-                    self._tape, self._gradients = record_with_gradient(self.closure, self.partition)
+
+            def compute(tally: Tally) -> tuple[Tensor, Direction]:
+                with differentiable_mode(self.partition, restore_buffers=restore_buffers, higher=record):
+                    if not record:
+                        return value_and_gradient(self.closure, self.partition, self.data, weight=tally)
+                    self._tape, gradients = record_with_gradient(self.closure, self.partition)
                     assert self._tape.value is not None
-                    self.value = self._tape.value.detach()
-                else:
-                    self.value, self._gradients = value_and_gradient(self.closure, self.partition, self.data)
+                    return self._tape.value.detach(), gradients
+
+            self.value, self._gradients = mean_gradient(self.partition, compute, self._tally())
         return self.value, self._gradients
 
     def summary(self, direction: Direction, order: int) -> Summary:
         """The summary along u."""
+        summary = mean_summary(self.partition, lambda tally: self._summary_here(direction, order, tally), self._tally())
+        if self.value is None:
+            self.value = summary.value
+        self._compare(float(self.value), float(summary.value))
+        return summary
+
+    def _summary_here(self, direction: Direction, order: int, tally: Tally) -> Summary:
+        """This rank's summary."""
         if self._tape is not None:
             # Checked when it was evaluated; the sweep reads the list alone.
             summary = summarize_tape(self._tape, self.partition, check_direction(direction, self.partition), order)
@@ -67,19 +97,33 @@ class Objective:
                 return summary
         # The first evaluation draws its own random numbers; every other one repeats them.
         with self._random.replay() if self.value is not None else nullcontext():
-            summary = summarize(
-                self.closure, self.partition, direction, order=order, data=self.data, engine=self.engine
+            return summarize(
+                self.closure,
+                self.partition.here,
+                direction,
+                order=order,
+                data=self.data,
+                weight=tally,
+                engine=self.engine,
             )
-        if self.value is None:
-            self.value = summary.value
-        self._compare(float(self.value), float(summary.value))
-        return summary
+
+    def of(self, closure: Closure) -> "Objective":
+        """The same question of another mini-batch's loss."""
+        return Objective(self.partition, closure, engine=self.engine, samples=self._samples)
 
     def value_here(self) -> float:
         """The loss where the parameters stand now. It may be infinite: far away that is a fact, not an error."""
-        with self._random.replay(), differentiable_mode(self.partition, higher=False):
-            values = [(float(self.closure(*batch).detach()), n) for batch, n in batches(self.data, None)]
-        return sum(value * n for value, n in values) / sum(n for _, n in values)
+
+        def compute() -> Part:
+            tally = self._tally()
+            with self._random.replay(), differentiable_mode(self.partition, higher=False):
+                values = [(float(self.closure(*batch).detach()), n) for batch, n in batches(self.data, tally)]
+            return Part(sum(value * n for value, n in values) / sum(n for _, n in values), samples=tally.total)
+
+        return self.partition.ranks.mean("value", compute).value
+
+    def _tally(self) -> Tally:
+        return Tally(total=self._samples)
 
     @property
     def start(self) -> Parameters:
@@ -91,6 +135,11 @@ class Objective:
         """Put the parameters back to the start."""
         if self._start is not None:
             self._start.restore()
+
+    def commit(self) -> None:
+        """The end of a step, once every rank has come here; buffers become the first rank's."""
+        module = self.partition.module
+        self.partition.ranks.commit([] if module is None else list(module.buffers()))
 
     def _compare(self, first: float, second: float) -> None:
         # Roundings in another order differ by far less; another batch by far more.
@@ -152,8 +201,15 @@ class Line:
     @torch.no_grad()
     def move(self, eta: Tensor) -> None:
         """Move by -U I eta from where the parameters are, without asking for the loss."""
+        if self.partition.ranks.size > 1:
+            _ = self.objective.start  # to go back to, should another rank fail
         for name, change in self.partition.scale(self.direction, eta).items():
             self.partition.parameters[name].sub_(change)
+
+    def from_first(self, numbers: Tensor) -> Tensor:
+        """The first rank's numbers: another processor may round an eigenvalue otherwise."""
+        (first,) = self.partition.ranks.from_first("rates", [numbers.to(self.partition.device)])
+        return first.to(numbers.device)
 
     def along(self, direction: Direction) -> "Line":
         """The same objective along another direction, such as that of the last step."""

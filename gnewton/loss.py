@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gnewton.caller import warn
 from gnewton.elementary import Elementary, open_up
 from gnewton.partition import Partition
-from gnewton.ranks import check_alone
+from gnewton.ranks import check_batch_norm
 from gnewton.undo import Buffers, RandomState, version
 
 Loss = Callable[..., Tensor]
@@ -140,12 +140,13 @@ def differentiable_mode(partition: Partition, restore_buffers: bool = True, high
     scripted ones without their optimizer.
     Without ``higher`` the first order is enough, which torch's own kernels get right, and faster.
     """
-    if not isinstance(partition, Partition):
-        raise TypeError(f"expected a Partition, got {type(partition).__name__}; write Partition.by_tensor(model)")
-    check_alone(partition.alone)
+    check_partition(partition)
+    partition.ranks.check_said()
+    check_batch_norm(partition.module)
     buffers = Buffers(partition.module if restore_buffers else None)
     try:
         with (
+            partition.ranks.silence_wrapper(),
             torch.inference_mode(False),
             torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH) if higher else nullcontext(),
@@ -156,6 +157,12 @@ def differentiable_mode(partition: Partition, restore_buffers: bool = True, high
             yield
     finally:
         buffers.restore()
+
+
+def check_partition(partition: Any) -> None:
+    """Raises TypeError for what is no partition."""
+    if not isinstance(partition, Partition):
+        raise TypeError(f"expected a Partition, got {type(partition).__name__}; write Partition.by_tensor(model)")
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
@@ -209,6 +216,24 @@ def _samples(arguments: Sequence[Any]) -> int:
             "give weight=, a function of the batch that returns its number of samples"
         )
     return len(first)
+
+
+class Tally:
+    """A weight of batches that remembers its sum: how many samples one pass over the data had.
+
+    >>> tally = Tally()
+    >>> [n for _, n in batches([torch.zeros(3, 2), torch.zeros(1, 2)], tally)], tally.total
+    ([3.0, 1.0], 4.0)
+    """
+
+    def __init__(self, weight: Weight | None = None, total: float = 0.0) -> None:
+        self._weight = weight
+        self.total = total
+
+    def __call__(self, *arguments: Any) -> float:
+        size = float(_samples(arguments) if self._weight is None else self._weight(*arguments))
+        self.total += size
+        return size
 
 
 class _Written:

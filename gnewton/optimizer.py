@@ -3,8 +3,7 @@
     theta  <-  theta - lambda_1 U I_{P:S} eta
 
 u is the gradient or another optimizer's proposal, eta what a policy makes of the summaries along u, lambda_1 the number that
-learning-rate schedulers drive (Wolinski, arXiv 2312.03885, section 4). This file keeps torch's contract: settings, the
-proposal and its undoing, history, warnings, saved states. It knows no policy's insides.
+learning-rate schedulers drive (Wolinski, arXiv 2312.03885, section 4). This file keeps torch's contract, and no policy's insides.
 """
 
 import copy
@@ -23,13 +22,12 @@ from gnewton.direction import Direction, check_finite, normalize
 from gnewton.line import Closure, Data, Line, Objective
 from gnewton.partition import Partition
 from gnewton.policies import Outcome, Policy, RatioTest, ReuseRates
-from gnewton.policies.outcome import HISTORY_BYTES
+from gnewton.policies.outcome import history_length
 from gnewton.proposer import Proposer
+from gnewton.replicas import Replicas
 from gnewton.settings import check_arguments, check_data, check_settings, with_policy
 from gnewton.summary import check_engine
 from gnewton.undo import Buffers, RandomState, undone_on_error
-
-_HISTORY_RECORDS = 1000
 
 
 class StepWarning(UserWarning):
@@ -41,9 +39,8 @@ class GroupedNewton(torch.optim.Optimizer):
 
     Args:
         partition: the S groups. A scalar in no group never moves.
-        proposer: proposes u, the direction. None is the gradient. A torch optimizer, such as RMSprop with momentum, proposes
-            the step that it would take. It must hold the partition's parameters. Its own ``lr`` only scales u, and eta
-            undoes that.
+        proposer: proposes u, the direction. None is the gradient. A torch optimizer proposes the step that it would take. It
+            must hold the partition's parameters. Its own ``lr`` only scales u, and eta undoes that.
         lr: lambda_1, the damping: a factor on eta. 1 is the pure step. It is ``param_groups[0]["lr"]``, so every scheduler
             in ``torch.optim.lr_scheduler`` drives it.
         cubic: lambda_int, the strength of the cubic term. "adaptive" is the policy ``RatioTest``: lambda_int follows how
@@ -107,9 +104,9 @@ class GroupedNewton(torch.optim.Optimizer):
         self.engine = engine
         self.partition, self.average, self.policy = partition, average, policy
         self.proposer = None if proposer is None else Proposer(proposer, partition)
-        length = max(10, min(_HISTORY_RECORDS, HISTORY_BYTES / (8 * len(partition) ** 2)))
-        self.history: deque[Outcome] = deque(maxlen=int(length))
+        self.history: deque[Outcome] = deque(maxlen=history_length(len(partition)))
         self._warned: set[str] = set()
+        self._replicas = Replicas(partition)
         super().__init__(list(partition.parameters.values()), settings)
         self.state["grouped_newton"] = {"step": 0, "average": None, "policy": {}}  # type: ignore[index]
         self._policy.needs_summary(self.param_groups[0], {})  # refuses settings that do not fit it
@@ -117,8 +114,7 @@ class GroupedNewton(torch.optim.Optimizer):
     @property
     def learning_rates(self) -> Tensor | None:
         """eta (S,), float64 on the CPU: the last step was -lambda_1 eta_s u_s. None before the first and after a failure."""
-        eta: Tensor | None = self._memory["policy"].get("eta")
-        return eta
+        return self._memory["policy"].get("eta")  # type: ignore[no-any-return]
 
     @property
     def group_names(self) -> list[str]:
@@ -134,7 +130,12 @@ class GroupedNewton(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def step(  # type: ignore[override]
-        self, closure: Closure | None = None, *, curvature: Closure | None = None, data: Data = None
+        self,
+        closure: Closure | None = None,
+        *,
+        curvature: Closure | None = None,
+        data: Data = None,
+        samples: float = 1.0,
     ) -> Tensor:
         """One step; returns the loss before it, a detached tensor ().
 
@@ -143,23 +144,23 @@ class GroupedNewton(torch.optim.Optimizer):
             curvature: returns the loss of another mini-batch, for the summaries. None takes them from ``closure``.
             data: batches of a full-batch step. ``closure(*batch)`` is then a batch mean. Loss, direction and summary are the
                 means over all samples, read one batch at a time, in one pass after another.
+            samples: the number of samples of this rank's batch, where the partition is over several.
 
-        A closure must give the same loss when it is called again. Buffers (batch norm) advance once per step and batch, as
-        in any training loop. An error leaves parameters and state as they were: ValueError or TypeError for an unfit loss
-        or data, FloatingPointError for a loss or gradient that is not finite.
+        A closure must give the same loss when it is called again. Buffers (batch norm) advance once per step and batch. An
+        error leaves parameters and state as they were: ValueError or TypeError for an unfit loss or data, FloatingPointError
+        for a loss or gradient that is not finite, RankError where another rank raised.
         """
-        settings, memory = self.param_groups[0], self._memory
-        check_settings(settings)
-        closure = check_data(closure, curvature, data)
-        with undone_on_error(Buffers(self.partition.module), RandomState(self.partition)):
-            objective = Objective(self.partition, closure, data, self.engine)
+        settings, memory, partition = self.param_groups[0], self._memory, self.partition
+        with partition.ranks.session(), undone_on_error(Buffers(partition.module), RandomState(partition)):
+            check_settings(settings)
+            closure = check_data(closure, curvature, data)
+            self._replicas.check(memory["step"], self.state_dict)
+            objective = Objective(partition, closure, data, engine=self.engine, samples=samples)
             # The first step calls the closure twice, to see whether it is the same function.
             record = curvature is None and memory["step"] > 0 and self._policy.needs_summary(settings, memory["policy"])
             value, gradients = objective.differentiate(record, restore_buffers=False)
             check_finite(gradients, "gradient")
-            self._step_along(
-                gradients, Objective(self.partition, curvature, engine=self.engine) if curvature else objective
-            )
+            self._step_along(gradients, objective.of(curvature) if curvature else objective)
         return value
 
     def training_step(self, loss: Closure, batch: Any, *, curvature: Any = None, data: Data = None) -> Tensor:
@@ -173,7 +174,8 @@ class GroupedNewton(torch.optim.Optimizer):
         """
         if data is not None:
             return self.step(loss, data=data)
-        return self.step(lambda: loss(*batch), curvature=curvature and (lambda: loss(*curvature)))
+        samples = len(batch[0]) if self.partition.ranks.size > 1 else 1
+        return self.step(lambda: loss(*batch), curvature=curvature and (lambda: loss(*curvature)), samples=samples)
 
     def _step_along(self, gradients: Direction, objective: Objective) -> None:
         memory = self._memory
@@ -188,6 +190,7 @@ class GroupedNewton(torch.optim.Optimizer):
                 self._warn_once("ANOTHER LOSS", objective.complaint)
                 if outcome is not None and not outcome.accepted:
                     self._warn_once(outcome.status, f"no step was taken, parameters unchanged: {outcome.message}")
+                objective.commit()
             accepted = outcome is None or outcome.accepted
         finally:
             if self.proposer is not None and not accepted:
@@ -209,8 +212,7 @@ class GroupedNewton(torch.optim.Optimizer):
 
     @property
     def _memory(self) -> dict[str, Any]:
-        memory: dict[str, Any] = self.state["grouped_newton"]  # type: ignore[index]
-        return memory
+        return self.state["grouped_newton"]  # type: ignore[index, no-any-return]
 
     # -- saved states ----------------------------------------------------------------------------------------------
 
@@ -235,6 +237,7 @@ class GroupedNewton(torch.optim.Optimizer):
         super().load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
         self.history.clear()
         self.history.extend(state["history"])
+        self._replicas = Replicas(self.partition)
 
     @property
     def _kind(self) -> dict[str, Any]:
@@ -243,5 +246,5 @@ class GroupedNewton(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # torch copies and pickles its own attributes alone.
-        ours = ("partition", "average", "policy", "proposer", "history", "engine", "_warned")
+        ours = ("partition", "average", "policy", "proposer", "history", "engine", "_warned", "_replicas")
         return dict(super().__getstate__()) | {name: getattr(self, name) for name in ours}

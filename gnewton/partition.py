@@ -5,6 +5,7 @@ parameter tensor either one group index for the whole tensor or one index per sc
 and turn "sum over p in T_s" into one pass over the parameters, whatever S is.
 """
 
+import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import product
@@ -13,7 +14,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from gnewton.ranks import check_apart, check_whole
+from gnewton.ranks import Ranks, ranks_of, ranks_over, unwrap
+from gnewton.storage import check_apart, check_whole
 
 Rest = Literal["error", "ignore"]
 Label = int | Tensor
@@ -32,7 +34,8 @@ class Partition:
         names: the S group names.
         parameters: the tensors by name; a tied parameter goes by its first name.
         labels: by parameter name, the group's index or an int64 tensor of the parameter's shape; S means "in no group".
-        module: the module whose buffers (batch norm) are restored after its loss was differentiated.
+        module: the module whose buffers (batch norm) are restored after its loss was differentiated. A
+            DistributedDataParallel also says which processes share the loss; see ``over``.
 
     ``len(partition)`` is S, ``sizes`` the number of scalars in each group. Directions are dictionaries with the keys of
     ``parameters``. A scalar may be in no group (``rest="ignore"``): it never moves. Frozen and unused parameters may be in
@@ -58,9 +61,10 @@ class Partition:
         # labels: name -> group index, or an int64 tensor of the parameter's shape; S stands for "in no group".
         self.names = tuple(names)
         self.parameters = dict(parameters)
-        self.module = module
-        self.alone = False
+        self.module = unwrap(module)
         _check_parameters(self.parameters)
+        self.ranks = ranks_of(module, next(iter(self.parameters.values())))
+        self._here: Partition | None = None
         self._labels = {name: _simplify(labels[name]) for name in self.parameters}
         self._groups_in: dict[str, tuple[int, ...]] = {}
         self.sizes = self._count()
@@ -302,20 +306,35 @@ class Partition:
             name: torch.where(self._inside(name, group, u), u, torch.zeros_like(u)) for name, u in direction.items()
         }
 
-    def over(self, group: None) -> "Partition":
-        """The same partition, for one process among several: ``over(None)`` says that this rank works alone, on purpose.
+    def over(self, group: Any) -> "Partition":
+        """The same partition, of replicas that share a loss: their parameters start alike, each sees samples of its own.
 
-        Without it gnewton refuses to run where torch.distributed has more than one rank. Raises ValueError for a process
-        group: means over ranks are not taken yet.
+        Args:
+            group: a process group of torch.distributed, such as ``torch.distributed.group.WORLD``, or a device mesh of one
+                dimension. None is this process alone.
+
+        Every value, gradient and summary is then the mean over the samples of all ranks, and all of them call the same in
+        the same order. A partition that was built on DistributedDataParallel is over its process group already. Raises
+        TypeError for another object, ValueError for a group without this process.
 
         >>> import gnewton as gn
-        >>> gn.Partition.single(gn.models.perceptron([2, 2])).over(None).alone
-        True
+        >>> gn.Partition.single(gn.models.perceptron([2, 2])).over(None).ranks
+        Ranks(alone)
         """
-        if group is not None:
-            raise ValueError(f"expected None, got {group!r}; gnewton does not take means over ranks yet")
-        same = Partition(self.names, self.parameters, self._labels, module=self.module)
-        same.alone = True
+        return self._over(ranks_over(group, next(iter(self.parameters.values())), self.ranks))
+
+    @property
+    def here(self) -> "Partition":
+        """The same partition for this rank's own samples: the partition itself where there is one process."""
+        if self.ranks.size == 1:
+            return self
+        # Kept: what was warned of once is not warned of again.
+        self._here = self._here or self._over(self.ranks.here())
+        return self._here
+
+    def _over(self, ranks: Ranks) -> "Partition":
+        same = copy.copy(self)
+        same.ranks, same._here = ranks, None
         return same
 
     def coarsen(self, groups: Groups) -> "Partition":
@@ -332,9 +351,7 @@ class Partition:
             new[members] = i
         new[-1] = len(merged)
         labels = {n: int(new[lab]) if isinstance(lab, int) else new[lab] for n, lab in self._labels.items()}
-        coarser = Partition(tuple(merged), self.parameters, labels, module=self.module)
-        coarser.alone = self.alone
-        return coarser
+        return Partition(tuple(merged), self.parameters, labels, module=self.module)._over(self.ranks)
 
     # -- text ------------------------------------------------------------------------------------------------------
 
@@ -470,7 +487,7 @@ def _named_parameters(module: nn.Module) -> dict[str, Tensor]:
             f"expected a torch.nn.Module, got {type(module).__name__}; "
             "for loose tensors use Partition.from_groups([{name: tensor}, ...])"
         )
-    return dict(module.named_parameters())  # torch lists a tied parameter once, by its first name
+    return dict(unwrap(module).named_parameters())  # torch lists a tied parameter once, by its first name
 
 
 def _parameters_of(groups: Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:

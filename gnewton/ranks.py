@@ -1,70 +1,287 @@
-"""Several processes: refused by name, until gnewton takes means over them.
+"""Several processes: the loss is the mean over the samples of all ranks, on ``torch.distributed``.
 
-``torch.autograd.grad`` goes past the hooks by which DistributedDataParallel averages gradients: every rank would step on
-its own samples, and the replicas would drift apart without a word.
+    L  =  sum_r n_r L_r / sum_r n_r
+
+and so are its gradient and its summaries of every order. What a rank computes from its own samples is summed, and everything
+that follows (the proposal, the Newton step, the ratio test) is the same arithmetic on the same numbers everywhere.
+
+Every exchange begins with a header of one size, whatever is asked. So a rank that fails, wherever it fails, can answer the
+next question of the others, and all of them raise.
 """
 
-from itertools import takewhile
-from typing import Any
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-_SHARDED = {
-    "DTensor": "FSDP2's fully_shard and tensor parallelism make it",
-    "FlatParameter": "FullyShardedDataParallel makes it",
-    "ShardedTensor": "torch.distributed makes it",
-}
+from gnewton.interrupts import DeferredInterrupts
+
+_MESSAGE_BYTES = 512
+_CALLS = 2**18  # the square of a call's number, summed over 10^5 ranks, is exact in float64
 
 
-def check_alone(alone: bool) -> None:
-    """Raises ValueError where torch.distributed runs more than one process and it was not said that each works alone.
+class RankError(RuntimeError):
+    """Another rank failed. The message says which and with what; nothing has changed on this one."""
 
-    >>> check_alone(alone=False)
+
+class Part(NamedTuple):
+    """What one rank adds to a mean.
+
+    Args:
+        value: the loss on its samples.
+        tensors: of any shapes and dtypes, the same ones on every rank.
+        samples: their weight, the number of samples.
     """
-    ranks = _world_size()
-    if ranks > 1 and not alone:
-        raise ValueError(
-            f"expected one process, got a process group of {ranks} ranks (DistributedDataParallel?): gnewton does not take "
-            "means over ranks, and replicas would drift apart; train in one process, or write partition.over(None) if each "
-            "rank is to work alone, on a model of its own"
+
+    value: float = 0.0
+    tensors: Sequence[Tensor] = ()
+    samples: float = 1.0
+
+
+class Ranks:
+    """The processes that share a loss; made by a partition. With one process nothing is sent.
+
+    Args:
+        like: a parameter, on whose device the exchange takes place.
+        group: a process group, or None.
+        alone: whether it was said that this process works alone.
+        wrapper: the DistributedDataParallel around the model, or None.
+
+    ``size`` is the number of processes, ``rank`` the number of this one, ``sent`` the bytes that it gave to ``collectives``
+    all-reduces so far.
+    """
+
+    def __init__(self, like: Tensor, group: Any = None, *, alone: bool = False, wrapper: Any = None) -> None:
+        self.group, self.alone, self._like, self._wrapper = group, alone, like, wrapper
+        self.size = 1 if group is None else torch.distributed.get_world_size(group)
+        self.rank = 0 if group is None else torch.distributed.get_rank(group)
+        self.sent = self.collectives = 0
+        self._told: bool | None = None  # whether the others know of an error; None outside a session
+        self._interrupts = DeferredInterrupts()
+        # Made now: after an error there may be no memory left.
+        self._header = torch.zeros(5, dtype=torch.float64, device=like.device) if self.size > 1 else None
+
+    def __repr__(self) -> str:
+        return (
+            f"Ranks({self.rank} of {self.size})" if self.size > 1 else f"Ranks({'alone' if self.alone else 'not said'})"
         )
 
+    def __deepcopy__(self, memo: Any) -> "Ranks":
+        return self  # the processes are who they are
 
-def check_whole(name: str, parameter: Any) -> None:
-    """Raises TypeError for a parameter of which this process holds a part."""
-    kinds = {kind.__name__ for kind in type(parameter).__mro__}
-    kind = next((kind for kind in _SHARDED if kind in kinds), None)
-    if kind is not None or hasattr(parameter, "_is_flat_param"):
-        kind = kind or "FlatParameter"
-        raise TypeError(
-            f"expected whole tensors, got a {kind} for {name} ({_SHARDED[kind]}), of which each rank holds a part; gnewton "
-            "does not differentiate sharded parameters: leave the sharding out and train in one process, with fewer samples "
-            "or a smaller max_memory where memory is short"
-        )
+    def here(self) -> "Ranks":
+        """This process alone, for its part of a mean."""
+        return Ranks(self._like, alone=True, wrapper=self._wrapper)
 
-
-def check_apart(parameters: dict[str, Tensor]) -> None:
-    """Raises ValueError where two parameters, or two entries of one, are the same memory: to move one moves the other.
-
-    >>> w = torch.zeros(4)
-    >>> check_apart({"a": w[:2], "b": w[2:]})
-    """
-    for name, p in parameters.items():
-        if p.layout is torch.strided and torch._debug_has_internal_overlap(p) == 1:
+    def check_said(self) -> None:
+        """Raises ValueError where torch.distributed has several ranks and nobody said which of them share the loss."""
+        ranks = _world_size()
+        if ranks > 1 and self.group is None and not self.alone:
             raise ValueError(
-                f"expected entries with a place of their own, got {name}, whose entries share memory (expand?); "
-                f"write nn.Parameter({name}.detach().clone())"
+                f"expected to know which of the {ranks} ranks share the loss, got a partition that does not say: build it on "
+                "DistributedDataParallel(model), or write partition.over(torch.distributed.group.WORLD) for replicas that "
+                "start alike, or partition.over(None) if each rank works alone, on a model of its own"
             )
-    spans = sorted((*_span(p), name) for name, p in parameters.items() if _has_memory(p))
-    for i, (_, end, first) in enumerate(spans):
-        overlapping = takewhile(lambda span: span[0] < end, spans[i + 1 :])  # noqa: B023 - read at once
-        for _, _, second in overlapping:
-            if _share(parameters[first], parameters[second]):
-                raise ValueError(
-                    f"expected parameters with memory of their own, got {first} and {second} on the same: to move one moves "
-                    "the other, and autograd does not know; use one parameter in both places (tie them), or clone one"
-                )
+
+    # -- means -----------------------------------------------------------------------------------------------------
+
+    def mean(self, call: str, compute: Callable[[], Part]) -> Part:
+        """The mean over all samples of what every rank computes; raises on every rank where it raised on one.
+
+        Args:
+            call: what is computed, the same word on every rank.
+            compute: returns this rank's part.
+
+        ``samples`` of the result is this rank's share of all samples.
+        """
+        if self.size == 1:
+            return compute()
+        with self.session():
+            with self._interrupts.listen():
+                part = compute()
+                _check_samples(part.samples)
+            # Copied before the header: past it there is no way to say that memory has run out.
+            flat = _flatten(part.tensors)
+            value, share = self._exchange_headers(_number(call, part.tensors), part)
+            for buffer in flat.values():
+                self._all_reduce(_weigh(buffer, share))
+            return Part(value, _unflatten(flat, part.tensors), share)
+
+    def from_first(self, call: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The first rank's tensors, bit for bit, on every rank."""
+        if self.size == 1:
+            return list(tensors)
+        return list(self.mean(call, lambda: Part(0.0, tensors, float(self.rank == 0))).tensors)
+
+    def commit(self, buffers: Sequence[Tensor] = ()) -> None:
+        """The end of a session: once every rank has come here, nobody goes back. Buffers become the first rank's."""
+        for buffer, first in zip(buffers, self.from_first("commit", buffers), strict=True):
+            if self.size > 1:
+                buffer.copy_(first)
+        self._told = True
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Several calls that succeed on all ranks, or on none: an error inside is the answer to the others' next call."""
+        if self.size == 1 or self._told is not None:
+            yield
+            return
+        self._told = False
+        try:
+            with self._interrupts:
+                try:
+                    yield
+                except BaseException as error:
+                    if not self._told:
+                        self._tell(error)
+                    raise
+        finally:
+            self._told = None
+
+    @contextmanager
+    def silence_wrapper(self) -> Iterator[None]:
+        """Inside, DistributedDataParallel sends nothing of its own: neither gradients nor, in its forward pass, buffers."""
+        if self._wrapper is None:
+            yield
+            return
+        before = self._wrapper.require_forward_param_sync
+        self._wrapper.require_forward_param_sync = False
+        try:
+            with self._wrapper.no_sync():
+                yield
+        finally:
+            self._wrapper.require_forward_param_sync = before
+
+    # -- what goes over the wire -----------------------------------------------------------------------------------
+
+    def _exchange_headers(self, call: int, part: Part) -> tuple[float, float]:
+        """The mean value and this rank's share."""
+        weighted = part.samples * part.value if part.samples else 0.0
+        failed, calls, squares, total, values = self._headers([0.0, call, call**2, part.samples, weighted])
+        if failed:
+            self._told = True
+            raise self._other_ranks_error()
+        if int(calls) ** 2 != self.size * int(squares):
+            self._told = True
+            raise RankError(
+                "expected the same call on all ranks, got different ones: give every rank the same settings, the same "
+                "number of batches and the same partition"
+            )
+        if not total > 0:
+            self._told = True
+            raise ValueError("expected a sample on some rank, got samples=0 on all")
+        return values / total, part.samples / total
+
+    def _headers(self, numbers: Sequence[float]) -> list[float]:
+        assert self._header is not None
+        for i, number in enumerate(numbers):
+            self._header[i] = number
+        self._all_reduce(self._header)
+        sums: list[float] = self._header.tolist()
+        return sums
+
+    def _tell(self, error: BaseException) -> None:
+        """Answer the others' next call with this error, which is about to be raised here."""
+        self._told = True
+        try:
+            self._headers([1.0, 0.0, 0.0, 0.0, 0.0])
+            self._messages(f"{type(error).__name__}: {error}")
+        except (RankError, RuntimeError):
+            return  # nobody is left to be told
+
+    def _other_ranks_error(self) -> RankError:
+        said = self._messages("")
+        first = next((rank for rank, text in enumerate(said) if text), 0)
+        return RankError(f"rank {first} of {self.size} stopped with {said[first]}")
+
+    def _messages(self, text: str) -> list[str]:
+        """What every rank says."""
+        board = torch.zeros(self.size, _MESSAGE_BYTES, dtype=torch.uint8)
+        mine = text.encode()[:_MESSAGE_BYTES]
+        board[self.rank, : len(mine)] = torch.tensor(list(mine), dtype=torch.uint8)
+        board = board.to(self._like.device)
+        self._all_reduce(board)
+        return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in board.tolist()]
+
+    def _all_reduce(self, tensor: Tensor) -> None:
+        self.collectives += 1
+        self.sent += tensor.numel() * tensor.element_size()
+        try:
+            torch.distributed.all_reduce(tensor, group=self.group)
+        except RuntimeError as error:
+            self._told = True
+            raise RankError(
+                f"expected all {self.size} ranks in the same call, got no answer from one of them: it has ended, or has fewer "
+                "batches than the others, or waits elsewhere. Give every rank the same number of batches "
+                f"(DistributedSampler), or let one without samples take part with samples=0 ({error})"
+            ) from error
+
+
+def unwrap(module: Any) -> Any:
+    """The module inside DistributedDataParallel, whose names are those of one process; any other module as it is."""
+    return module.module if _is_wrapper(module) else module
+
+
+def ranks_of(module: nn.Module | None, like: Tensor) -> Ranks:
+    """The ranks of a DistributedDataParallel; any other module does not say.
+
+    Raises ValueError where a DistributedDataParallel lies inside the module: its parameters would be taken for those of one
+    process.
+    """
+    if module is None:
+        return Ranks(like)
+    if _is_wrapper(module):
+        return Ranks(like, module.process_group, wrapper=module)
+    inside = next((name for name, one in module.named_modules() if _is_wrapper(one)), None)
+    if inside is not None:
+        raise ValueError(
+            f"expected the DistributedDataParallel itself, got a module around it (in {inside}); build the Partition on the "
+            "DistributedDataParallel, or wrap the whole model in one"
+        )
+    return Ranks(like)
+
+
+def ranks_over(group: Any, like: Tensor, wrapper_of: Ranks) -> Ranks:
+    """The ranks of a process group or a device mesh of one dimension; None is this process alone, said on purpose.
+
+    Raises TypeError for another object, ValueError for a group without this process.
+    """
+    wrapper = wrapper_of._wrapper
+    if group is None:
+        return Ranks(like, alone=True, wrapper=wrapper)
+    group = group.get_group() if hasattr(group, "get_group") else group
+    distributed = torch.distributed
+    if distributed.is_available() and group is distributed.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            "expected a process group with this rank in it, got one of others; write over(None) on this rank"
+        )
+    if not distributed.is_available() or not isinstance(group, distributed.ProcessGroup):
+        raise TypeError(
+            f"expected a process group, got {group!r}; write partition.over(torch.distributed.group.WORLD) after "
+            "init_process_group, or over(None) for this process alone"
+        )
+    return Ranks(like, group, wrapper=wrapper)
+
+
+def check_batch_norm(module: nn.Module | None) -> None:
+    """Raises ValueError for synchronized batch norm in training: its statistics join the samples of all ranks.
+
+    >>> check_batch_norm(nn.BatchNorm1d(3))
+    """
+    for name, one in module.named_modules() if module and _world_size() > 1 else ():
+        if isinstance(one, nn.SyncBatchNorm) and one.training:
+            raise ValueError(
+                f"expected batch norm over each rank's own samples, got SyncBatchNorm in {name or 'the model'}, which torch "
+                "cannot differentiate twice; use BatchNorm, whose statistics are each rank's as in DistributedDataParallel, "
+                "or put it into eval()"
+            )
+
+
+def _is_wrapper(module: Any) -> bool:
+    return isinstance(module, nn.parallel.DistributedDataParallel)
 
 
 def _world_size() -> int:
@@ -74,27 +291,39 @@ def _world_size() -> int:
     return int(distributed.get_world_size())
 
 
-def _has_memory(p: Tensor) -> bool:
-    return p.layout is torch.strided and not p.is_meta and p.numel() > 0
+def _check_samples(samples: float) -> None:
+    if not 0 <= samples < float("inf"):
+        raise ValueError(f"expected samples >= 0, the number of samples of this rank, got {samples!r}")
 
 
-def _span(p: Tensor) -> tuple[int, int]:
-    """The first byte and the one after the last."""
-    extent = sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True)) + 1
-    return p.data_ptr(), p.data_ptr() + extent * p.element_size()
+def _number(call: str, tensors: Sequence[Tensor]) -> int:
+    """A number for a call and the sizes of its tensors: ranks that differ in it are not in the same place."""
+    sizes = [(tuple(t.shape), str(t.dtype)) for t in tensors]
+    return zlib.crc32(f"{call} {sizes}".encode()) % _CALLS
 
 
-def _share(p: Tensor, q: Tensor) -> bool:
-    """Whether two tensors with overlapping spans have a byte in common: interleaved ones (w[::2], w[1::2]) have none."""
-    if p.is_contiguous() or q.is_contiguous():
-        return True
-    start = min(p.data_ptr(), q.data_ptr())
-    return bool(torch.isin(_bytes(p, start), _bytes(q, start)).any())
+def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
+    return (torch.uint8 if tensor.dtype == torch.bool else tensor.dtype), tensor.device
 
 
-def _bytes(p: Tensor, start: int) -> Tensor:
-    offsets = torch.full(p.shape, p.data_ptr() - start, device="cpu")
-    for axis, (size, stride) in enumerate(zip(p.shape, p.stride(), strict=True)):
-        steps = torch.arange(size, device="cpu") * stride * p.element_size()
-        offsets += steps.reshape(-1, *[1] * (p.dim() - axis - 1))
-    return offsets.flatten()
+def _flatten(tensors: Sequence[Tensor]) -> dict[tuple[torch.dtype, torch.device], Tensor]:
+    """One new buffer for each dtype and device."""
+    kinds = dict.fromkeys(map(_kind, tensors))
+    return {
+        kind: torch.cat([t.detach().reshape(-1).to(kind[0]) for t in tensors if _kind(t) == kind]) for kind in kinds
+    }
+
+
+def _unflatten(flat: dict[tuple[torch.dtype, torch.device], Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    used = dict.fromkeys(flat, 0)
+    out = []
+    for t in tensors:
+        start = used[_kind(t)]
+        used[_kind(t)] += t.numel()
+        out.append(flat[_kind(t)][start : start + t.numel()].reshape(t.shape).to(t.dtype))
+    return out
+
+
+def _weigh(buffer: Tensor, share: float) -> Tensor:
+    # Without samples nothing is added, not even NaN; whole numbers come from one rank alone.
+    return buffer.zero_() if share == 0 else buffer if share == 1 else buffer.mul_(share)

@@ -18,6 +18,8 @@ from gnewton.derivatives.proof import doubts, prove
 from gnewton.direction import value_and_gradient
 from gnewton.loss import differentiable_mode, differentiate, evaluate
 from gnewton.partition import Partition
+from gnewton.ranks import Part
+from gnewton.replicas import Replicas
 from gnewton.undo import Buffers, RandomState, undone_on_error
 
 Closure = Callable[[], Tensor]
@@ -53,21 +55,26 @@ class StochasticNewton(torch.optim.Optimizer):
             )
         self.partition = partition
         self._proven: set[tuple[str, ...]] = set()
+        self._replicas, self._steps = Replicas(partition), 0
         settings = {"lr": lr, "lr_direction": lr_direction, "ridge": ridge}
         _check_settings(settings)
         super().__init__(list(partition.parameters.values()), settings)
 
-    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Closure, *, samples: float = 1.0) -> Tensor:  # type: ignore[override]
         """One step; returns the loss before it, a detached tensor ().
 
-        ``closure()`` returns the loss with its graph and must not call backward. An error leaves parameters, state and
-        buffers as they were: ValueError or TypeError for an unfit loss, FloatingPointError for one whose value, gradient
-        or H d is not finite, NotImplementedError for one with a backward pass that is no derivative.
+        ``closure()`` returns the loss with its graph and must not call backward; ``samples`` is the number of its samples on
+        this rank, where the partition is over several. An error leaves parameters, state and buffers as they were: ValueError
+        or TypeError for an unfit loss, FloatingPointError for one whose value, gradient or H d is not finite,
+        NotImplementedError for one with a backward pass that is no derivative, RankError where another rank raised.
         """
-        settings = self.param_groups[0]
-        _check_settings(settings)
-        with undone_on_error(Buffers(self.partition.module), RandomState(self.partition)):
-            value, directions = self._follow(closure, settings)
+        settings, ranks = self.param_groups[0], self.partition.ranks
+        with ranks.session(), undone_on_error(Buffers(self.partition.module), RandomState(self.partition)):
+            _check_settings(settings)
+            self._replicas.check(self._steps, self.state_dict)
+            value, directions = self._follow(closure, settings, samples)
+            ranks.commit([] if self.partition.module is None else list(self.partition.module.buffers()))
+        self._steps += 1
         with torch.no_grad():
             for p, d in directions.items():
                 self.state[p]["direction"] = d
@@ -76,12 +83,34 @@ class StochasticNewton(torch.optim.Optimizer):
 
     def training_step(self, loss: Callable[..., Tensor], batch: Sequence[Any]) -> Tensor:
         """A step as ``training.fit`` asks for it, on ``loss(*batch)``."""
-        return self.step(lambda: loss(*batch))
+        return self.step(lambda: loss(*batch), samples=len(batch[0]) if self.partition.ranks.size > 1 else 1)
 
-    def _follow(self, closure: Closure, settings: dict[str, Any]) -> tuple[Tensor, dict[Tensor, Tensor]]:
-        """The loss and d after its step, of every parameter that moves."""
+    def _follow(
+        self, closure: Closure, settings: dict[str, Any], samples: float
+    ) -> tuple[Tensor, dict[Tensor, Tensor]]:
+        """The loss and d after its step, of every parameter that moves; means over all ranks."""
         moving = [p for p in self.partition.parameters.values() if p.requires_grad]
         before = [self.state[p].get("direction", torch.zeros_like(p)) for p in moving]
+        values: list[Tensor] = []
+
+        def part() -> Part:
+            value, residuals = self._residuals(closure, moving, before)
+            values.append(value)
+            return Part(float(value) if self.partition.ranks.size > 1 else 0.0, residuals, samples)
+
+        mean = self.partition.ranks.mean("residuals", part)
+        value = values[0] if self.partition.ranks.size == 1 else values[0].new_tensor(mean.value)
+        after = {}
+        for p, d, residual in zip(moving, before, mean.tensors, strict=True):
+            after[p] = d - settings["lr_direction"] * (residual + settings["ridge"] * d)
+            if p.device.type != "meta" and not torch.isfinite(after[p]).all():
+                raise FloatingPointError(
+                    "expected a finite direction, got NaN or infinity; lower lr_direction below 2 / (largest eigenvalue of H)"
+                )
+        return value, after
+
+    def _residuals(self, closure: Closure, moving: list[Tensor], before: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The loss and H d - g on this rank's samples."""
         with differentiable_mode(self.partition, restore_buffers=False):
             random, hooks = RandomState(self.partition), hooks_so_far()
             value = evaluate(closure, self.partition)
@@ -89,14 +118,7 @@ class StochasticNewton(torch.optim.Optimizer):
             gradient = _fill(differentiate(value, moving, create_graph=True), moving)
             slope = sum(((g * d).sum() for g, d in zip(gradient, before, strict=True)), value.new_zeros(()))
             product = _fill(differentiate(slope, moving), moving)
-        after = {}
-        for p, d, g, hd in zip(moving, before, gradient, product, strict=True):
-            after[p] = d - settings["lr_direction"] * (hd - g.detach() + settings["ridge"] * d)
-            if p.device.type != "meta" and not torch.isfinite(after[p]).all():
-                raise FloatingPointError(
-                    "expected a finite direction, got NaN or infinity; lower lr_direction below 2 / (largest eigenvalue of H)"
-                )
-        return value.detach(), after
+        return value.detach(), [hd - g.detach() for hd, g in zip(product, gradient, strict=True)]
 
     def _prove(self, closure: Closure, names: Sequence[str], random: RandomState) -> None:
         """Once for each set of functions whose backward torch did not write: NotImplementedError where H d would be wrong."""

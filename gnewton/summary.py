@@ -19,8 +19,9 @@ from gnewton.derivatives.gauss_newton import TwoParts, two_parts
 from gnewton.derivatives.record import record_in_mode, warn_of_missing
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Direction, check_direction, gradient
-from gnewton.loss import Loss, Weight, batches, differentiable_mode, evaluate
+from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differentiable_mode, evaluate
 from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
+from gnewton.ranks import Part
 from gnewton.undo import RandomState
 
 _TENSORS = ("value", "gradient", "hessian", "third", "third_full")
@@ -321,6 +322,7 @@ def summarize(
     engine: str = "auto",
     max_memory: float | None = None,
     curvature: str = "hessian",
+    samples: float = 1.0,
 ) -> Summary:
     """The summary of the loss along ``direction``: g-bar (S,), H-bar (S, S), the diagonal of D3 (S,), float64.
 
@@ -347,6 +349,8 @@ def summarize(
         curvature: "hessian", or "gauss-newton" for a loss in two parts: G_st = (J u_s)^T H_l (J u_t) in the place of H-bar, with
             J the derivative of the outputs and H_l the Hessian of the criterion in them (Schraudolph, Neural Computation
             14(7), 2002). It is positive semi-definite where the criterion is convex.
+        samples: the number of samples of ``loss()`` on this rank. Where the partition is over several, the result is the mean
+            over all of theirs, and they all raise where one does.
 
     Raises TypeError or ValueError for an unfit loss, direction, order or engine, FloatingPointError for a loss that is not
     finite, NotImplementedError for one that torch cannot differentiate to this order, or only wrongly. Warns with
@@ -373,20 +377,57 @@ def summarize(
     if curvature == "gauss-newton" or isinstance(loss, tuple):
         parts = two_parts(loss)
         loss = parts if curvature == "gauss-newton" else lambda *batch: parts(*batch)
-    u = gradient(loss, partition, data, weight=weight) if direction is None else check_direction(direction, partition)
+    if direction is None:
+        direction = gradient(loss, partition, data, weight=weight, samples=samples)
+
+    def compute(tally: Tally) -> Summary:
+        u = check_direction(direction, partition)
+        # Differences need a gradient alone, which torch's own kernels get right.
+        with differentiable_mode(partition, higher=engine != "differences"):
+            return _mean_over_batches(
+                lambda batch: _summarize_batch(loss, partition, batch, u, order, full_third, engine, max_memory),
+                data,
+                tally,
+            )
+
+    mean = mean_summary(partition, compute, Tally(weight, samples if data is None else 0.0))
+    return replace(mean, curvature=curvature)
+
+
+def _mean_over_batches(
+    summary_of: Callable[[Sequence[Any]], Summary], data: Iterable[Any] | None, weight: Weight | None
+) -> Summary:
     total: Summary | None = None
     samples = 0.0
-    # Differences need a gradient alone, which torch's own kernels get right.
-    with differentiable_mode(partition, higher=engine != "differences"):
-        for batch, n in batches(data, weight):
-            one = _summarize_batch(loss, partition, batch, u, order, full_third, engine, max_memory)
-            one = replace(one, curvature=curvature)
-            if data is None:
-                return one
-            one = one * n
-            total, samples = one if total is None else total + one, samples + n
+    for batch, n in batches(data, weight):
+        one = summary_of(batch)
+        if data is None:
+            return one
+        one = one * n
+        total, samples = one if total is None else total + one, samples + n
     assert total is not None  # batches() refuses an empty data set
     return total * (1 / samples)
+
+
+def mean_summary(partition: Partition, compute: Callable[[Tally], Summary], tally: Tally) -> Summary:
+    """The mean over the samples of all ranks.
+
+    Args:
+        partition: whose ranks.
+        compute: returns this rank's summary; ``compute(tally)`` counts its samples.
+        tally: the count.
+    """
+    check_partition(partition)
+    if partition.ranks.size == 1:
+        return compute(tally)
+    local: list[Summary] = []
+
+    def part() -> Part:
+        local.append(compute(tally))
+        return Part(float(local[0].value), local[0].tensors(), tally.total)
+
+    tensors = iter(partition.ranks.mean("summary", part).tensors)
+    return local[0]._map(lambda name, t: next(tensors))
 
 
 def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order: int) -> Summary | None:

@@ -10,7 +10,7 @@ directions has lost the noise that every step carries. Both suggest rates that a
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -24,8 +24,9 @@ from gnewton.cubic import Step, newton_step
 from gnewton.direction import Direction, gradient, slopes
 from gnewton.loss import Loss, Weight
 from gnewton.loss import batches as weighed
-from gnewton.partition import Partition
+from gnewton.partition import Partition, accumulator_dtype
 from gnewton.proposer import Proposer
+from gnewton.ranks import Part
 from gnewton.summary import Summary, summarize
 from gnewton.undo import RandomState
 
@@ -185,14 +186,19 @@ def suggest_learning_rates(
     summary_of = partial(summarize, order=3 if cubic > 0 else 2, engine=engine)
     random = RandomState(partition)
     try:
-        # Kept: a loader that shuffles would come with other batches the second time.
-        pairs = list(islice(weighed(data, weight), batches))
-        mean = gradient(loss, partition, None if data is None else [batch for batch, _ in pairs], weight=weight)
-        parts = [_part(partial(loss, *batch), partition, proposes, mean, summary_of) for batch, _ in pairs]
+        with partition.ranks.session():
+            # Kept: a loader that shuffles would come with other batches the second time.
+            pairs = list(islice(weighed(data, weight), batches))
+            sizes = _mean_sizes([n for _, n in pairs], partition)
+            mean = gradient(loss, partition, None if data is None else [batch for batch, _ in pairs], weight=weight)
+            parts = [
+                _part(partial(loss, *batch), partition, proposes, mean, partial(summary_of, samples=n))
+                for batch, n in pairs
+            ]
     finally:
         random.restore()
-    weighted = [part * n for part, (_, n) in zip(parts, pairs, strict=True)]
-    whole = sum(weighted[1:], start=weighted[0]) * (1 / sum(n for _, n in pairs))
+    weighted = [part * n for part, n in zip(parts, sizes, strict=True)]
+    whole = sum(weighted[1:], start=weighted[0]) * (1 / sum(sizes))
     rates = newton_step(whole, cubic, ridge=ridge, diagonal=diagonal).learning_rates
     steps = [newton_step(part, cubic, ridge=ridge, diagonal=diagonal, on_failure="report") for part in parts]
     low, high = _quartiles(steps, len(partition))
@@ -200,15 +206,21 @@ def suggest_learning_rates(
     return Suggestion(partition, lr * rates, lr * low, lr * high, len(parts), failures)
 
 
+def _mean_sizes(sizes: list[float], partition: Partition) -> list[float]:
+    """The number of samples of each batch, the mean over the ranks, which all have as many batches."""
+    tensor = torch.tensor(sizes, dtype=accumulator_dtype(partition.device), device=partition.device)
+    return list(partition.ranks.mean("batch sizes", lambda: Part(tensors=[tensor])).tensors[0].tolist())
+
+
 def _part(
     loss: Loss,
     partition: Partition,
     proposer: Proposer | None,
     mean_gradient: Direction,
-    summary_of: Callable[..., Summary],
+    summary_of: "partial[Summary]",
 ) -> Summary:
     """One batch's part of the mean: its own orders 2 and 3 along its direction, the mean loss's order 1 along it."""
-    u = gradient(loss, partition)
+    u = gradient(loss, partition, samples=summary_of.keywords["samples"])
     if proposer is not None:
         u = _proposal(proposer, u)
     summary = summary_of(loss, partition, u)

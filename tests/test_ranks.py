@@ -1,235 +1,292 @@
-"""What one process may not do alone is refused by name: several ranks, sharded parameters, shared memory."""
+"""Several processes: means over the samples of all ranks, failures that all ranks hear of, and what is refused by name.
+
+The processes are real ones (gloo, on 127.0.0.1), started once. Two by default; ``GNEWTON_RANKS=4`` for four.
+"""
 
 import contextlib
+import copy
+import io
 import os
-import socket
-import time
+import signal
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
+from support import rank_jobs as jobs
+from support.rank_pool import Pool
 
 import gnewton as gn
 from gnewton import ranks
+from gnewton.interrupts import DeferredInterrupts
+from gnewton.ranks import Part, Ranks
+from gnewton.replicas import hash_of
+
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
+    pytest.mark.filterwarnings("ignore:no step was taken"),
+]
+RANKS = int(os.environ.get("GNEWTON_RANKS", "2"))
+EVERY = range(RANKS)
+ADAPTIVE, FIXED = {"period": 3}, {"cubic": 1e3, "period": 2}
 
 
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+@pytest.fixture(scope="module")
+def pool():
+    pool = Pool(RANKS)
+    yield pool
+    pool.close()
 
 
-def work(rank, port, folder):
-    """One of two gloo processes: what gnewton says to DistributedDataParallel, and to a rank that works alone."""
-    import datetime
-
-    import torch.distributed as dist
-
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
-    said = []
-    try:
-        net = nn.parallel.DistributedDataParallel(network())
-        x, y = torch.randn(8, 4), torch.tensor([0, 1] * 4)
-        partition = gn.Partition.by_tensor(net)
-        before = [p.detach().clone() for p in net.parameters()]
-
-        def loss():
-            return F.cross_entropy(net(x), y)
-
-        u = {n: torch.ones_like(p) for n, p in partition.parameters.items()}
-        for ask in (
-            lambda: gn.GroupedNewton(partition).step(loss),
-            lambda: gn.GroupedNewton(partition.coarsen([list(range(len(partition)))])).step(loss),
-            lambda: gn.summarize(loss, partition, u),
-            lambda: gn.summarize(loss, partition, u, engine="differences"),
-            lambda: gn.direction.gradient(loss, partition),
-            lambda: gn.StochasticNewton(partition).step(loss),
-            lambda: gn.ExactNewton(net.module).step(x, y),
-        ):
-            try:
-                ask()
-                said.append("taken")
-            except ValueError as error:
-                said.append(str(error))
-        unmoved = all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
-        alone = gn.Partition.by_tensor(network()).over(None)
-        value = gn.GroupedNewton(alone).step(lambda: F.cross_entropy(alone.module(x), y))
-        torch.save((said, unmoved, float(value)), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+# -- several processes are one -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_two_ranks_are_refused_by_name_unless_each_works_alone(tmp_path):
-    if not torch.distributed.is_available():
-        pytest.skip("this torch has no torch.distributed")
-    with contextlib.closing(socket.socket()) as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = torch.multiprocessing.start_processes(
-        work, args=(port, str(tmp_path)), nprocs=2, join=False, start_method="spawn"
-    )
-    end = time.monotonic() + 120
-    try:
-        while not context.join(timeout=10):
-            assert time.monotonic() < end, "two processes of a few seconds took two minutes"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    for rank in (0, 1):
-        said, unmoved, value = torch.load(tmp_path / f"{rank}.pt")
-        assert all("process group of 2 ranks" in text for text in said), said
-        assert unmoved
-        assert value > 0
+def distance(a, b):
+    return float((a - b).abs().max() / b.abs().max())
 
 
-def test_one_process_is_taken():
-    ranks.check_alone(alone=False)
-    partition = gn.Partition.by_tensor(network())
-    assert not partition.alone
-    assert partition.over(None).coarsen([[0, 1], [2, 3]]).alone
-    with pytest.raises(ValueError, match="means over ranks"):
-        partition.over("group")
+def agrees(many, one, others):
+    """As near to one process as another order of its samples is: that, too, changes nothing but roundings.
+
+    Training amplifies roundings, by another factor for each: the largest of three, and ten times as much, is no worse.
+    """
+    allowed = max(1e-11, 10 * max(distance(other, one) for other in others))
+    return distance(many, one) <= allowed
 
 
-def test_more_ranks_are_refused_without_a_group_of_processes(monkeypatch):
-    monkeypatch.setattr(ranks, "_world_size", lambda: 4)
-    partition = gn.Partition.by_tensor(network())
-    x = torch.zeros(2, 4)
-    with pytest.raises(ValueError, match=r"4 ranks .*over\(None\)"):
-        gn.summarize(lambda: partition.module(x).sum(), partition)
-    gn.summarize(lambda: partition.over(None).module(x).sum(), partition.over(None))
+CASES = [
+    ("ddp", "adam", ADAPTIVE, "batch"),
+    ("plain", "rmsprop", ADAPTIVE, "batch"),
+    ("ddp", "gradient", FIXED, "batch"),
+    ("plain", "adam", FIXED, "batch"),
+    ("ddp", "rmsprop", FIXED, "batch"),
+    ("ddp", "gradient", ADAPTIVE, "data"),
+    ("plain", "adam", ADAPTIVE, "curvature"),
+    ("ddp", "adam", {**ADAPTIVE, "average": gn.average.Exponential(0.5)}, "batch"),
+    ("ddp", "adam", {**FIXED, "average": gn.average.Windows(2, 1)}, "batch"),
+    ("ddp", "adam", {**ADAPTIVE, "engine": "nested"}, "batch"),
+]
 
 
-class DTensor(nn.Parameter):
-    """A stand-in by name: the real one wants a process group."""
+@pytest.mark.parametrize(("how", "proposer", "settings", "kind"), CASES)
+def test_twenty_steps_of_several_processes_are_those_of_one(pool, how, proposer, settings, kind):
+    many = pool.run(jobs.train, how, proposer, settings, 20, kind)
+    for other in many[1:]:
+        # Bit for bit: learning rates, what the policy saw and decided, and the parameters.
+        assert torch.equal(other["rates"], many[0]["rates"])
+        assert repr(other["records"]) == repr(many[0]["records"])
+        assert torch.equal(other["parameters"], many[0]["parameters"])
+    one, *others = (jobs.train(0, how, proposer, settings, 20, kind, order) for order in range(4))
+    assert agrees(many[0]["parameters"], one["parameters"], [other["parameters"] for other in others])
+    assert distance(one["parameters"], jobs.flat(jobs.network())) > 1e-3, "it trained"
 
 
-def test_sharded_parameters_are_refused_by_name():
-    net = network()
-    net[0].weight = DTensor(net[0].weight.data)
-    with pytest.raises(TypeError, match=r"DTensor for 0.weight .*fully_shard"):
-        gn.Partition.by_tensor(net)
+def test_the_comparison_sees_a_rank_whose_samples_weigh_too_much(pool):
+    one, *others = (jobs.train(0, "ddp", "adam", ADAPTIVE, 20, "batch", order) for order in range(4))
+    many = pool.run(jobs.train, "ddp", "adam", ADAPTIVE, 20, "unweighted")
+    assert not agrees(many[0]["parameters"], one["parameters"], [other["parameters"] for other in others])
 
 
-def test_a_real_dtensor_is_refused(tmp_path):
-    if not torch.distributed.is_available():
-        pytest.skip("this torch has no torch.distributed")
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import distribute_module
-
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
-    try:
-        net = distribute_module(network(), init_device_mesh("cpu", (1,)))
-        with pytest.raises(TypeError, match=r"DTensor for 0\.weight"):
-            gn.Partition.by_tensor(net)
-        # One rank is one process.
-        gn.summarize(
-            lambda: F.mse_loss(net2(torch.ones(2, 4)), torch.ones(2, 2)), gn.Partition.single(net2 := network())
-        )
-    finally:
-        torch.distributed.destroy_process_group()
+@pytest.mark.parametrize("settings", [ADAPTIVE, FIXED])
+def test_a_run_is_resumed_at_another_world_size(pool, settings):
+    one, *others = (jobs.train(0, "ddp", "adam", settings, 20, "batch", order) for order in range(4))
+    half = pool.run(jobs.train, "ddp", "adam", settings, 10)[0]["saved"]
+    alone = jobs.train(0, "ddp", "adam", settings, 10, "batch", 0, half)
+    half = jobs.train(0, "ddp", "adam", settings, 10)["saved"]
+    together = pool.run(jobs.train, "plain", "adam", settings, 10, "batch", 0, half)[0]
+    for resumed in (alone, together):
+        assert agrees(resumed["parameters"], one["parameters"], [other["parameters"] for other in others])
 
 
-def shared(kind):
-    flat = torch.arange(6.0)
-    makers = {
-        "the same": (flat, flat.view(6)),
-        "a view": (flat, flat.view(2, 3)),
-        "a part": (flat, flat[2:4]),
-        "overlapping parts": (flat[:4], flat[3:]),
-        "a transposed view": (flat.view(2, 3), flat.view(2, 3).T),
-        "two columns and a row": (flat.view(2, 3)[:, :2], flat.view(2, 3)[1]),
-        "halves": (flat[:3], flat[3:]),
-        "interleaved": (flat[::2], flat[1::2]),
-        "columns": (flat.view(2, 3)[:, :1], flat.view(2, 3)[:, 1:]),
-        "clones": (flat, flat.clone()),
-        "empty": (flat, flat[:0]),
-    }
-    return {name: nn.Parameter(t) for name, t in zip("ab", makers[kind], strict=True)}
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_state_saved_by_all_ranks_together_is_loaded_by_one(pool, tmp_path):
+    pool.run(jobs.save_together, str(tmp_path))
+    many = pool.run(jobs.load_together, str(tmp_path))
+    assert all(torch.equal(one, many[0]) for one in many)
+    assert torch.equal(jobs.load_together(0, str(tmp_path)), many[0])
+    assert not torch.equal(many[0][: jobs.flat(jobs.network()).numel()], jobs.flat(jobs.network()))
 
 
 @pytest.mark.parametrize(
-    "kind", ["the same", "a view", "a part", "overlapping parts", "a transposed view", "two columns and a row"]
+    "what",
+    [
+        "summary",
+        "summary nested",
+        "summary differences",
+        "summary of data",
+        "summary gauss-newton",
+        "gradient",
+        "suggestion",
+        "stochastic",
+        "exact",
+    ],
 )
-def test_two_parameters_on_the_same_memory_are_refused(kind):
-    with pytest.raises(ValueError, match=r"memory of their own, got . and . on the same"):
-        gn.Partition.single(nn.ParameterDict(shared(kind)))
+def test_every_door_takes_the_mean_over_all_samples(pool, what):
+    if what == "suggestion" and RANKS != 2:
+        pytest.skip("its batches are laid out for two ranks")
+    many, one = pool.run(jobs.answers, what), jobs.answers(0, what)
+    # One sum in another order; differences divide its rounding by their step, and five steps amplify it a little.
+    tolerance = {"summary differences": 1e-4}.get(what, 1e-11)
+    for key, expected in one.items():
+        assert all(torch.equal(other[key], many[0][key]) for other in many)
+        torch.testing.assert_close(many[0][key], expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("kind", ["halves", "interleaved", "columns", "clones", "empty"])
-def test_two_parts_of_one_memory_are_taken(kind):
-    partition = gn.Partition.single(nn.ParameterDict(shared(kind)))
-    a, b = partition.parameters.values()
-    s = gn.summarize(lambda: a.exp().sum() * b.sin().sum() + a.exp().sum(), partition)
-    torch.testing.assert_close(
-        s.hessian,
-        gn.summarize(lambda: a.exp().sum() * b.sin().sum() + a.exp().sum(), partition, engine="nested").hessian,
-    )
+def test_batch_norm_has_each_ranks_statistics_and_the_first_ranks_buffers(pool):
+    found = pool.run(jobs.batch_norm)
+    assert all(torch.equal(other["buffers"], found[0]["own buffers"]) for other in found)
+    assert RANKS == 1 or not torch.equal(found[1]["own buffers"], found[0]["own buffers"])
+    mean = sum(one["gradient"] * one["samples"] for one in found) / sum(one["samples"] for one in found)
+    torch.testing.assert_close(found[0]["mean gradient"], mean, rtol=1e-12, atol=1e-14)
 
 
-def test_a_parameter_whose_entries_share_memory_is_refused():
-    with pytest.raises(ValueError, match=r"share memory .*clone"):
-        gn.Partition.from_groups({"a": {"a": nn.Parameter(torch.zeros(1).expand(3))}})
+def test_a_rank_without_samples_takes_part(pool):
+    found = pool.run(jobs.without_samples)
+    expected = jobs.without_samples(0)
+    assert all(torch.equal(other, found[0]) for other in found)
+    torch.testing.assert_close(found[0], expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("factory", ["single", "by_layer", "by_kind"])
-@pytest.mark.parametrize("engine", ["tape", "nested", "differences"])
-def test_a_parameter_without_entries_beside_others(factory, engine):
-    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
-    net[0].empty_weight = nn.Parameter(torch.zeros(0, 3, dtype=torch.float64))
-    partition = getattr(gn.Partition, factory)(net)
-    x = torch.ones(2, 4, dtype=torch.float64)
-
-    def loss():
-        return net(x).exp().sum() + (net[0].empty_weight @ torch.ones(3, dtype=torch.float64)).sum()
-
-    plain = gn.summarize(lambda: net(x).exp().sum(), partition, order=2).hessian
-    torch.testing.assert_close(
-        gn.summarize(loss, partition, order=2, engine=engine).hessian, plain, rtol=1e-6, atol=1e-6
-    )
+def test_one_all_reduce_carries_a_summary_and_one_a_gradient(pool):
+    """A header of five numbers before each; P numbers for a gradient, S + S^2 + S + 1 for a summary."""
+    P, S = jobs.flat(jobs.network()).numel(), len(gn.Partition.by_tensor(jobs.network()))
+    counts = pool.run(jobs.traffic)[0]
+    assert counts["gradient"] == (2, 8 * (5 + P))
+    assert counts["summary"] == (2, 8 * (5 + 1 + 2 * S + S**2))
 
 
-def test_a_group_without_entries_is_refused():
-    net = nn.Sequential(nn.Linear(4, 3))
-    net[0].empty = nn.Parameter(torch.zeros(0))
-    with pytest.raises(ValueError, match="at least one scalar in every group"):
-        gn.Partition.by_tensor(net)
+# -- failures -----------------------------------------------------------------------------------------------------------
+
+PERIOD_1 = {"period": 1}
+# A first step evaluates the loss for the gradient, for the summary and after the step; a later one records both at once.
+FAULTS = [
+    *((fault, at, 0, PERIOD_1) for fault in ("exception", "memory", "interrupt", "signal") for at in (1, 2, 3)),
+    *((fault, at, 1, PERIOD_1) for fault in ("exception", "interrupt") for at in (1, 2)),
+    *((fault, 1, 1, FIXED) for fault in ("exception", "nan")),
+    *(("nan", at, 0, PERIOD_1) for at in (1, 2)),
+    ("nan gradient", 1, 1, PERIOD_1),
+    ("signal while waiting", 0, 1, PERIOD_1),
+    *((place, 0, 1, PERIOD_1) for place in ("proposer", "solver", "move", "commit")),
+    *((place, 0, 1, FIXED) for place in ("proposer", "move of old rates", "commit")),
+]
 
 
-# -- embeddings with max_norm ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("fault", "at", "step", "settings"), FAULTS)
+@pytest.mark.parametrize("who", EVERY)
+def test_a_failure_on_one_rank_is_one_on_all_and_changes_nothing(pool, who, fault, at, step, settings):
+    found = pool.run(jobs.fail, who, fault, at, step, settings, seconds=20)
+    assert all(one["raised"] for one in found), found
+    assert all(one["seconds"] < 5 for one in found)
+    for rank, one in enumerate(found):
+        assert (f"rank {who} of {RANKS} stopped" in one["raised"]) == (rank != who), one["raised"]
+    assert all(one["unchanged"] for one in found)
+    # The next step is taken, and the ranks are still alike.
+    assert all(one["after"] == found[0]["after"] for one in found)
+    assert all(all(map(torch.equal, one["model"], found[0]["model"])) for one in found)
 
 
-@pytest.mark.parametrize("how", ["module", "function"])
-@pytest.mark.parametrize("ask", ["tape", "nested", "gradient", "step", "differences"])
-def test_an_embedding_that_would_shorten_its_rows_is_refused_and_nothing_changes(how, ask):
-    net, words = nn.Embedding(5, 3, max_norm=0.5 if how == "module" else None).double(), torch.tensor([[0, 2], [1, 2]])
-    if how == "function" and ask in ("gradient", "step", "differences"):
-        pytest.skip("torch's own function writes before anybody can ask")
-    partition = gn.Partition.single(net)
-    before = net.weight.detach().clone()
-
-    def loss():
-        limit = {} if how == "module" else {"max_norm": 0.5}
-        return (net(words) if how == "module" else F.embedding(words, net.weight, **limit)).sin().sum()
-
-    u = {"weight": torch.ones_like(net.weight)}
-    asks = {
-        "gradient": lambda: gn.direction.gradient(loss, partition),
-        "step": lambda: gn.GroupedNewton(partition).step(loss),
-    }
-    with pytest.raises(ValueError, match="max_norm"):
-        asks.get(ask, lambda: gn.summarize(loss, partition, u, engine=ask))()
-    assert torch.equal(net.weight, before)
+def test_a_step_in_which_nothing_fails_raises_nothing_and_changes_something(pool):
+    found = pool.run(jobs.fail, 0, "exception", 1000, 1, PERIOD_1)
+    assert not any(one["raised"] or one["unchanged"] for one in found)
 
 
-@pytest.mark.parametrize("engine", ["tape", "nested", "differences"])
-def test_an_embedding_within_its_limit_is_taken(engine):
-    net, words = nn.Embedding(5, 3, max_norm=100.0).double(), torch.tensor([[0, 2], [1, 2]])
-    partition = gn.Partition.single(net)
-    s = gn.summarize(lambda: net(words).sin().sum(), partition, order=2, engine=engine)
-    expected = gn.summarize(lambda: net.weight[words].sin().sum(), partition, order=2)
-    torch.testing.assert_close(s.hessian, expected.hessian, rtol=1e-6, atol=1e-6)
+# -- what is refused -----------------------------------------------------------------------------------------------------
+
+SENTENCES = {
+    "other seed": "expected the parameters of rank 0 on every rank, got others; seed every rank alike",
+    "other settings": "expected the settings of rank 0 on every rank",
+    "other settings later": "expected the same call on all ranks",
+    "other groups": "expected the partition",
+    "wrapper of another": "reaches none of them; build the Partition anew",
+    "fewer batches then another call": "the same number of batches",
+    "fewer batches": "the same number of batches",
+    "no samples": "expected a sample on some rank",
+    "negative samples": "expected samples >= 0",
+}
+ON_ITS_OWN = {
+    "not said": "build it on DistributedDataParallel(model), or write partition.over(",
+    "not said exactly": "build it on DistributedDataParallel(model), or write partition.over(",
+    "wrapper inside": "expected the DistributedDataParallel itself, got a module around it (in 0)",
+    "synchronized": "got SyncBatchNorm in 1",
+    "joint": 'got "joint"',
+    "another object": "expected a process group, got 'gloo'",
+}
+
+
+@pytest.mark.parametrize("what", [*SENTENCES, *ON_ITS_OWN])
+def test_it_is_refused_by_name_on_every_rank(pool, what):
+    said = pool.run(jobs.refused, what, seconds=20)
+    if what == "fewer batches":
+        said = said[:1]  # the others have ended
+    if what == "fewer batches then another call" and RANKS > 2:
+        said = [text for text in said if text]
+    assert said
+    assert all(said), said
+    assert any((SENTENCES | ON_ITS_OWN)[what] in text for text in said), said
+    assert all(text.startswith(("ValueError", "RankError")) or what == "another object" for text in said), said
+
+
+def test_a_group_without_this_process_is_refused(pool):
+    said = pool.run(jobs.refused, "a group of others")
+    assert said[0] == ""
+    assert all("with this rank in it" in text for text in said[1:])
+
+
+# -- one process -----------------------------------------------------------------------------------------------------------
+
+
+def test_one_process_sends_nothing_and_copies_nothing():
+    partition = gn.Partition.by_tensor(jobs.network())
+    assert partition.here is partition
+    part = Part(1.0, [torch.ones(2)], 3.0)
+    assert partition.ranks.mean("anything", lambda: part) is part
+    partition.ranks.commit()
+    assert (partition.ranks.sent, partition.ranks.collectives) == (0, 0)
+
+
+def test_more_ranks_must_be_said(monkeypatch):
+    monkeypatch.setattr(ranks, "_world_size", lambda: 4)
+    partition = gn.Partition.by_tensor(jobs.network())
+    x = torch.zeros(2, 8, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"4 ranks .*over\(None\)"):
+        gn.summarize(lambda: partition.module(x).sum(), partition)
+    alone = partition.over(None)
+    gn.summarize(lambda: alone.module(x).sum(), alone)
+    assert repr(alone.coarsen([list(range(len(alone)))]).ranks) == "Ranks(alone)"
+
+
+def test_ranks_are_shared_by_copies_of_a_partition():
+    partition = gn.Partition.by_tensor(jobs.network()).over(None)
+    assert copy.deepcopy(partition).ranks is partition.ranks
+    assert isinstance(partition.ranks, Ranks)
+
+
+def test_a_hash_tells_every_single_change():
+    values = torch.randn(50, dtype=torch.float64)
+    known = hash_of({"values": values, "words": ["a", 1.0]})
+    for i in range(50):
+        other = values.clone()
+        other[i] = torch.nextafter(other[i], other[i] + 1)
+        assert hash_of({"values": other, "words": ["a", 1.0]}) != known
+    assert hash_of({"values": values, "words": ["a", 1.5]}) != known
+    assert hash_of({"values": values.clone(), "words": ("a", 1.0)}) == known
+    assert hash_of([torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bool)]) != hash_of([])
+
+
+def test_an_interrupt_that_nobody_heard_comes_at_the_end():
+    said = []
+    with pytest.raises(KeyboardInterrupt):
+        _interrupt(said, heard=False)
+    with pytest.raises(KeyboardInterrupt):
+        _interrupt(said, heard=True)
+    assert said == ["after"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def _interrupt(said, heard):
+    with DeferredInterrupts() as interrupts, interrupts.listen() if heard else contextlib.nullcontext():
+        signal.raise_signal(signal.SIGINT)
+        said.append("after")
+
+
+def test_saved_states_hold_no_ranks():
+    one = jobs.train(0, "ddp", "adam", ADAPTIVE, 2)["saved"]
+    assert torch.load(io.BytesIO(one), weights_only=True)

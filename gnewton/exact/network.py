@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gnewton.exact.activation import Activation, compose, identity, is_elementwise, read, scale
 from gnewton.exact.unaltered import check_unaltered, differentiable_twice
 from gnewton.models.networks import ScaledLinear
-from gnewton.ranks import check_apart
+from gnewton.storage import check_apart
 
 
 @dataclass(frozen=True)

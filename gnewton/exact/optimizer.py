@@ -22,7 +22,9 @@ from gnewton.exact.newton import newton_direction
 from gnewton.exact.passes import Passes, run_passes
 from gnewton.exact.saddle_free import Adjustment, saddle_free_direction
 from gnewton.exact.sample_directions import SampleDirections
-from gnewton.ranks import check_alone
+from gnewton.partition import Partition, accumulator_dtype
+from gnewton.ranks import Part, unwrap
+from gnewton.replicas import Replicas
 
 Method = Literal["safe", "abs", "absQ", "plain", "joint", "gauss-newton"]
 
@@ -64,7 +66,7 @@ class ExactNewton(torch.optim.Optimizer):
 
     Args:
         model: a Sequential of Linear and element-wise activations. A step takes the batch, as the method differentiates the
-            network itself.
+            network itself. DistributedDataParallel around it makes the mean over the samples of all its processes.
         loss: "cross_entropy" or F.cross_entropy, "squared_error" (half the sum of squares) or F.mse_loss.
         lr: 1 is the pure step, for one sample; the mean over a batch of 16 wanted 8. It is ``param_groups[0]["lr"]``, which
             every scheduler drives.
@@ -113,7 +115,9 @@ class ExactNewton(torch.optim.Optimizer):
     ) -> None:
         if method not in _DAMPINGS:
             raise ValueError(f"expected a method among {', '.join(_DAMPINGS)}, got {method!r}; choose one of them")
-        self.network, self.loss = Network(model), losses.read(loss)
+        self.network, self.loss = Network(unwrap(model)), losses.read(loss)
+        self.partition = Partition.single(model)
+        self._replicas = Replicas(self.partition)
         self.history: deque[StepRecord] = deque(maxlen=_HISTORY_RECORDS)
         settings = {
             "method": method,
@@ -151,18 +155,28 @@ class ExactNewton(torch.optim.Optimizer):
         An error leaves parameters and state as they were: ValueError or TypeError for an unfit batch or setting,
         FloatingPointError for a loss, gradient or direction that is not finite.
         """
-        check_alone(alone=False)
-        settings = self.param_groups[0]
-        _check_settings(settings)
-        passes = run_passes(self.network, x, y, self.loss)
-        change = _change(passes, settings)
-        memory = self._memory
-        record = StepRecord(memory["step"], change.numbers[0], float(settings["lr"]), *change.numbers[1:])
-        for name, p in self.network.parameters.items():
-            p.add_(change.tensors[name])
+        settings, ranks, memory = self.param_groups[0], self.partition.ranks, self._memory
+        ranks.check_said()
+
+        def part() -> Part:
+            _check_settings(settings)
+            _check_mean(settings, ranks.size)
+            change = _change(run_passes(self.network, x, y, self.loss), settings)
+            device = x.device if ranks.size > 1 else torch.device("cpu")
+            numbers = torch.tensor(change.numbers, dtype=accumulator_dtype(device), device=device)
+            return Part(change.numbers[0], [*change.tensors.values(), numbers], float(len(x)))
+
+        with ranks.session():
+            self._replicas.check(memory["step"], self.state_dict)
+            *changes, numbers = ranks.mean("exact", part).tensors
+            value, *facts = numbers.tolist()
+            record = StepRecord(memory["step"], value, float(settings["lr"]), *facts)
+            ranks.commit()
+        for p, change in zip(self.network.parameters.values(), changes, strict=True):
+            p.add_(change)
         self.history.append(record)
         memory["step"] += 1
-        return passes.values.mean()
+        return changes[0].new_tensor(value)
 
     def training_step(self, loss: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
         """A step as ``training.fit`` asks for it; the loss is the optimizer's own, which ``check_loss`` has compared."""
@@ -192,7 +206,9 @@ class ExactNewton(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # torch copies and pickles its own attributes alone.
-        return dict(super().__getstate__()) | {name: getattr(self, name) for name in ("network", "loss", "history")}
+        return dict(super().__getstate__()) | {
+            name: getattr(self, name) for name in ("network", "loss", "history", "partition", "_replicas")
+        }
 
     @property
     def _memory(self) -> dict[str, Any]:
@@ -245,6 +261,14 @@ def _reason(passes: Passes) -> str:
         if not all(bool(torch.isfinite(t).all()) for t in tensors):
             return f"expected a finite {what}, got NaN or infinity; check the inputs or lower the learning rate"
     return "expected a finite direction, got NaN or infinity; H + damping is singular, or the numbers are too large: raise the damping"
+
+
+def _check_mean(settings: Mapping[str, Any], ranks: int) -> None:
+    if ranks > 1 and settings["method"] == "joint":
+        raise ValueError(
+            f'expected a method whose direction is a mean over samples on {ranks} ranks, got "joint", which joins them; '
+            'choose "safe", or train in one process'
+        )
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:

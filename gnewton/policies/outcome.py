@@ -8,7 +8,17 @@ from torch import Tensor
 from gnewton.cubic import CubicModel, Step
 
 HISTORY_BYTES = 64e6
+_HISTORY_RECORDS = 1000
 _NAN = float("nan")
+
+
+def history_length(groups: int) -> int:
+    """How many outcomes of this many groups are kept.
+
+    >>> history_length(4), history_length(5000)
+    (1000, 10)
+    """
+    return int(max(10, min(_HISTORY_RECORDS, HISTORY_BYTES / (8 * groups**2))))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

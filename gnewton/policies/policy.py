@@ -1,11 +1,13 @@
 """What a policy is, and what the policies that step by the cubic model share."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from gnewton.cubic import CubicModel, NewtonStepError, Step
+from gnewton.cubic import CubicModel, NewtonStepError, Status, Step
 from gnewton.line import Line
 from gnewton.policies.outcome import Outcome
 
@@ -51,6 +53,24 @@ class Policy(Protocol):
 def model_of(summary: Any, settings: Settings, cubic: float) -> CubicModel:
     """The cubic model of a summary, with ridge and diagonal as the optimizer has them."""
     return CubicModel(summary, cubic, settings["ridge"], settings["diagonal"])
+
+
+def minimize(model: CubicModel, line: Line) -> Step:
+    """The minimum of the model; where several ranks train, the one that the first of them found."""
+    step, kinds = model.minimize(), list(Status)
+    if line.partition.ranks.size == 1:
+        return step
+    numbers = [float(kinds.index(step.status)), step.radius, step.predicted_decrease]
+    kind, radius, decrease, *_ = first = line.from_first(
+        torch.cat([step.learning_rates.new_tensor(numbers), step.learning_rates])
+    )
+    return replace(
+        step,
+        status=kinds[int(kind)],
+        radius=float(radius),
+        predicted_decrease=float(decrease),
+        learning_rates=first[3:],
+    )
 
 
 def smooth_rates(eta: Tensor, previous: Tensor | None, settings: Settings) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from gnewton.cubic import Status
 from gnewton.line import Line
 from gnewton.policies.outcome import Outcome
-from gnewton.policies.policy import Settings, State, model_of, no_step, predicted_decrease, smooth_rates
+from gnewton.policies.policy import Settings, State, minimize, model_of, no_step, predicted_decrease, smooth_rates
 from gnewton.summary import Summary
 
 LOWEST, HIGHEST = 1.0, 1e6
@@ -54,10 +54,10 @@ class RatioTest:
         if summary is None:
             return None, state
         model = model_of(summary, settings, state.get("cubic", LOWEST))
-        step = model.minimize()
+        step = minimize(model, line)
         if not step.status.ok and step.status is not Status.UNBOUNDED:
             return no_step(model, step, settings, age), state | {"eta": None, "cached_curvature": None}
-        eta = step.learning_rates if step.status.ok else uniform_step(summary)
+        eta = step.learning_rates if step.status.ok else line.from_first(uniform_step(summary))
         eta, lr = smooth_rates(eta, state.get("eta"), settings), float(settings["lr"])
         tested = lr if age else 1.0
         predicted = predicted_decrease(model, step, tested, eta) if step.status.ok else 0.0

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from gnewton.line import Line
 from gnewton.policies.outcome import Outcome
-from gnewton.policies.policy import Settings, State, model_of, no_step, predicted_decrease, smooth_rates
+from gnewton.policies.policy import Settings, State, minimize, model_of, no_step, predicted_decrease, smooth_rates
 
 
 class ReuseRates:
@@ -30,7 +30,7 @@ class ReuseRates:
         if summary is None:
             return None, state
         model = model_of(summary, settings, cubic)
-        step = model.minimize()
+        step = minimize(model, line)
         if not step.status.ok:
             return no_step(model, step, settings), state | {"eta": None}
         eta = smooth_rates(step.learning_rates, state.get("eta"), settings)

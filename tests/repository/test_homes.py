@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 ELSEWHERE: dict[str, dict[str, str]] = {
     "one table of laws, generated over all files of the folder": {
         "derivatives/rules/*.py": "derivatives/test_sweep.py",
+        "contraction.py": "test_keywords.py",
         "teaching/derivations/*.py": "teaching/derivations/test_derivation.py",
         "teaching/exercises/notebook_*.py": "teaching/exercises/test_exercise.py",
     },
@@ -37,6 +38,10 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "undo.py": "test_optimizer.py",
         "policies/outcome.py": "policies/test_policy.py",
         "policies/reuse_rates.py": "policies/test_policy.py",
+    },
+    "parts of several processes, whose laws are those of the ranks": {
+        "interrupts.py": "test_ranks.py",
+        "replicas.py": "test_ranks.py",
     },
     "a widget without laws of its own": {
         "teaching/widgets/four_rates.py": "teaching/widgets/test_figure_widget.py",

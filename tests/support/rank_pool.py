@@ -1,0 +1,82 @@
+"""Real processes for tests: started once, then asked to run one job after another, each with a time limit of its own."""
+
+import contextlib
+import datetime
+import os
+import socket
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+
+class Pool:
+    """N gloo processes on 127.0.0.1. ``run(job, *arguments)`` calls ``job(rank, *arguments)`` in each; a job that hangs ends them."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._start()
+
+    def run(self, job: Callable[..., Any], *arguments: Any, seconds: float = 60.0) -> list[Any]:
+        """What the job returned on each rank. Raises AssertionError where one raised or took longer than ``seconds``."""
+        for pipe in self._pipes:
+            pipe.send((job, arguments))
+        end, results = time.monotonic() + seconds, []
+        for rank, pipe in enumerate(self._pipes):
+            if not pipe.poll(max(0.0, end - time.monotonic())):
+                self.close()
+                self._start()
+                raise AssertionError(f"rank {rank} took longer than {seconds} seconds")
+            results.append(pipe.recv())
+        errors = [f"rank {rank}:\n{text}" for rank, (ended, text) in enumerate(results) if not ended]
+        if errors:
+            # What one rank sent may still wait for the others.
+            self.close()
+            self._start()
+            raise AssertionError("\n".join(errors))
+        return [value for _, value in results]
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+    def _start(self) -> None:
+        context = torch.multiprocessing.get_context("spawn")
+        port = free_port()
+        ends = [context.Pipe() for _ in range(self.size)]
+        self._pipes: list[Connection] = [ours for ours, _ in ends]
+        self._processes = [
+            context.Process(target=serve, args=(rank, self.size, port, theirs), daemon=True)
+            for rank, (_, theirs) in enumerate(ends)
+        ]
+        for process in self._processes:
+            process.start()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with contextlib.closing(socket.socket()) as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def serve(rank: int, size: int, port: int, pipe: Connection) -> None:
+    """What each process does."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", "no step was taken")
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60))
+    while True:
+        job, arguments = pipe.recv()
+        try:
+            pipe.send((True, job(rank, *arguments)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
