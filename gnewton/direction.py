@@ -5,7 +5,7 @@ order would broadcast without a word wherever the shapes happen to fit. The upda
 points uphill, as the gradient does.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -155,6 +155,17 @@ def _squares(part: Tensor, partition: Partition, name: str) -> Tensor:
     whole = isinstance(partition.label(name), int)
     numbers: Tensor = torch.linalg.vector_norm(part, dtype=dtype) if whole else part.to(dtype)
     return numbers.square()
+
+
+def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors on the CPU, in their common dtype, by one transfer: the host waits for the device once.
+
+    >>> on_host([torch.ones(2), torch.zeros((), dtype=torch.float64)])
+    [tensor([1., 1.], dtype=torch.float64), tensor(0., dtype=torch.float64)]
+    """
+    flat = torch.cat([t.flatten().to(tensors[0].device) for t in tensors]).cpu()
+    parts = torch.split(flat, [t.numel() for t in tensors])
+    return [part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
 def check_direction(direction: Mapping[str, Tensor], partition: Partition) -> Direction:

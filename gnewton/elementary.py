@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from gnewton import recurrent
+from gnewton.contraction import contract
 
 
 class Elementary(TorchFunctionMode):
@@ -277,14 +278,44 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``F.scaled_dot_product_attention``: softmax(scale q k^T) v; with a mask or shared heads, torch's own."""
-    if attn_mask is not None or is_causal or enable_gqa:
+    """``F.scaled_dot_product_attention``: softmax(scale q k^T + mask) v; heads that share keys are stacked above each other."""
+    if not _attends(query, key, value, attn_mask, is_causal, enable_gqa):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.mT
-    weights = scores.softmax(-1)
-    return (torch.dropout(weights, dropout_p, train=True) if dropout_p else weights) @ value
+    heads, shared = query.shape[:-1], (*query.shape[:-3], *key.shape[-3:-2], -1)
+    folds = enable_gqa and query.shape[-3] != key.shape[-3]
+    scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (scaled.reshape(*shared, query.shape[-1]) if folds else scaled) @ key.mT
+    scores = scores.reshape(*heads, key.shape[-2]) if folds else scores
+    mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril() if is_causal else attn_mask
+    # What is added to a masked score does not matter to its tangents, and a sum hands them on as they are.
+    weights = scores.softmax(-1) if mask is None else torch._safe_softmax(scores + _bias(mask, scores), -1)
+    weights = torch.dropout(weights, dropout_p, train=True) if dropout_p else weights
+    if not folds:
+        return weights @ value
+    return (weights.reshape(*shared, key.shape[-2]) @ value).reshape(*heads, value.shape[-1])
+
+
+def _bias(mask: Tensor, scores: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask.logical_not(), -float("inf"))
+
+
+def _attends(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, grouped: bool) -> bool:
+    """Whether torch takes the arguments, as far as it can be seen from shapes; what it refuses goes to it."""
+    if min(query.dim(), key.dim(), value.dim()) < 2 or (causal and mask is not None):
+        return False
+    heads = [t.shape[-3] if t.dim() > 2 else 1 for t in (query, key, value)]
+    if grouped and (query.dim() < 3 or not heads[1] or heads[0] % heads[1] or heads[1] != heads[2]):
+        return False
+    if mask is None:
+        return True
+    scores = (*query.shape[:-1], key.shape[-2])
+    pairs = zip(reversed(mask.shape), reversed(scores), strict=False)
+    fits = 2 <= mask.dim() <= len(scores) and all(m in (1, n) for m, n in pairs)
+    return fits and mask.dtype in (torch.bool, query.dtype)
 
 
 def cross_entropy(
@@ -399,18 +430,76 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """``F.embedding_bag`` of equally long bags (B, n): rows of the weight, summed, averaged or their greatest entries."""
-    plain = offsets is None and input.dim() == 2 and input.shape[1] > 0 and weight.dim() == 2
-    scaled = per_sample_weights is not None
-    if not plain or max_norm is not None or scale_grad_by_freq or padding_idx is not None or (scaled and mode != "sum"):
+    """``F.embedding_bag``: rows of the weight, summed, averaged or their greatest entries; bags filled up to equal length."""
+    places = None if weight.dim() != 2 or scale_grad_by_freq else _bags(input, offsets, include_last_offset)
+    scaled = per_sample_weights is not None and (mode != "sum" or per_sample_weights.shape != input.shape)
+    if (
+        places is None
+        or max_norm is not None
+        or scaled
+        or mode not in ("sum", "mean", "max")
+        or (sparse and mode == "max")
+    ):
         more = (scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, padding_idx)
         return F.embedding_bag(input, weight, offsets, max_norm, norm_type, *more)
-    rows = F.embedding(input, weight)
+    where, inside = places
+    words = input.flatten()[where]
+    if padding_idx is not None:
+        inside = inside & (words != padding_idx % len(weight))
+    rows, keep = F.embedding(words, weight), inside[..., None]
     if per_sample_weights is not None:
-        rows = rows * per_sample_weights[..., None]
+        rows = rows * per_sample_weights.flatten()[where][..., None]
     if mode == "max":
-        return rows.max(1).values
-    return rows.sum(1) if mode == "sum" else rows.mean(1)
+        return _greatest(rows, keep)
+    sums = rows.masked_fill(keep.logical_not(), 0).sum(1)
+    return sums if mode == "sum" else sums / inside.sum(1, keepdim=True).clamp(min=1).to(sums.dtype)
+
+
+def _bags(input: Tensor, offsets: Tensor | None, include_last_offset: bool) -> tuple[Tensor, Tensor] | None:
+    """Where the entries of each bag stand (bags, longest), and which of these places are its own; None for torch's error."""
+    if input.dtype not in (torch.int32, torch.int64) or not input.numel():
+        return None
+    if input.dim() == 2 and offsets is None:
+        where = torch.arange(input.numel(), device=input.device).reshape(input.shape)
+        return where, torch.ones_like(where, dtype=torch.bool)
+    if input.dim() != 1 or offsets is None or offsets.dim() != 1 or not offsets.numel() or offsets[0] != 0:
+        return None
+    ends = offsets[1:] if include_last_offset else torch.cat([offsets[1:], offsets.new_tensor([len(input)])])
+    starts = offsets[: len(ends)]
+    lengths = ends - starts
+    # Kernels disagree on what lies behind a last offset that is not the end.
+    if not len(ends) or (lengths < 0).any() or ends[-1] != len(input):
+        return None
+    steps = torch.arange(max(1, int(lengths.max())), device=input.device)
+    return (starts[:, None] + steps).clamp(max=len(input) - 1), steps < lengths[:, None]
+
+
+def _greatest(rows: Tensor, keep: Tensor) -> Tensor:
+    """The greatest entries of each bag; zeros where it is empty."""
+    least = rows.masked_fill(keep.logical_not(), -float("inf")).max(1).values
+    return least.masked_fill(keep.any(1).logical_not(), 0)
+
+
+def linalg_norm(
+    A: Tensor,
+    ord: float | str | None = None,
+    dim: int | Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``torch.linalg.norm`` where it is a norm of vectors."""
+    axes = [dim] if isinstance(dim, int) else None if dim is None else list(dim)
+    single = A.dim() == 1 if axes is None else len(axes) == 1
+    frobenius = ord is None or (ord == "fro" and (A.dim() == 2 if axes is None else len(axes) == 2))
+    few = axes is None or len(axes) <= min(2, A.dim())
+    if out is not None or not few or not (frobenius or (single and not isinstance(ord, str))):
+        own: Tensor = torch.linalg.norm(A, ord, dim, keepdim, out=out, dtype=dtype)
+        return own
+    order: Any = 2 if frobenius else ord
+    norm: Tensor = torch.linalg.vector_norm(A, order, axes, keepdim, dtype=dtype)
+    return norm
 
 
 def _with_indices(pool: Callable[..., Tensor], both: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
@@ -518,6 +607,8 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     F.embedding_bag: embedding_bag,
     F.hardsigmoid: hardsigmoid,
     torch.cdist: cdist,
+    torch.einsum: contract,
+    torch.linalg.norm: linalg_norm,
     torch.embedding: _embedding,
     torch.prelu: prelu,
     **recurrent.WRITTEN_OUT,

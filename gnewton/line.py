@@ -19,6 +19,7 @@ from gnewton.direction import (
     check_finite,
     lengths,
     mean_gradient,
+    on_host,
     slopes,
     value_and_gradient,
 )
@@ -42,8 +43,8 @@ class Objective:
         engine: of the summaries, as in ``summarize``.
         samples: the number of samples of ``closure()`` on this rank, where the partition is over several.
 
-    ``value`` is the loss at the start, once something has been asked; ``complaint`` says that it was another one when
-    the closure was called again.
+    ``value`` is the loss at the start, once something has been asked, and ``number`` the same on the CPU, with a summary or a
+    slope; ``complaint`` says that it was another one when the closure was called again.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Objective:
         self.partition, self.closure, self.data, self.engine = partition, closure, data, engine
         self._samples = samples if data is None else 0.0
         self.value: Tensor | None = None
+        self.number: float | None = None
         self.complaint = ""
         self._gradients: Direction | None = None
         self._tape: Tape | None = None
@@ -81,18 +83,20 @@ class Objective:
         return self.value, self._gradients
 
     def summary(self, direction: Direction, order: int) -> Summary:
-        """The summary along u."""
+        """The summary along u, on the CPU."""
         summary = mean_summary(self.partition, lambda tally: self._summary_here(direction, order, tally), self._tally())
         if self.value is None:
             self.value = summary.value
-        self._compare(float(self.value), float(summary.value))
+        value, *tensors = on_host([self.value, *summary.tensors()])
+        summary, self.number = summary.with_tensors(tensors), float(value)
+        self._compare(self.number, float(summary.value))
         return summary
 
     def _summary_here(self, direction: Direction, order: int, tally: Tally) -> Summary:
         """This rank's summary."""
         if self._tape is not None:
             # Checked when it was evaluated; the sweep reads the list alone.
-            summary = summarize_tape(self._tape, self.partition, check_direction(direction, self.partition), order)
+            summary = summarize_tape(self._tape, self.partition, direction, order)
             if summary is not None:
                 return summary
         # The first evaluation draws its own random numbers; every other one repeats them.
@@ -153,9 +157,11 @@ class Objective:
 class Line:
     """The objective along u: what a policy asks, and how it moves.
 
+    All answers are on the CPU, where a policy solves its S x S problem: the host waits for the device once for each.
+
     Args:
         objective: the loss, of the batch that judges the step.
-        direction: u, one tensor per parameter.
+        direction: u, one finite tensor per parameter.
         average: of the summaries of several steps, or None.
         memory: what the average remembers; ``line.memory`` is what it remembers afterwards.
     """
@@ -165,12 +171,13 @@ class Line:
     ) -> None:
         self.objective, self.partition, self.direction = objective, objective.partition, direction
         self.average, self.memory = average, memory
+        self._lengths: Tensor | None = None
 
     @property
     def value(self) -> float:
         """The loss at the start; known once a summary or a slope has been asked for."""
-        assert self.objective.value is not None
-        return float(self.objective.value)
+        assert self.objective.number is not None
+        return self.objective.number
 
     def summary(self, order: int = 3) -> Summary | None:
         """The summary at the start, averaged if there is an average; None during its warm-up."""
@@ -184,14 +191,18 @@ class Line:
     def slope(self) -> Summary:
         """Value and g-bar at the start, for the price of one gradient at most."""
         value, gradients = self.objective.differentiate()
-        gradient = slopes(gradients, self.direction, self.partition)
+        own = slopes(gradients, self.direction, self.partition), lengths(self.direction, self.partition)
+        gradient, self._lengths, value = on_host([*own, value])
         if not torch.isfinite(gradient).all():
             check_finite(gradients, "gradient")
-        return Summary.from_tensors(gradient=gradient, value=float(value), names=self.partition.names)
+        self.objective.number = float(value)
+        return Summary.from_tensors(gradient=gradient, value=self.value, names=self.partition.names)
 
     def lengths(self) -> Tensor:
-        """||u_s|| of each group, (S,)."""
-        return lengths(self.direction, self.partition)
+        """||u_s|| of each group, (S,); they come with the slope, where that has been asked for."""
+        if self._lengths is None:
+            (self._lengths,) = on_host([lengths(self.direction, self.partition)])
+        return self._lengths
 
     def loss_at(self, eta: Tensor) -> float:
         """Move to theta - U I eta, from the start, and return the loss there; an error in the step moves back."""
@@ -208,9 +219,11 @@ class Line:
 
     def from_first(self, numbers: Tensor) -> Tensor:
         """The first rank's numbers: another processor may round an eigenvalue otherwise."""
+        if self.partition.ranks.size == 1:
+            return numbers
         (first,) = self.partition.ranks.from_first("rates", [numbers.to(self.partition.device)])
         return first.to(numbers.device)
 
     def along(self, direction: Direction) -> "Line":
         """The same objective along another direction, such as that of the last step."""
-        return Line(self.objective, direction)
+        return Line(self.objective, check_direction(direction, self.partition))

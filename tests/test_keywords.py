@@ -38,7 +38,10 @@ PAIRS = [(rand(4, 3), rand(4, 3, seed=1)), (rand(4, 3), rand(1, 3, seed=1)), (ra
 REDUCED = {"size_average": OPTIONS, "reduce": OPTIONS, "reduction": REDUCTIONS}
 WEIGHTED = {"weight": [None, rand(4, 3, seed=2), rand(3, seed=2), rand(4, 1, seed=2).expand(4, 3)]}
 PADDED = torch.tensor([[0, 2], [1, 2], [4, 2]])
-MASKS = [None, torch.ones(5, 5, dtype=torch.bool).tril(), randn(5, 5, seed=4), randn(4, seed=4)]
+MASKS = [
+    *(None, torch.ones(5, 5, dtype=torch.bool).tril(), randn(5, 5, seed=4), randn(4, seed=4), randn(4, 5, 5, seed=4)),
+    *(torch.arange(5)[:, None].expand(5, 5) != 2, randn(3, 1, 1, 5, seed=4), rand(5, 5, dtype=torch.float32)),
+]
 
 DROPPED = [(randn(2, 4, 3), p, train) for p in (0.0, 0.3, 1.0, 1.5) for train in (False, True)]
 
@@ -57,11 +60,49 @@ CALLS = {
             "compute_mode": ["use_mm_for_euclid_dist_if_necessary", "donot_use_mm_for_euclid_dist"],
         },
     ),
+    torch.einsum: (
+        [
+            ("ij,jk->ik", randn(4, 3), randn(3, 2, seed=1)),
+            ("ij,jk", randn(4, 3), [randn(3, 2, seed=1)]),
+            ("ij, jk", [randn(4, 3), randn(3, 2, seed=1)]),
+            ("ij,jk", [randn(4, 3), randn(2, 2, seed=1)]),
+            ("ij,kj->ik", randn(4, 1), randn(2, 3, seed=1)),
+            ("...i,...ij->...j", randn(2, 5, 3), randn(1, 5, 3, 2, seed=1)),
+            ("...i,...ij->...j", randn(2, 5, 3), randn(5, 3, 2, seed=1)),
+            ("i...,ij->j", randn(3, 2), randn(3, 2, seed=1)),
+            ("b...i,...ij->b...j", randn(2, 3), randn(3, 2, seed=1)),
+            ("ii,ij->ji", randn(3, 3), randn(3, 2, seed=1)),
+            ("ii->", randn(3, 3)),
+            ("ii", randn(3, 3)),
+            ("i,j,k,kl->lji", randn(2), randn(3, seed=1), randn(4, seed=2), randn(4, 2, seed=3)),
+            ("ij,jk,kl,lm->im", *(randn(3, 3, seed=i) for i in range(4))),
+            ("ab,cd->a", randn(4, 3), randn(3, 2, seed=1)),
+            (",i->i", randn(), randn(3, seed=1)),
+            (randn(4, 3), [0, 1], randn(3, 2, seed=1), [1, 2], [2, 0]),
+            (randn(4, 3), [0, 1], randn(3, 2, seed=1), [1, 2]),
+            (randn(2, 4, 3), [Ellipsis, 0, 1], randn(3, 2, seed=1), [1, 2], [Ellipsis, 2]),
+            ("ij,jk->iz", randn(4, 3), randn(3, 2, seed=1)),
+            ("ij,jk->ii", randn(4, 3), randn(3, 2, seed=1)),
+            ("ij->i", randn(4, 3), randn(3, 2, seed=1)),
+            ("ijk->i", randn(4, 3)),
+            ("i1,ij->j", randn(3, 3), randn(3, 2, seed=1)),
+        ],
+        {},
+    ),
+    torch.linalg.norm: (
+        [(x,) for x in (randn(4, 3), randn(3), randn(2, 4, 3), randn())],
+        {"ord": [None, 2, 1, 3.5, float("inf"), "fro", "nuc", "max"], "dim": [None, 0, -1, (0, 1), (1,), (0, 1, 2)]}
+        | {"keepdim": [False, True], "dtype": [None]},
+    ),
     F.embedding_bag: (
         [(PADDED, randn(5, 3)), (PADDED.flatten(), randn(5, 3))],
-        {"offsets": [None, torch.tensor([0, 2, 4])], "max_norm": [None], "norm_type": [2.0]}
-        | {"scale_grad_by_freq": [False], "mode": ["mean", "sum", "max"], "sparse": [False]}
-        | {"per_sample_weights": [None, rand(3, 2, seed=1)], "include_last_offset": [False, True]}
+        {
+            "offsets": [None, *(torch.tensor(o) for o in ([0, 2, 4], [0, 2, 2, 6], [0, 4, 2], [1, 3], [0, 9]))],
+            "max_norm": [None],
+            "norm_type": [2.0],
+        }
+        | {"scale_grad_by_freq": [False, True], "mode": ["mean", "sum", "max"], "sparse": [False]}
+        | {"per_sample_weights": [None, rand(3, 2, seed=1), rand(6, seed=1)], "include_last_offset": [False, True]}
         | {"padding_idx": [None, 2]},
     ),
     F.mse_loss: (PAIRS, REDUCED | WEIGHTED),
@@ -168,6 +209,7 @@ CALLS = {
             (randn(2, 4, 5, 3), randn(2, 4, 5, 3, seed=1), randn(2, 4, 5, 2, seed=2)),
             (randn(2, 4, 5, 3), randn(2, 2, 5, 3, seed=1), randn(2, 2, 5, 3, seed=2)),
             (randn(4, 5, 3), randn(4, 5, 3, seed=1), randn(4, 5, 2, seed=2)),
+            (randn(2, 4, 7, 3), randn(2, 2, 5, 3, seed=1), randn(2, 2, 5, 2, seed=2)),
             (randn(2, 4, 5, 3), randn(2, 4, 5, 2, seed=1), randn(2, 4, 5, 2, seed=2)),
         ],
         {"attn_mask": MASKS, "dropout_p": [0.0, 0.4], "is_causal": [False, True], "scale": [None, 0.3]}
@@ -203,6 +245,7 @@ SCHEMAS = {
     **{getattr(torch, n): n for n in ("batch_norm", "instance_norm", "group_norm", "rms_norm", "embedding")},
     **{getattr(torch, n): n for n in ("dropout", "feature_dropout", "prelu")},
     F.scaled_dot_product_attention: "scaled_dot_product_attention",
+    torch.linalg.norm: "linalg_norm",
     **{getattr(torch, n): n for n in ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")},
 }
 

@@ -183,6 +183,9 @@ class Recorder(Elementary):
             return f"{operation.name} writes into a tensor"
         if operation.name == "embedding" and operation.argument(3, "scale_grad_by_freq", False):
             return "embedding scales its gradient by frequency"
+        if operation.name == "as_strided" and not (tensors[0].is_contiguous() and tensors[0].storage_offset() == 0):
+            # Which entries it reads is a matter of the memory, which tangents lay out otherwise.
+            return "as_strided looks into the memory of a view"
         if operation.name in _OF_CONSTANT_RANK:
             return f"{operation.name} has derivatives only where the rank of its argument stays as it is"
         return None

@@ -16,7 +16,8 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from support.zoo import ZOO, Case
+from support.finite_differences import finite_differences
+from support.zoo import WITHOUT_DIFFERENCES, ZOO, Case
 from torch import nn
 from torch.func import jacfwd, jacrev
 
@@ -117,6 +118,26 @@ def test_agrees_with_the_oracle(name):
             got = summarized(problem, partition, engine=engine, **options)
             assert_same(got, expected, case.tolerance, f"{which}, {options}:")
             assert torch.equal(got.value, expected.value)
+
+
+SMOOTH_IN_TORCH = [n for n, case in ZOO.items() if not case.random and n not in WITHOUT_DIFFERENCES]
+
+
+@pytest.mark.parametrize("name", SMOOTH_IN_TORCH)
+@pytest.mark.filterwarnings("ignore::gnewton.derivatives.record.IncompleteRecordWarning")
+def test_agrees_with_differences_of_torchs_own_gradients(name):
+    """No second derivative of torch is in it, and nothing that gnewton wrote out."""
+    case = ZOO[name]
+    problem = case.build()
+    partition = (case.partition or gn.Partition.by_kind)(problem.model)
+    u = problem.direction(partition)
+    got, finite = gn.summarize(problem.loss, partition, u), finite_differences(problem.loss, partition, u)
+    # The differences estimate their own error; a missing term is of the order of the entry.
+    for name, settled in {"hessian": 1e-6, "third": 1e-3}.items():
+        expected, scale = getattr(finite, name), max(getattr(finite, name).scale, float(got.gradient.abs().max()))
+        gap = (getattr(got, name) - expected.value).abs().reshape(len(partition), -1).amax(1)
+        assert (expected.error <= settled * scale).all(), (name, expected)
+        assert (gap <= 10 * expected.error + 1e-8 * scale).all(), (name, getattr(got, name), expected)
 
 
 @pytest.mark.parametrize("name", ZOO)

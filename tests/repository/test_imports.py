@@ -23,6 +23,7 @@ ORDER = (
     "partition",
     "replicas",
     "undo",
+    "contraction",
     "recurrent",
     "elementary",
     "loss",

@@ -8,6 +8,8 @@ A rule stands with the functions that it serves in one file, named after the kin
     reductions  many scalars made one                          matmul       matrix products
     pointwise   activations, powers, exponentials              convolution  convolutions
     losses      loss functions                                 pooling      pooling and resampling of images
+    division    quotients of tensors                           contraction  einsum, products with vectors
+    vector_norms  the p-norm along some axes
     shapes      the same scalars, in other ways elsewhere
 
 A function that no rule serves gets ``generic``, which is right for all, and slower.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from gnewton.derivatives.group_tangents import GroupTangents, rows, sum_values_to, union
@@ -20,10 +21,21 @@ from gnewton.derivatives.rules.linear import PiecewiseLinear
 
 register(
     """
-    embedding gather index_select masked_fill take_along_dim tril triu where
+    diagonal_scatter embedding gather index_add index_copy index_fill index_put index_select kthvalue masked_fill
+    msort scatter_add select_scatter slice_scatter sort take_along_dim topk tril triu where
     """,
     PiecewiseLinear(),
 )
+
+
+class Scatter(PiecewiseLinear):
+    """Entries put at some places."""
+
+    def applies(self, o: Operation) -> bool:
+        return o.argument(4, "reduce") is None
+
+
+register("scatter", Scatter())
 
 
 class Take(Rule):
@@ -32,8 +44,13 @@ class Take(Rule):
     curved = False
     reads_inputs = False
 
+    def positions(self, o: Operation) -> Tensor:
+        """Which entries, in the shape of the output."""
+        index: Tensor = o.value(1, "index")
+        return index
+
     def forward(self, o: Operation, jets: Jets, adjoints: Adjoints, sums: Accumulator) -> list[Jet]:
-        index = o.value(1, "index")
+        index = self.positions(o)
         return [Jet(*(t and GroupTangents(t.groups, _pick(t.values, index)) for t in jets[0]))]
 
     def backward(
@@ -44,11 +61,26 @@ class Take(Rule):
             return [None]
         out = m.values.new_zeros(len(m.groups), x.numel())
         # An entry that was taken twice collects from both.
-        out.index_add_(1, o.value(1, "index").flatten() % x.numel(), m.rows())
+        out.index_add_(1, self.positions(o).flatten() % x.numel(), m.rows())
         return [GroupTangents(m.groups, out.reshape(-1, *x.shape))]
 
 
 register("take", Take())
+
+
+class Rearrange(Take):
+    """Some entries in some order, as the function itself tells when it is given their numbers."""
+
+    def applies(self, o: Operation) -> bool:
+        return len(o.inputs) == 1 and o.place(0, "input") == 0
+
+    def positions(self, o: Operation) -> Tensor:
+        x = o.inputs[0].value
+        (numbers,) = o.call(torch.arange(x.numel(), device=x.device).reshape(x.shape))
+        return numbers
+
+
+register("as_strided masked_select unfold", Rearrange())
 
 
 class Assign(Rule):

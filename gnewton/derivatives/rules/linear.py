@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from gnewton.derivatives.group_tangents import GroupTangents, dense, sum_tangents_to, total, union
@@ -72,27 +71,17 @@ def _load_forward_mode() -> None:
         jvp(torch.sin, (torch.zeros((), device="cpu"),), (torch.ones((), device="cpu"),))
 
 
-register("neg", PiecewiseLinear())
-
-
-class Quotient(PiecewiseLinear):
-    """A quotient by a tensor that does not depend on the parameters."""
-
-    def applies(self, o: Operation) -> bool:
-        return isinstance(o.argument(1, "other"), Tensor) and not o.arguments[1]
-
-
-register("div", Quotient())
+register("nan_to_num neg positive", PiecewiseLinear())
 
 
 class Add(Rule):
-    """a + alpha b or a - alpha b, with broadcasting."""
+    """a + alpha b or a - alpha b, with broadcasting; ``scaled`` is the place of b."""
 
     curved = False
     reads_inputs = False
 
-    def __init__(self, sign: int) -> None:
-        self.sign = sign
+    def __init__(self, sign: int, scaled: tuple[int, str] = (1, "other")) -> None:
+        self.sign, self.scaled = sign, scaled
 
     def forward(self, o: Operation, jets: Jets, adjoints: Adjoints, sums: Accumulator) -> list[Jet]:
         shape = o.outputs[0].value.shape
@@ -104,8 +93,8 @@ class Add(Rule):
         return self._multiply(o, [sum_tangents_to(adjoints[0].tangents, v.value.shape) for v in o.inputs])
 
     def _multiply(self, o: Operation, tangents: Sequence[GroupTangents | None]) -> list[GroupTangents | None]:
-        """Those of the second argument times its factor."""
-        factor, second = self.sign * o.argument(2, "alpha", 1), o.place(1, "other")
+        """Those of b times its factor."""
+        factor, second = self.sign * o.argument(2, "alpha", 1), o.place(*self.scaled)
         return [
             GroupTangents(t.groups, t.values * factor) if t and i == second and factor != 1 else t
             for i, t in enumerate(tangents)
@@ -114,6 +103,7 @@ class Add(Rule):
 
 register("add __add__ __radd__", Add(1))
 register("sub subtract __sub__", Add(-1))
+register("rsub __rsub__", Add(-1, scaled=(0, "input")))
 
 
 class Scale(Rule):

@@ -59,15 +59,15 @@ class Standardize(Rule):
         x, m, (adjoint,) = jets[0].first, adjoints[0].tangents, adjoint_values(o, adjoints)
         value, axes, eps = o.inputs[0].value, o.argument(1, "axes"), o.argument(2, "eps")
         # All in the layout (groups, cells, entries of a cell): a cell is what shares one mean and one variance.
-        c = _centre(_to_cells(value[None], axes))[0]
+        c = _centre(to_cells(value[None], axes))[0]
         n, r = c.shape[1], (c.square().mean(1) + eps).rsqrt()
-        pulled = None if m is None else _to_cells(m.values, axes)
+        pulled = None if m is None else to_cells(m.values, axes)
         out = []
         if m and pulled is not None:
             pullback = pulled * r[:, None] - c * (r**3 * (pulled * c).mean(2))[..., None]
             out.append(GroupTangents(m.groups, _centre(pullback)))
         if x:
-            a, weights = _centre(_to_cells(x.values, axes)), _to_cells(adjoint[None], axes)[0]
+            a, weights = _centre(to_cells(x.values, axes)), to_cells(adjoint[None], axes)[0]
             v, pairs = 2 * (c * a).mean(2), 2 / n * torch.einsum("scn,tcn->stc", a, a)
             slope = -(r**3) * v / 2
             curvature = 0.75 * r**5 * v[:, None] * v - r**3 * pairs / 2
@@ -86,20 +86,21 @@ class Standardize(Rule):
             hvp = hvp + (level * 1.5 * r**5 * v)[..., None] * c / n - (level * r**3)[:, None] * a / n
             out.append(GroupTangents(x.groups, _centre(hvp)))
         tangents = total(out, c.shape)
-        return [tangents and GroupTangents(tangents.groups, _from_cells(tangents.values, axes, value.shape))]
+        return [tangents and GroupTangents(tangents.groups, from_cells(tangents.values, axes, value.shape))]
 
 
 register("standardize", Standardize())
 
 
-def _to_cells(stacked: Tensor, axes: Sequence[int]) -> Tensor:
+def to_cells(stacked: Tensor, axes: Sequence[int]) -> Tensor:
     """(k, *shape) -> (k, cells, entries): the axes that a mean is taken over come last, as one."""
     dims = [axis % (stacked.dim() - 1) + 1 for axis in axes]
-    return stacked.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims)).flatten(1, -2)
+    last = stacked.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims))
+    return last.reshape(len(stacked), -1, last.shape[-1])
 
 
-def _from_cells(cells: Tensor, axes: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """The inverse of ``_to_cells``."""
+def from_cells(cells: Tensor, axes: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The inverse of ``to_cells``."""
     dims = [axis % len(shape) for axis in axes]
     others = [n for i, n in enumerate(shape) if i not in dims]
     values = cells.reshape(len(cells), *others, *(shape[i] for i in dims))

@@ -81,13 +81,15 @@ class Pointwise(Rule):
 
 register(
     """
-    acos acosh asin asinh atan atanh celu cos cosh elu erf erfc erfinv exp exp2 expm1 gelu hardsigmoid hardswish lgamma
+    acos acosh asin asinh atan atanh celu cos cosh digamma elu erf erfc erfinv exp exp2 expm1 gelu hardsigmoid hardswish i0 lgamma
     log log10 log1p log2 log_sigmoid mish reciprocal rsqrt selu sigmoid silu sin sinc sinh softplus softshrink
     special_erf special_expit sqrt square tan tanh tanhshrink
     """,
     Pointwise(),
 )
-register("abs hardshrink hardtanh leaky_relu relu relu6 threshold", Pointwise(curved=False))
+register(
+    "abs ceil floor frac hardshrink hardtanh leaky_relu relu relu6 round sign threshold trunc", Pointwise(curved=False)
+)
 register("clamp clamp_max clamp_min", PiecewiseLinear())
 
 

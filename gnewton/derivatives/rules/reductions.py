@@ -3,4 +3,7 @@
 from gnewton.derivatives.operation import register
 from gnewton.derivatives.rules.linear import PiecewiseLinear
 
-register("amax amin cumsum diff max maximum mean median min minimum sum trace", PiecewiseLinear())
+register(
+    "amax amin aminmax cumsum diff max maximum mean median nanmean nanmedian nansum min minimum sum trace",
+    PiecewiseLinear(),
+)

@@ -83,7 +83,8 @@ class Softmax(Rule):
         return p, axis, lambda v: (p * v).sum(axis, keepdim=True)
 
 
-register("softmax", Softmax(logarithm=False))
+# The safe one is 0 where all entries are masked: there every probability vanishes, and with it every derivative.
+register("softmax _safe_softmax", Softmax(logarithm=False))
 register("log_softmax", Softmax(logarithm=True))
 
 
