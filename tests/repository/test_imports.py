@@ -21,6 +21,7 @@ ORDER = (
     "interrupts",
     "ranks",
     "partition",
+    "complex_parameters",
     "replicas",
     "undo",
     "contraction",
