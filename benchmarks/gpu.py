@@ -171,7 +171,7 @@ def waits(device: torch.device) -> list[Row]:
         net = moved(build(network), device)
         for name, step in steps(net).items():
             step()
-            with Waits() as seen:
+            with Waits(device) as seen:
                 step()
             where = sorted({f"{file}:{line}" for file, line in seen.places})
             rows.append({"what": f"{network}, {name}", "ok": True, "waits": len(seen.places), "places": where})

@@ -11,7 +11,8 @@ Summary                 g-bar (S,), H-bar (S, S) and order 3
 newton_step             one learning rate per group from a summary, cubic-regularized
 Step, Status            its result and what became of it; NewtonStepError when raised
 GroupedNewton           all of it as a torch.optim.Optimizer
-policies                how rates come about: RatioTest, ReuseRates, or one of your own
+policies                how rates come about: RatioTest, ReuseRates, Calibrated, or one of your own
+average_weights         the average of the parameters over the last steps, of any optimizer
 average                 means of summaries over steps: Exponential, Windows
 AsRate                  a view through which schedulers drive any setting, lambda_int too
 StochasticNewton        Newton's method by one Hessian-vector product a step
@@ -39,6 +40,7 @@ from gnewton.schedules import AsRate
 from gnewton.stochastic import StochasticNewton
 from gnewton.summary import Summary, summarize
 from gnewton.tuning import Suggestion, suggest_learning_rates
+from gnewton.weight_average import average_weights
 
 try:
     __version__ = version("gnewton")
@@ -56,6 +58,7 @@ __all__ = [
     "Suggestion",
     "Summary",
     "average",
+    "average_weights",
     "derivatives",
     "direction",
     "exact",

@@ -137,7 +137,7 @@ class CubicModel:
         if solution.reason:
             groups = ", ".join(name for name, blamed in zip(names, solution.blamed, strict=True) if blamed)
             message = f"{groups}: {solution.reason}. {solution.status.name}: {message}"
-        return Step(torch.from_numpy(solution.eta), solution.status, radius, solution.decrease, message)
+        return Step(torch.as_tensor(solution.eta, device="cpu"), solution.status, radius, solution.decrease, message)
 
 
 def newton_step(

@@ -84,7 +84,7 @@ class Dataset:
         order = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu").to(
             self.train_y.device
         )
-        if not self.train_y.is_floating_point():
+        if self.train_y.ndim == 1 and not self.train_y.is_floating_point():
             # Class after class in turn: any stretch of the order has nearly equal shares of them.
             order = order[_turns(self.train_y[order])]
         kept, out = order[held:], order[:held]

@@ -5,7 +5,8 @@ order would broadcast without a word wherever the shapes happen to fit. The upda
 points uphill, as the gradient does.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -105,6 +106,31 @@ def value_and_gradient(
     return value, {n: total[n] if n in total else torch.zeros_like(p) for n, p in partition.parameters.items()}
 
 
+def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]:
+    """Loss () and gradient of a closure that has been checked before, for the price of any training loop's.
+
+    Raises FloatingPointError for a loss that is not finite.
+
+    >>> import gnewton as gn
+    >>> model = gn.models.Rosenbrock(2)
+    >>> plain_gradient(model, gn.Partition.single(model))[1]
+    {'theta': tensor([-215.6000,  -88.0000])}
+    """
+    trainable = [p for p in partition.parameters.values() if p.requires_grad]
+    with torch.enable_grad():
+        value = loss()
+        found = iter(torch.autograd.grad(value, trainable, allow_unused=True))
+    if not value.is_meta and not math.isfinite(value.detach()):
+        raise FloatingPointError(
+            f"expected a finite loss, got {value.item()}; check the inputs, lower the learning rate or rescale the model"
+        )
+    gradients = {}
+    for name, p in partition.parameters.items():
+        g = next(found) if p.requires_grad else None
+        gradients[name] = torch.zeros_like(p) if g is None else g.to_dense()
+    return value.detach().reshape(()), gradients
+
+
 def slopes(gradients: Mapping[str, Tensor], direction: Mapping[str, Tensor], partition: Partition) -> Tensor:
     """g-bar, the gradient's product with each group's part of the direction: (S,), float64 (float32 on MPS).
 
@@ -155,6 +181,17 @@ def _squares(part: Tensor, partition: Partition, name: str) -> Tensor:
     whole = isinstance(partition.label(name), int)
     numbers: Tensor = torch.linalg.vector_norm(part, dtype=dtype) if whole else part.to(dtype)
     return numbers.square()
+
+
+def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors on the CPU, in their common dtype, by one transfer: the host waits for the device once.
+
+    >>> on_host([torch.ones(2), torch.zeros((), dtype=torch.float64)])
+    [tensor([1., 1.], dtype=torch.float64), tensor(0., dtype=torch.float64)]
+    """
+    flat = torch.cat([t.flatten().to(tensors[0].device) for t in tensors]).cpu()
+    parts = torch.split(flat, [t.numel() for t in tensors])
+    return [part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
 def check_direction(direction: Mapping[str, Tensor], partition: Partition) -> Direction:
@@ -218,6 +255,6 @@ def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     # of all, so that the host waits for a device once, however many parameters there are.
     sums = [t.sum() for t in tensors.values()]
     total = torch.stack([one.to(sums[0]) for one in sums]).sum()
-    if total.is_meta or torch.isfinite(total):
+    if total.is_meta or math.isfinite(total):
         return None
     return next((name for name, t in tensors.items() if not torch.isfinite(t).all()), None)

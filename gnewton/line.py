@@ -5,7 +5,7 @@ Every number that a policy may ask for is computed here, and nowhere else. So th
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +19,14 @@ from gnewton.direction import (
     check_finite,
     lengths,
     mean_gradient,
+    on_host,
+    plain_gradient,
     slopes,
     value_and_gradient,
 )
 from gnewton.loss import Tally, batches, differentiable_mode
-from gnewton.partition import Partition
+from gnewton.partition import Partition, accumulator_dtype
+from gnewton.proposer import Proposal
 from gnewton.ranks import Part
 from gnewton.summary import Summary, mean_summary, summarize, summarize_tape
 from gnewton.undo import Parameters, RandomState
@@ -41,9 +44,10 @@ class Objective:
         data: the batches of a full-batch step, or None.
         engine: of the summaries, as in ``summarize``.
         samples: the number of samples of ``closure()`` on this rank, where the partition is over several.
+        plain: take the gradient as any training loop does, without the checks of the closure.
 
-    ``value`` is the loss at the start, once something has been asked; ``complaint`` says that it was another one when
-    the closure was called again.
+    ``value`` is the loss at the start, once something has been asked, and ``number`` the same on the CPU, with a summary or a
+    slope; ``complaint`` says that it was another one when the closure was called again.
     """
 
     def __init__(
@@ -54,10 +58,13 @@ class Objective:
         *,
         engine: str = "auto",
         samples: float = 1.0,
+        plain: bool = False,
     ) -> None:
         self.partition, self.closure, self.data, self.engine = partition, closure, data, engine
+        self.plain = plain and partition.ranks.size == 1
         self._samples = samples if data is None else 0.0
         self.value: Tensor | None = None
+        self.number: float | None = None
         self.complaint = ""
         self._gradients: Direction | None = None
         self._tape: Tape | None = None
@@ -66,7 +73,9 @@ class Objective:
 
     def differentiate(self, record: bool = False, restore_buffers: bool = True) -> tuple[Tensor, Direction]:
         """The loss () and its gradient, from one evaluation; ``record`` keeps what a summary needs, to spare it another one."""
-        if self.value is None or self._gradients is None:
+        if self.plain and self._gradients is None:
+            self.value, self._gradients = plain_gradient(self.closure, self.partition)
+        elif self.value is None or self._gradients is None:
             record = record and self.data is None and self.engine in ("auto", "tape")
 
             def compute(tally: Tally) -> tuple[Tensor, Direction]:
@@ -81,18 +90,20 @@ class Objective:
         return self.value, self._gradients
 
     def summary(self, direction: Direction, order: int) -> Summary:
-        """The summary along u."""
+        """The summary along u, on the CPU."""
         summary = mean_summary(self.partition, lambda tally: self._summary_here(direction, order, tally), self._tally())
         if self.value is None:
             self.value = summary.value
-        self._compare(float(self.value), float(summary.value))
+        value, *tensors = on_host([self.value, *summary.tensors()])
+        summary, self.number = summary.with_tensors(tensors), float(value)
+        self._compare(self.number, float(summary.value))
         return summary
 
     def _summary_here(self, direction: Direction, order: int, tally: Tally) -> Summary:
         """This rank's summary."""
         if self._tape is not None:
             # Checked when it was evaluated; the sweep reads the list alone.
-            summary = summarize_tape(self._tape, self.partition, check_direction(direction, self.partition), order)
+            summary = summarize_tape(self._tape, self.partition, direction, order)
             if summary is not None:
                 return summary
         # The first evaluation draws its own random numbers; every other one repeats them.
@@ -125,6 +136,15 @@ class Objective:
     def _tally(self) -> Tally:
         return Tally(total=self._samples)
 
+    def value_at(self, values: Direction) -> float:
+        """The loss at other values of the parameters; these stay where they are."""
+        start = self.start
+        try:
+            start.place(values)
+            return self.value_here()
+        finally:
+            start.restore()
+
     @property
     def start(self) -> Parameters:
         """The parameters as they were when this was first asked for, before anything moved."""
@@ -150,27 +170,47 @@ class Objective:
             )
 
 
+class LastStep(NamedTuple):
+    """A step as a later batch sees it: the loss before and after it, by how much it falls at the end, and its relative rounding.
+
+    ``slope`` is the gradient after the step times the step: where it is positive, a longer step would have gone lower.
+    """
+
+    before: float
+    after: float
+    slope: float
+    rounding: float
+
+
 class Line:
     """The objective along u: what a policy asks, and how it moves.
 
+    All answers are on the CPU, where a policy solves its S x S problem: the host waits for the device once for each.
+
     Args:
         objective: the loss, of the batch that judges the step.
-        direction: u, one tensor per parameter.
+        proposal: of u, finite; it is made when ``direction`` is first asked for.
         average: of the summaries of several steps, or None.
         memory: what the average remembers; ``line.memory`` is what it remembers afterwards.
     """
 
     def __init__(
-        self, objective: Objective, direction: Direction, average: Average | None = None, memory: Memory | None = None
+        self, objective: Objective, proposal: Proposal, average: Average | None = None, memory: Memory | None = None
     ) -> None:
-        self.objective, self.partition, self.direction = objective, objective.partition, direction
+        self.objective, self.partition, self.proposal = objective, objective.partition, proposal
         self.average, self.memory = average, memory
+        self._lengths: Tensor | None = None
+
+    @property
+    def direction(self) -> Direction:
+        """u, one tensor per parameter."""
+        return self.proposal.direction
 
     @property
     def value(self) -> float:
         """The loss at the start; known once a summary or a slope has been asked for."""
-        assert self.objective.value is not None
-        return float(self.objective.value)
+        assert self.objective.number is not None
+        return self.objective.number
 
     def summary(self, order: int = 3) -> Summary | None:
         """The summary at the start, averaged if there is an average; None during its warm-up."""
@@ -184,14 +224,18 @@ class Line:
     def slope(self) -> Summary:
         """Value and g-bar at the start, for the price of one gradient at most."""
         value, gradients = self.objective.differentiate()
-        gradient = slopes(gradients, self.direction, self.partition)
+        own = slopes(gradients, self.direction, self.partition), lengths(self.direction, self.partition)
+        gradient, self._lengths, value = on_host([*own, value])
         if not torch.isfinite(gradient).all():
             check_finite(gradients, "gradient")
-        return Summary.from_tensors(gradient=gradient, value=float(value), names=self.partition.names)
+        self.objective.number = float(value)
+        return Summary.from_tensors(gradient=gradient, value=self.value, names=self.partition.names)
 
     def lengths(self) -> Tensor:
-        """||u_s|| of each group, (S,)."""
-        return lengths(self.direction, self.partition)
+        """||u_s|| of each group, (S,); they come with the slope, where that has been asked for."""
+        if self._lengths is None:
+            (self._lengths,) = on_host([lengths(self.direction, self.partition)])
+        return self._lengths
 
     def loss_at(self, eta: Tensor) -> float:
         """Move to theta - U I eta, from the start, and return the loss there; an error in the step moves back."""
@@ -206,11 +250,44 @@ class Line:
         for name, change in self.partition.scale(self.direction, eta).items():
             self.partition.parameters[name].sub_(change)
 
+    def take(self, rate: float) -> None:
+        """Move by -rate u. Where nothing else asks for u, the proposer takes this step itself, at its own price."""
+        if self.partition.ranks.size > 1:
+            _ = self.objective.start  # to go back to, should another rank fail
+        if not self.proposal.take(rate):
+            self.move(torch.full((len(self.partition),), rate, dtype=torch.float64))
+
+    @torch.no_grad()
+    def shrink(self, factor: float) -> None:
+        """Multiply every parameter that may move: decoupled weight decay."""
+        _ = self.objective.start  # where an error puts the parameters back to
+        torch._foreach_mul_(list(self.partition.parameters.values()), factor)
+
+    def look_back(self, previous: Direction) -> LastStep:
+        """The last step, from ``previous`` to where the parameters are, as the loss of now sees it: for one more evaluation."""
+        value, gradients = self.objective.differentiate()
+        dtype = accumulator_dtype(self.partition.device)
+        slopes = [
+            torch.dot(g.flatten().to(dtype), (previous[name] - self.partition.parameters[name]).flatten().to(dtype))
+            for name, g in gradients.items()
+        ]
+        slope, after = on_host([sum(slopes[1:], slopes[0]).detach(), value])
+        rounding = torch.finfo(value.dtype).eps
+        return LastStep(self.objective.value_at(previous), float(after), float(slope), rounding)
+
+    @torch.no_grad()
+    def shorten(self, previous: Direction, factor: float) -> None:
+        """Put ``factor`` times the last step, which began at ``previous``, in the place of it."""
+        for name, p in self.partition.parameters.items():
+            p.copy_(previous[name].lerp(p, factor))
+
     def from_first(self, numbers: Tensor) -> Tensor:
         """The first rank's numbers: another processor may round an eigenvalue otherwise."""
+        if self.partition.ranks.size == 1:
+            return numbers
         (first,) = self.partition.ranks.from_first("rates", [numbers.to(self.partition.device)])
         return first.to(numbers.device)
 
     def along(self, direction: Direction) -> "Line":
         """The same objective along another direction, such as that of the last step."""
-        return Line(self.objective, direction)
+        return Line(self.objective, Proposal(check_direction(direction, self.partition)))

@@ -3,6 +3,7 @@
 A loss is a callable that returns a scalar tensor with its graph; gnewton evaluates it and differentiates it itself.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -317,7 +318,7 @@ def _check_value(value: Any) -> None:
             "training_step, call self.optimizers().step(closure)); "
             "compute it from the model's parameters with gradients enabled"
         )
-    if value.device.type != "meta" and not torch.isfinite(value).all():
+    if value.device.type != "meta" and not math.isfinite(value.detach()):
         raise FloatingPointError(
             f"expected a finite loss, got {value.item()}; check the inputs, lower the learning rate or rescale the model"
         )

@@ -18,12 +18,13 @@ from torch import Tensor
 from gnewton import saved_state
 from gnewton.average import Average
 from gnewton.caller import warn
-from gnewton.direction import Direction, check_finite, normalize
+from gnewton.direction import Direction, check_finite
 from gnewton.line import Closure, Data, Line, Objective
 from gnewton.partition import Partition
 from gnewton.policies import Outcome, Policy, RatioTest, ReuseRates
 from gnewton.policies.outcome import history_length
-from gnewton.proposer import Proposer
+from gnewton.policies.policy import is_plain
+from gnewton.proposer import Proposal, Proposer
 from gnewton.replicas import Replicas
 from gnewton.settings import check_arguments, check_data, check_settings, with_policy
 from gnewton.summary import check_engine
@@ -155,7 +156,8 @@ class GroupedNewton(torch.optim.Optimizer):
             check_settings(settings)
             closure = check_data(closure, curvature, data)
             self._replicas.check(memory["step"], self.state_dict)
-            objective = Objective(partition, closure, data, engine=self.engine, samples=samples)
+            plain = curvature is None and data is None and is_plain(self._policy, settings, memory["policy"])
+            objective = Objective(partition, closure, data, engine=self.engine, samples=samples, plain=plain)
             # The first step calls the closure twice, to see whether it is the same function.
             record = curvature is None and memory["step"] > 0 and self._policy.needs_summary(settings, memory["policy"])
             value, gradients = objective.differentiate(record, restore_buffers=False)
@@ -178,13 +180,10 @@ class GroupedNewton(torch.optim.Optimizer):
         return self.step(lambda: loss(*batch), curvature=curvature and (lambda: loss(*curvature)), samples=samples)
 
     def _step_along(self, gradients: Direction, objective: Objective) -> None:
-        memory = self._memory
-        u = gradients if self.proposer is None else self.proposer.propose(gradients)
-        accepted = False
+        memory, accepted = self._memory, False
+        proposal = Proposal(gradients, self.proposer, self.partition if self.average else None)
+        line = Line(objective, proposal, self.average, memory["average"])
         try:
-            check_finite(u, "direction")
-            u = u if self.average is None else normalize(u, self.partition)
-            line = Line(objective, u, self.average, memory["average"])
             with undone_on_error(objective):
                 outcome, state = self._policy.step(line, self.param_groups[0], memory["policy"])
                 self._warn_once("ANOTHER LOSS", objective.complaint)
@@ -193,8 +192,8 @@ class GroupedNewton(torch.optim.Optimizer):
                 objective.commit()
             accepted = outcome is None or outcome.accepted
         finally:
-            if self.proposer is not None and not accepted:
-                self.proposer.undo()
+            if not accepted:
+                proposal.undo()
         if outcome is not None:
             self.history.append(replace(outcome, step=memory["step"]))
         memory.update(step=memory["step"] + 1, average=line.memory, policy=state)

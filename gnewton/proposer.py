@@ -3,14 +3,30 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnewton.caller import warn
-from gnewton.direction import Direction
+from gnewton.direction import Direction, check_finite, normalize
 from gnewton.partition import Partition
+
+# k times the learning rate is k times the step.
+_LINEAR = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adadelta,
+    torch.optim.Adagrad,
+    torch.optim.RMSprop,
+)
+# Their steps read the gradient and their state alone, once weight decay is off.
+_TRANSLATION_INVARIANT = (*_LINEAR, torch.optim.Rprop)
 
 
 class Proposer:
@@ -32,20 +48,6 @@ class Proposer:
     {'theta': tensor([-107.8000,  -44.0000])}
     """
 
-    # Their steps read the gradient and their state alone, once weight decay is off.
-    _TRANSLATION_INVARIANT = (
-        torch.optim.SGD,
-        torch.optim.Adam,
-        torch.optim.AdamW,
-        torch.optim.Adamax,
-        torch.optim.NAdam,
-        torch.optim.RAdam,
-        torch.optim.Adadelta,
-        torch.optim.Adagrad,
-        torch.optim.RMSprop,
-        torch.optim.Rprop,
-    )
-
     def __init__(self, optimizer: torch.optim.Optimizer, partition: Partition) -> None:
         _check_optimizer(optimizer, partition)
         self.optimizer = optimizer
@@ -64,7 +66,7 @@ class Proposer:
     def _from_zero(self) -> bool:
         # Asked each time: weight decay may be scheduled, or come with a loaded state.
         decays = any(group.get("weight_decay", 0) for group in self.optimizer.param_groups)
-        return type(self.optimizer) in self._TRANSLATION_INVARIANT and not decays
+        return type(self.optimizer) in _TRANSLATION_INVARIANT and not decays
 
     def propose(self, gradients: Mapping[str, Tensor]) -> Direction:
         """The proposed direction for these gradients (by parameter name); shapes and dtypes are the parameters'."""
@@ -94,6 +96,30 @@ class Proposer:
             for p, value in zip(held, values, strict=True):
                 p.data = value
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether k times the learning rate is k times the step: then the optimizer can take a scaled step by itself."""
+        return type(self.optimizer) in _LINEAR
+
+    @torch.no_grad()
+    def take(self, gradients: Mapping[str, Tensor], rate: float) -> None:
+        """Let the optimizer take ``rate`` times its step, at its own price; the gradients are used up."""
+        groups = self.optimizer.param_groups
+        given = {id(p): gradients[name] for name, p in self._partition.parameters.items() if p.requires_grad}
+        saved = [(p, p.grad) for group in groups for p in group["params"]]
+        rates = [group["lr"] for group in groups]
+        try:
+            for p, _ in saved:
+                p.grad = given.get(id(p))
+            for group in groups:
+                group["lr"] = rate * group["lr"]
+            self.optimizer.step()
+        finally:
+            for p, gradient in saved:
+                p.grad = gradient
+            for group, lr in zip(groups, rates, strict=True):
+                group["lr"] = lr
+
     def undo(self) -> None:
         """Put the optimizer's state back to what it was before the last ``propose``."""
         if self._before is None:
@@ -103,6 +129,53 @@ class Proposer:
         for group, saved in zip(self.optimizer.param_groups, self._before["groups"], strict=True):
             group.update(saved)
         self._before = None
+
+
+class Proposal:
+    """The direction of one step, made when it is first asked for.
+
+    Args:
+        gradients: of the loss, by parameter name: the direction where there is no proposer.
+        proposer: proposes the direction, or None.
+        normalized: a partition, each of whose groups gets a part of norm 1; None leaves the lengths.
+    """
+
+    def __init__(
+        self, gradients: Direction, proposer: Proposer | None = None, normalized: Partition | None = None
+    ) -> None:
+        self._gradients, self._proposer, self._normalized = gradients, proposer, normalized
+
+    @cached_property
+    def direction(self) -> Direction:
+        """u. Raises FloatingPointError where it is not finite."""
+        u = self._gradients if self._proposer is None else self._proposer.propose(self._gradients)
+        try:
+            check_finite(u, "direction")
+            return u if self._normalized is None else normalize(u, self._normalized)
+        except BaseException:
+            self._undo()
+            raise
+
+    def take(self, rate: float) -> bool:
+        """Let the proposer take ``rate`` times its step by itself. False where it cannot, or where u has been made."""
+        proposer = self._proposer
+        if proposer is None or self._made or self._normalized is not None or not proposer.is_linear:
+            return False
+        proposer.take(self._gradients, rate)
+        return True
+
+    def undo(self) -> None:
+        """Let the proposer forget the direction, if it was made."""
+        if self._made:
+            self._undo()
+
+    @property
+    def _made(self) -> bool:
+        return "direction" in self.__dict__
+
+    def _undo(self) -> None:
+        if self._proposer is not None:
+            self._proposer.undo()
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, partition: Partition) -> None:

@@ -53,11 +53,11 @@ def read(state_dict: Mapping[str, Any], kind: Mapping[str, Any], device: torch.d
         )
     state = _translate(copy.deepcopy(dict(state_dict)))
     _check_kind(state, kind)
-    memory = _to_device(state["state"]["grouped_newton"], device)
-    eta = memory["policy"].get("eta")
-    memory["policy"]["eta"] = None if eta is None else eta.cpu()
-    state["state"]["grouped_newton"] = memory
-    state["history"] = [Outcome(**_to_device(record, torch.device("cpu"))) for record in state["history"]]
+    memory, host = state["state"]["grouped_newton"], torch.device("cpu")
+    # What rates are computed from lies on the CPU; a policy may keep directions, too, which do not.
+    policy = _to_device(memory["policy"], device) | {"eta": _to_device(memory["policy"].get("eta"), host)}
+    state["state"]["grouped_newton"] = memory | {"policy": policy, "average": _to_device(memory["average"], host)}
+    state["history"] = [Outcome(**_to_device(record, host)) for record in state["history"]]
     return state
 
 

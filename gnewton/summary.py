@@ -261,6 +261,11 @@ class Summary:
         """What was computed: value, gradient and, where they are there, hessian, third and third_full."""
         return [t for name in _TENSORS if (t := getattr(self, name)) is not None]
 
+    def with_tensors(self, tensors: Iterable[Tensor]) -> "Summary":
+        """The same summary of other numbers, in the order of ``tensors()``."""
+        numbers = iter(tensors)
+        return self._map(lambda name, t: next(numbers))
+
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, lists and None: loads under ``torch.load(..., weights_only=True)``."""
         return {name: getattr(self, name) for name in _TENSORS} | {

@@ -54,10 +54,14 @@ class Parameters:
         self.values = {name: p.detach().clone() for name, p in self._held.items()}
 
     @torch.no_grad()
+    def place(self, values: dict[str, Tensor]) -> None:
+        """Go to these values."""
+        for name, p in self._held.items():
+            p.copy_(values[name])
+
     def restore(self) -> None:
         """Put the values back."""
-        for name, p in self._held.items():
-            p.copy_(self.values[name])
+        self.place(self.values)
 
     @torch.no_grad()
     def move(self, change: dict[str, Tensor]) -> None:

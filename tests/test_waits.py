@@ -1,10 +1,19 @@
 """A step waits for the device a fixed number of times, however many parameters and groups there are.
 
 Each wait costs what an idle card costs. Calls that wait are counted on the CPU, where they are as many; with CUDA torch's
-sync debug mode has to see no more than these.
+sync debug mode has to see no more than these. What is left of them in a step:
+
+    the gradient and the direction are finite (2)     nothing may move along NaN, and the proposer forgets such a step
+    the new summary is finite (1)                     or nested passes take the tape's place
+    the numbers of the summary, or of the slope (1)   in one transfer: the S x S problem is solved on the CPU
+    ||u_s|| beside a new summary (1)                  kept curvature is rescaled by it; with a slope it comes along
+    the loss after the step (1 for each trial)        the policy decides by it whether to stay
+
+Beside them each loss with a graph is checked where it is evaluated, unseen by this count.
 """
 
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,11 +24,13 @@ import gnewton as gn
 from benchmarks.waits import Waits
 
 SUMMARY = 2  # the direction is checked for NaN before, the summary after
-UPDATE = 24  # checks, the solver's numbers on their way to the CPU, what the history keeps, the ratio test
+MOVE = 2  # its two checks
+SLOPE = MOVE + 1
+SUMMARIZE = MOVE + 2  # its own check, and its numbers
 
 
-def problem(layers, device="cpu"):
-    """A step and a summary of a perceptron with so many hidden layers."""
+def problem(layers, device="cpu", **settings):
+    """The optimizer, a step and a summary of a perceptron with so many hidden layers."""
     draw = torch.Generator().manual_seed(0)
     model = gn.models.perceptron([6, *[5] * layers, 3], "tanh", generator=draw).to(device)
     x, y = torch.randn(12, 6, generator=draw).to(device), (torch.arange(12) % 3).to(device)
@@ -29,44 +40,69 @@ def problem(layers, device="cpu"):
         return F.cross_entropy(model(x), y)
 
     proposer = torch.optim.RMSprop(model.parameters(), lr=1.0, momentum=0.9)
-    optimizer = gn.GroupedNewton(partition, proposer, lr=0.1)
+    optimizer = gn.GroupedNewton(partition, proposer, **({"lr": 0.1} | settings))
     u = gn.direction.gradient(loss, partition)
-    return lambda: optimizer.step(loss), lambda: gn.summarize(loss, partition, u)
+    return optimizer, lambda: optimizer.step(loss), lambda: gn.summarize(loss, partition, u)
 
 
-def waits(function):
-    function()  # what is counted once is not counted
-    with Waits() as seen:
-        function()
-    return seen.places
+def waits(function, times=1, device="cpu"):
+    """The waits of each call after the first, whose own are not counted."""
+    starts = []
+    with Waits(device) as seen:
+        for _ in range(times + 1):
+            starts.append(len(seen.places))
+            function()
+    return [seen.places[a:b] for a, b in pairwise([*starts[1:], len(seen.places)])]
 
 
 @pytest.mark.parametrize("layers", [1, 6])
 def test_a_summary_waits_for_its_two_checks(layers):
-    _, summarize = problem(layers)
-    assert len(waits(summarize)) <= SUMMARY
+    (places,) = waits(problem(layers)[2])
+    assert len(places) == SUMMARY
 
 
-def test_a_step_waits_as_often_for_many_parameters():
-    few, many = (waits(problem(layers)[0]) for layers in (1, 6))
-    assert sorted(few) == sorted(many)
-    assert 1 <= len(few) <= UPDATE
+@pytest.mark.parametrize("layers", [1, 6])
+def test_an_adaptive_step_waits_for_its_decisions_alone(layers):
+    optimizer, step, _ = problem(layers)
+    for places, outcome in zip(waits(step, times=7), list(optimizer.history)[1:], strict=True):
+        before = SLOPE if outcome.age else SUMMARIZE + 1
+        assert len(places) == before + outcome.evaluations, places
+    assert {outcome.age for outcome in optimizer.history} > {0, 1}
+
+
+@pytest.mark.parametrize("layers", [1, 6])
+def test_a_step_of_fixed_rates_waits_for_its_two_checks(layers):
+    _, step, _ = problem(layers, cubic=1.0, period=2)
+    assert [len(places) for places in waits(step, times=4)] == [MOVE, SUMMARIZE + 1, MOVE, SUMMARIZE + 1]
 
 
 def test_waiting_for_each_parameter_is_noticed():
     counts = []
     for layers in (1, 6):
         model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(layers)])
-        counts.append(len(waits(lambda model=model: [p.sum().item() for p in model.parameters()])))
+        counts += map(len, waits(lambda model=model: [p.sum().item() for p in model.parameters()]))
     assert counts == [2, 12]
+
+
+def test_what_was_brought_to_the_host_is_asked_for_nothing():
+    with Waits() as seen:
+        here = torch.ones(3).cpu()
+        assert [(here * 2).sum().item(), here.new_zeros(1).item(), float(torch.full((), 2.0, device="cpu"))] == [
+            6,
+            0,
+            2,
+        ]
+        assert len(seen.places) == 1
+        assert float((here + torch.ones(3)).sum()) == 6
+    assert len(seen.places) == 2
 
 
 @pytest.mark.accelerator
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [1, 2])
 def test_cuda_sees_no_other_waits(which):
     function = problem(3, "cuda")[which]
-    listed = len(waits(function))
+    listed = len(waits(function, device="cuda")[0])
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:

@@ -84,6 +84,7 @@ def _lbfgs(model: nn.Module, problem: Problem, batches: Batches, settings: Setti
 
 
 def _kfac(model: nn.Module, problem: Problem, batches: Batches, settings: Settings) -> torch.optim.Optimizer:
+    assert isinstance(problem.loss, nn.CrossEntropyLoss | nn.MSELoss)
     return KFAC(model, problem.loss, batches, period=PERIOD, **settings)
 
 

@@ -24,7 +24,7 @@ class Problem:
     title: str
     network: Callable[[torch.Generator], nn.Module]
     data: Callable[[], Dataset]
-    loss: nn.CrossEntropyLoss | nn.MSELoss
+    loss: nn.Module
     epochs: int
     minutes: float
     batch: int = 100

@@ -158,13 +158,13 @@ def _measure(model: nn.Module, problem: Problem, data: Dataset, run: Run) -> Non
         if not y.is_floating_point():
             run[f"{part}_accuracies"].append(float((output.argmax(1) == y).double().mean()))
     model.train()
-    if any(isinstance(module, _BATCH_NORM) for module in model.modules()):
+    if any(isinstance(module, BATCH_NORM) for module in model.modules()):
         twin = renew_statistics(model, data.train_x.chunk(len(data.train_x) // problem.batch))
         loss = finite(float(problem.loss(twin(data.train_x), data.train_y)))
         run.setdefault("renewed_losses", []).append(loss)
 
 
-_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def renew_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> nn.Module:

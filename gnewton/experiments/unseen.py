@@ -116,7 +116,7 @@ def _regression() -> nn.Module:
     return models.perceptron([20, 64, 64, 1])
 
 
-def _seed(build: Build) -> Callable[[torch.Generator], nn.Module]:
+def seed(build: Build) -> Callable[[torch.Generator], nn.Module]:
     """torch's own initialization, from a generator; torch's global random state does not move."""
 
     def network(generator: torch.Generator) -> nn.Module:
@@ -130,7 +130,7 @@ def _seed(build: Build) -> Callable[[torch.Generator], nn.Module]:
 def _unseen(name: str, title: str, build: Build, data: Callable[[], Dataset], minutes: float) -> Problem:
     loss = nn.MSELoss() if data is taught else nn.CrossEntropyLoss()
     sizes = {"epochs": 10, "curvature": 300}
-    return Problem(name, title, _seed(build), data, loss, minutes=minutes, plateau=False, **sizes)
+    return Problem(name, title, seed(build), data, loss, minutes=minutes, plateau=False, **sizes)
 
 
 UNSEEN = {

@@ -3,9 +3,10 @@
 A new policy is a class with ``settings``, ``needs_summary`` and ``step``, in a file of its own; see ``Policy``.
 """
 
+from gnewton.policies.calibrated import Calibrated
 from gnewton.policies.outcome import Outcome
 from gnewton.policies.policy import Policy
 from gnewton.policies.ratio_test import RatioTest
 from gnewton.policies.reuse_rates import ReuseRates
 
-__all__ = ["Outcome", "Policy", "RatioTest", "ReuseRates"]
+__all__ = ["Calibrated", "Outcome", "Policy", "RatioTest", "ReuseRates"]

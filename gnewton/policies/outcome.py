@@ -39,6 +39,7 @@ class Outcome:
         cubic: lambda_int of this step.
         rho: actual over predicted decrease: of the full step eta for a new summary, of lambda_1 eta for cached
             curvature; nan where it was not asked for.
+        newton_ratio: t*, Newton's step along the last update over that update; nan where the policy did not ask.
         evaluations: how often the loss was evaluated after the step, for this record and its test.
         age: the steps since H-bar and D were computed; 0 for a new summary.
         message: why the parameters stayed where they were; empty for a step that was accepted.
@@ -56,6 +57,7 @@ class Outcome:
     actual_decrease: float = _NAN
     cubic: float
     rho: float = _NAN
+    newton_ratio: float = _NAN
     evaluations: int = 0
     age: int = 0
     message: str = ""

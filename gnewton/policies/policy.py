@@ -20,6 +20,9 @@ class Policy(Protocol):
 
     Rates that only shrink on a schedule need no policy: ``torch.optim.lr_scheduler.StepLR(optimizer, 100, gamma=0.5)``
     halves all of them every 100 steps.
+
+    A policy may have ``is_plain(settings, state)``: whether the next step asks for no summary. Its gradient is then taken as any
+    training loop does, without the checks of the closure, which the steps with a summary make.
     """
 
     @property
@@ -46,8 +49,16 @@ class Policy(Protocol):
                 (S,), on the CPU, is shown as ``optimizer.learning_rates``. When a state is loaded, everything else moves
                 to the parameters' device.
 
+        The proposer is asked for u when ``line.direction`` is first read. ``line.take`` does not read it where the proposer can
+        take its step by itself; without either the proposer does not learn of this step's gradient.
+
         The outcome is None for a step without anything new to record. An error undoes the whole step.
         """
+
+
+def is_plain(policy: Policy, settings: Settings, state: State) -> bool:
+    """Whether the policy says that its next step asks for no summary, so that no closure needs to be checked."""
+    return hasattr(policy, "is_plain") and bool(policy.is_plain(settings, state))
 
 
 def model_of(summary: Any, settings: Settings, cubic: float) -> CubicModel:

@@ -91,11 +91,12 @@ class RatioTest:
 
 def _cached_summary(line: Line, cached: Mapping[str, Any]) -> Summary | None:
     """g-bar of now with the cached H-bar and D, rescaled; None where they know nothing of a group that begins to move."""
-    then, now = cached["lengths"], line.lengths()
+    slope, then = line.slope(), cached["lengths"].cpu()  # a state that was loaded may be on the device
+    now, curvature = line.lengths(), Summary.from_state_dict(cached["summary"])
     if bool(((then == 0) & (now > 0)).any()):
         return None
-    curvature = Summary.from_state_dict(cached["summary"]).rescaled(torch.where(then > 0, now / then, 0.0))
-    slope = line.slope()
+    curvature = curvature.with_tensors(t.cpu() for t in curvature.tensors())
+    curvature = curvature.rescaled(torch.where(then > 0, now / then, 0.0))
     return replace(curvature, value=slope.value, gradient=slope.gradient)
 
 

@@ -66,6 +66,9 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "experiments/pictures.py": "experiments/test_report.py",
         "experiments/twins.py": "experiments/test_untuned.py",
         "experiments/unseen.py": "experiments/test_untuned.py",
+        "experiments/fresh.py": "experiments/test_calibrated.py",
+        "experiments/lockstep.py": "experiments/test_calibrated.py",
+        "experiments/peers.py": "experiments/test_calibrated.py",
         "models/device.py": "models/test_networks.py",
     },
 }

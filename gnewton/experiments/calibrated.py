@@ -1,0 +1,239 @@
+"""One rate that is found in the first steps, against tuned Adam and the rules that promise a training without tuning.
+
+The networks are the six of ``untuned``, the six of ``unseen``, with which in sight
+the policy was found, and the twelve of ``fresh``, written down before the first of them was run.
+
+Adam is the fused one. It chooses among seven rates on a held-out fifth, from seed 0: for 3 epochs and for 10, as it is and with the
+same averaged parameters. Every other method has its documented defaults. Losses are those of the whole training part, as geometric
+means over the seeds; seconds are processor time, an epoch of each method in turn in one process.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gnewton import plots
+from gnewton.experiments.experiment import Results
+from gnewton.experiments.fresh import FRESH
+from gnewton.experiments.lockstep import race
+from gnewton.experiments.networks import SIX, Problem
+from gnewton.experiments.peers import ADAM, DEFAULTS, OURS, RATES, Peer
+from gnewton.experiments.protocol import HOLD_OUT, Plan
+from gnewton.experiments.report import facts, markdown
+from gnewton.experiments.runs import load_or_compute, network
+from gnewton.experiments.unseen import UNSEEN
+from gnewton.experiments.untuned import BUDGETS, SOON, mean_loss, seconds_to
+
+TITLE = "a rate found in the first steps, against tuned Adam and rules without a rate, on 24 networks"
+DOZENS: dict[str, Mapping[str, Problem]] = {"in sight": SIX | UNSEEN, "fresh": FRESH}
+PLAIN, AVERAGED = "losses", "averaged_losses"
+
+
+def measure(plan: Plan, command: str) -> Results:
+    """All runs of the networks."""
+    with tqdm(total=sum(map(len, DOZENS.values())), desc="calibrated", unit="network", disable=None) as bar:
+        networks = {}
+        for dozen, problems in DOZENS.items():
+            for key, problem in problems.items():
+                networks[key] = {"dozen": dozen} | trials(problem, plan)
+                bar.update()
+    return {"experiment": "calibrated", "title": TITLE, "seeds": plan.seeds, "networks": networks} | facts(command)
+
+
+def trials(problem: Problem, plan: Plan) -> Results:
+    """The tuning of Adam, and every method from every seed, of one network."""
+    tuned = _tuned(problem, plan)
+    entries: dict[str, tuple[Peer, float | None]] = {OURS.name: (OURS, None)}
+    entries |= {f"adam {lr:g}": (ADAM, lr) for lr in sorted(set(tuned.values()))}
+    entries |= {peer.name: (peer, None) for peer in DEFAULTS}
+    races = [_kept(problem, plan, "race", entries, seed) for seed in range(plan.seeds)]
+    model = network(problem, 0)
+    return {
+        "title": problem.title,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps_per_epoch": len(problem.data().batches(problem.batch)),
+        "tuned": tuned,
+        "runs": {name: [one[name] for one in races] for name in entries},
+    }
+
+
+def _tuned(problem: Problem, plan: Plan) -> dict[str, float]:
+    """Adam's rates, by what they are chosen for: "losses, 3 epochs"."""
+    entries = {f"{lr:g}": (ADAM, lr) for lr in RATES}
+    tried = _kept(problem, plan, "tuning", entries, 0)
+    chosen = {}
+    for kind in (PLAIN, AVERAGED):
+        for budget in BUDGETS:
+            ends = [mean_loss([_view(tried[f"{lr:g}"], kind)], budget) for lr in RATES]
+            chosen[f"{kind}, {budget} epochs"] = RATES[int(np.argmin(ends))]
+    return chosen
+
+
+def _kept(problem: Problem, plan: Plan, part: str, entries: Any, seed: int) -> Results:
+    epochs = plan.epochs(problem)
+    data = problem.data() if part == "race" else problem.data().hold_out(HOLD_OUT, seed=0)
+    key = {"problem": problem.title, "method": part, "entries": sorted(entries), "seed": seed, "epochs": epochs}
+    measured = "train" if part == "race" else "test"
+    return load_or_compute(
+        plan.place("calibrated") / "runs", key, lambda: race(problem, data, entries, seed, epochs, part=measured)
+    )
+
+
+# -- what is asked ------------------------------------------------------------------------------------------------------
+
+
+def _view(run: Results, kind: str) -> Results:
+    """A run as ``untuned`` reads it; the plain one does not pay for an average."""
+    paid = run["averaging_seconds"] if kind == PLAIN else [0.0] * len(run["cpu_seconds"])
+    seconds = [whole - part for whole, part in zip(run["cpu_seconds"], paid, strict=True)]
+    return {"train_losses": run[kind], "cpu_seconds": seconds, "diverged": run["diverged"]}
+
+
+def views(one: Results, name: str, kind: str = AVERAGED) -> list[Results]:
+    """The runs of a method, with the losses of one kind."""
+    return [_view(run, kind) for run in one["runs"][name]]
+
+
+def adam(one: Results, kind: str, budget: int) -> list[Results]:
+    """The runs of Adam at the rate that was chosen for a kind of loss and a budget."""
+    return views(one, f"adam {one['tuned'][f'{kind}, {budget} epochs']:g}", kind)
+
+
+def ratios(one: Results) -> dict[str, float]:
+    """Ours over tuned Adam's: the loss after 3 and 10 epochs, the time to its loss after 5, both with the same average.
+
+    "plain time": the same against Adam without an average; "step": the time of a step, over Adam's.
+    """
+    ours, found = views(one, OURS.name), {}
+    for budget in BUDGETS:
+        found[f"after {budget}"] = mean_loss(ours, budget) / mean_loss(adam(one, AVERAGED, budget), budget)
+    for name, kind in (("time", AVERAGED), ("plain time", PLAIN)):
+        runs = adam(one, kind, BUDGETS[0])
+        theirs = float(np.mean([run["cpu_seconds"][:SOON][-1] for run in runs]))
+        found[name] = seconds_to(ours, mean_loss(runs, SOON)) / theirs
+    found["step"] = _seconds(ours) / _seconds(adam(one, AVERAGED, BUDGETS[0]))
+    return found
+
+
+def _seconds(runs: Sequence[Results]) -> float:
+    return float(np.mean([run["cpu_seconds"][-1] for run in runs]))
+
+
+def against(one: Results, name: str) -> dict[str, float]:
+    """A method of the defaults over ours, at its better kind of parameters: losses, and the time to the loss of ours after 5."""
+    ours, found = views(one, OURS.name), {}
+    both = [views(one, name, kind) for kind in (PLAIN, AVERAGED)]
+    for budget in BUDGETS:
+        found[f"after {budget}"] = min(mean_loss(runs, budget) for runs in both) / mean_loss(ours, budget)
+    target = mean_loss(ours, SOON)
+    own = float(np.mean([run["cpu_seconds"][:SOON][-1] for run in ours]))
+    return found | {"time": min(seconds_to(runs, target) for runs in both) / own}
+
+
+# -- what is shown ------------------------------------------------------------------------------------------------------
+
+
+def report(numbers: Results) -> str:
+    """The tables: tuned Adam network by network, and the rules without a rate in the geometric mean."""
+    tables = [f"{_head(dozen)}\n\n{_table(numbers, dozen)}\n\n{verdict(numbers, dozen)}" for dozen in DOZENS]
+    return "\n\n".join([*tables, "Over ours, geometric means:", _others(numbers)])
+
+
+def _head(dozen: str) -> str:
+    return {"in sight": "Twelve networks that were in sight:", "fresh": "Twelve fresh networks:"}[dozen]
+
+
+def of(numbers: Results, dozen: str) -> dict[str, Results]:
+    """The networks of one dozen."""
+    return {key: one for key, one in numbers["networks"].items() if one["dozen"] == dozen}
+
+
+def _table(numbers: Results, dozen: str) -> str:
+    head = ["network", "loss after 3 epochs", "averaged Adam", "ratio", "after 10", "averaged Adam", "ratio"]
+    head += ["time to Adam's loss after 5", "to plain Adam's", "ms per step", "Adam's", "rate at the end", "Adam's"]
+    return markdown(head, [_line(one) for one in of(numbers, dozen).values()])
+
+
+def _line(one: Results) -> list[str]:
+    found, ours, line = ratios(one), views(one, OURS.name), [one["title"]]
+    for budget in BUDGETS:
+        losses = mean_loss(ours, budget), mean_loss(adam(one, AVERAGED, budget), budget)
+        line += [*(f"{loss:.3g}" for loss in losses), f"{found[f'after {budget}']:.2f}"]
+    line += [_time(found[name]) for name in ("time", "plain time")]
+    steps = len(ours[0]["train_losses"]) * one["steps_per_epoch"]
+    line += [f"{1000 * _seconds(runs) / steps:.3g}" for runs in (ours, adam(one, AVERAGED, BUDGETS[0]))]
+    rates = np.exp(np.mean([np.log(run["rate"]) for run in one["runs"][OURS.name]]))
+    tuned = sorted({one["tuned"][f"{AVERAGED}, {budget} epochs"] for budget in BUDGETS})
+    return [*line, f"{rates:.2g}", " / ".join(f"{rate:g}" for rate in tuned)]
+
+
+def _time(ratio: float) -> str:
+    return f"{ratio:.2f}" if math.isfinite(ratio) else f"not in {BUDGETS[-1]} epochs"
+
+
+def verdict(numbers: Results, dozen: str) -> str:
+    """How many of the networks meet what was asked; and how many runs diverged."""
+    found = {key: ratios(one) for key, one in of(numbers, dozen).items()}
+    runs = [run for one in of(numbers, dozen).values() for run in one["runs"][OURS.name]]
+
+    def those(name: str, most: float) -> str:
+        missed = [key for key, ratio in found.items() if not ratio[name] <= most]
+        return f"{len(found) - len(missed)} of {len(found)}" + (f" (not {', '.join(missed)})" if missed else "")
+
+    return "\n".join(
+        [
+            f"* {sum(run['diverged'] for run in runs)} of {len(runs)} runs diverged.",
+            f"* Loss at most 1.15 times averaged Adam's after 3 epochs on {those('after 3', 1.15)}, after 10 on {those('after 10', 1.15)}.",
+            f"* Time to averaged Adam's loss at most 1.0 on {those('time', 1.0)}, at most 1.5 on {those('time', 1.5)}.",
+            f"* Time to plain Adam's loss at most 1.0 on {those('plain time', 1.0)}.",
+            f"* A step at most 1.15 times Adam's on {those('step', 1.15)}.",
+        ]
+    )
+
+
+def _others(numbers: Results) -> str:
+    head = ["method", *(f"{what}, {dozen}" for dozen in DOZENS for what in ("after 3", "after 10", "time"))]
+    rows = [
+        [peer.title, *(cell for dozen in DOZENS for cell in _means(numbers, dozen, peer.name))] for peer in DEFAULTS
+    ]
+    return markdown(head, rows)
+
+
+def _means(numbers: Results, dozen: str, name: str) -> list[str]:
+    found = [against(one, name) for one in of(numbers, dozen).values()]
+    cells = [geometric([one[key] for one in found]) for key in ("after 3", "after 10")]
+    arrived = [one["time"] for one in found if math.isfinite(one["time"])]
+    times = f"{geometric(arrived):.2f} on {len(arrived)} of {len(found)}" if arrived else "never"
+    return [*(f"{cell:.2f}" for cell in cells), times]
+
+
+def geometric(values: Sequence[float]) -> float:
+    """The geometric mean.
+
+    >>> geometric([1.0, 4.0])
+    2.0
+    """
+    with np.errstate(divide="ignore"):  # a ratio of zero belongs to a run of ours that diverged
+        return float(np.exp(np.mean(np.log(values))))
+
+
+def figures(numbers: Results) -> dict[str, plots.Figure]:
+    """Ours over averaged Adam's, a row for each network: the losses and the time."""
+    shown = plots.new_figure(columns=2, width=11.0, height=5.2)
+    for ax, dozen in zip(shown.axes, DOZENS, strict=True):
+        found = {key: ratios(one) for key, one in of(numbers, dozen).items()}
+        for marker, name, words in (
+            ("o", "after 3", "loss after 3 epochs"),
+            ("s", "after 10", "after 10"),
+            ("D", "time", "time"),
+        ):
+            ax.plot([one[name] for one in found.values()], range(len(found)), marker, label=words, alpha=0.8)
+        ax.axvline(1.0, color="gray", linewidth=1)
+        ax.set(xscale="log", xlabel="ours over averaged Adam's, tuned", title=_head(dozen))
+        ax.set_yticks(range(len(found)), list(found))
+        ax.invert_yaxis()
+    shown.axes[0].legend()
+    return {"calibrated": shown}

@@ -1,0 +1,102 @@
+"""Several methods from one seed, an epoch of each in turn, in one process: what slows the machine down slows them all."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from gnewton.datasets import Dataset
+from gnewton.experiments.networks import Problem
+from gnewton.experiments.peers import Peer
+from gnewton.experiments.report import round_numbers
+from gnewton.experiments.runs import BATCH_NORM, Run, finite, network, renew_statistics
+from gnewton.optimizer import GroupedNewton
+from gnewton.weight_average import average_weights
+
+Entries = Mapping[str, tuple[Peer, float | None]]
+
+
+def race(problem: Problem, data: Dataset, entries: Entries, seed: int, epochs: int, part: str = "train") -> Run:
+    """The runs of all entries (a participant and its rate), by name; losses are those of a whole part of the data.
+
+    Each run has, per epoch: losses, averaged_losses (at the averaged parameters), cpu_seconds with the averaging, and
+    averaging_seconds, its share. Statistics of batch norm are renewed before a loss is measured. rate is the last one,
+    diverged whether a loss stopped being finite.
+    """
+    _Runner(problem, data, *next(iter(entries.values())), seed, 1).epoch(0, most=2)  # what is loaded once
+    runners = {name: _Runner(problem, data, *entry, seed, epochs) for name, entry in entries.items()}
+    for epoch in range(epochs):
+        for runner in runners.values():
+            runner.epoch(epoch)
+            runner.measure(part)
+    return {name: runner.run for name, runner in runners.items()}
+
+
+class _Runner:
+    def __init__(self, problem: Problem, data: Dataset, peer: Peer, lr: float | None, seed: int, epochs: int) -> None:
+        self.problem, self.data, self.seed = problem, data, seed
+        self.model = network(problem, seed)
+        self.loader = data.batches(problem.batch, torch.Generator().manual_seed(1000 + seed))
+        self.optimizers, self.scheduler = peer.build(self.model, epochs * len(self.loader), lr)
+        self.averaged = average_weights(self.model)
+        self.run: Run = {"losses": [], "averaged_losses": [], "cpu_seconds": [], "averaging_seconds": []}
+        self.run |= {"diverged": False, "rate": lr}
+
+    def epoch(self, number: int, most: int | None = None) -> None:
+        """Train one epoch, or its first batches; nothing where the run has diverged."""
+        torch.manual_seed(10_000 * self.seed + number)
+        self._mode(train=True)
+        averaging, start = 0.0, time.process_time()
+        for i, (x, y) in enumerate(self.loader):
+            if self.run["diverged"] or i == most:
+                break
+            self.run["diverged"] = not math.isfinite(self._step(x, y))
+            before = time.process_time()
+            self.averaged.update_parameters(self.model)
+            averaging += time.process_time() - before
+        for name, seconds in (("cpu_seconds", time.process_time() - start), ("averaging_seconds", averaging)):
+            self.run[name].append(round_numbers((self.run[name] or [0.0])[-1] + seconds))
+
+    def measure(self, part: str) -> None:
+        """The loss of a whole part of the data, as trained and at the average."""
+        self._mode(train=False)
+        for name, model in (("losses", self.model), ("averaged_losses", self.averaged.module)):
+            self.run[name].append(None if self.run["diverged"] else round_numbers(self._loss(model, part)))
+        if isinstance(self.optimizers[0], GroupedNewton) and self.optimizers[0].learning_rates is not None:
+            self.run["rate"] = round_numbers(float(self.optimizers[0].learning_rates[0]))
+
+    @torch.no_grad()
+    def _loss(self, model: nn.Module, part: str) -> float | None:
+        data = self.data
+        x, y = (data.train_x, data.train_y) if part == "train" else (data.test_x, data.test_y)
+        if any(isinstance(module, BATCH_NORM) for module in model.modules()):
+            model = renew_statistics(model, data.train_x.chunk(len(data.train_x) // self.problem.batch))
+        return finite(float(self.problem.loss(model.eval()(x), y)))
+
+    def _step(self, x: torch.Tensor, y: torch.Tensor) -> float:
+        first = self.optimizers[0]
+        if isinstance(first, GroupedNewton):
+            try:
+                return float(first.step(lambda: self.problem.loss(self.model(x), y)))
+            except FloatingPointError:
+                return math.nan
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss = self.problem.loss(self.model(x), y)
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return float(loss.detach())
+
+    def _mode(self, train: bool) -> None:
+        """Schedule-free rules keep other parameters for the evaluation."""
+        self.model.train(train)
+        for optimizer in self.optimizers:
+            switch: Any = getattr(optimizer, "train" if train else "eval", None)
+            if switch is not None:
+                switch()

@@ -1,0 +1,212 @@
+r"""One learning rate, found in the first steps, then held and guarded: the price of the proposer and little more.
+
+After a step of length tau along u, the next batch b tells three numbers: its loss where the step began, its loss where the step
+ended, and its slope there. They determine a parabola, and its minimum is the rate that b would have chosen:
+
+    L_b(theta + tau u - t u)  ~  phi_0 - a t + c t^2 / 2,      c = 2 (phi_0 - phi_1 - g.u tau) / tau^2,      a = g.u + c tau
+
+Another batch than the one that chose u must judge it, or the noise of that batch counts as descent. A and C are sums of a and c
+over some ten steps; A / C is the rate, and t* = A / (C eta) says how many times longer it is than the rate in use.
+
+Early, A / C hardly depends on the rate in use, and comes near the one that a search would find. Later the curvature follows the
+rate (Cohen et al., Gradient descent on neural networks typically occurs at the edge of stability, ICLR 2021), so that t* lies
+between 1/2 and 1 for almost every rate and says nothing more. At t* = 1 the step is the greedy one; at t* = 1/2 the next batch
+gains nothing by it. So the rate is changed where t* leaves this interval, freely at first, and slowly afterwards.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gnewton.line import Line
+from gnewton.policies.outcome import Outcome
+from gnewton.policies.policy import Settings, State
+from gnewton.policies.ratio_test import backtracking_line_search, uniform_step
+from gnewton.undo import Parameters
+
+SHORTEST, LONGEST = 0.5, 1.0
+_FINDING, _GUARDING = (0.05, 10.0), (0.9, 1.1)
+_FINDING_MEMORY, _GUARDING_MEMORY = 0.6, 0.8
+# From below: a step that is too long can make the curvature that fits it, and stays (layer norm, whose loss bounds every step).
+_FIRST = 0.1
+# Noise may lower the rate a little at every look: it stops at this part of what was found.
+_FLOOR = 0.2
+
+
+class Calibrated:
+    """One rate for all groups, found in the first ``steps`` steps, then looked at every ``period`` steps.
+
+    Args:
+        steps: how many steps look for the rate. Each costs one more evaluation of the loss.
+        period: steps between two looks afterwards. In between the proposer takes its own step, at its own price.
+        weight_decay: the part of every parameter that a step takes away, times lambda_1 and not times the rate.
+
+    The first rate is a tenth of Newton's along u, of one exact summary, and halved until the loss falls: no number with a unit is chosen, so
+    that another unit of the loss or of the parameters changes nothing (where the proposer's own eps has no part in it).
+    A step that was far too long is shortened on the next batch, in place of a new step.
+
+    State: eta (S,); step, how many were taken; sums, A and C; found, the rate after ``steps`` steps or None; taken, the length of
+    the last step, and previous, the parameters before it, or None where the next step does not look back.
+
+    Raises ValueError for numbers out of range.
+
+
+    >>> import torch, gnewton as gn
+    >>> model = gn.models.Quadratic([1.0, 4.0], dtype=torch.float64)
+    >>> adam = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
+    >>> optimizer = gn.GroupedNewton(gn.Partition.single(model), adam, policy=Calibrated())
+    >>> losses = [optimizer.step(model).item() for _ in range(60)]
+    >>> losses[-1] < 1e-3 * losses[0]
+    True
+    """
+
+    def __init__(self, *, steps: int = 15, period: int = 10, weight_decay: float = 0.0) -> None:
+        for name, number in (("steps", steps), ("period", period)):
+            if not (isinstance(number, int) and number >= 1):
+                raise ValueError(f"expected {name} of at least 1, got {number!r}; Calibrated() has {name} that fit")
+        if not 0 <= weight_decay < 1:
+            raise ValueError(f"expected 0 <= weight_decay < 1, got {weight_decay!r}; 1e-4 is usual")
+        self.steps, self.period, self.weight_decay = steps, period, weight_decay
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"weight_decay": self.weight_decay}
+
+    def needs_summary(self, settings: Settings, state: State) -> bool:
+        return state.get("eta") is None
+
+    def is_plain(self, settings: Settings, state: State) -> bool:
+        return not self.needs_summary(settings, state)
+
+    def step(self, line: Line, settings: Settings, state: State) -> tuple[Outcome | None, State]:
+        if state.get("eta") is None:
+            return self._start(line, settings)
+        look = look_back(line, state["previous"], state["taken"])
+        if look is None:
+            return None, self._advance(line, settings, state)
+        state, ratio, factor = self._judge(look, state)
+        outcome = _outcome(look, settings, state, ratio)
+        if state["step"] <= self.steps and factor < 0.5:
+            # The gradient here says little of where the run will be: the proposer does not learn of it.
+            line.shorten(state["previous"], factor)
+            return outcome, state | {"previous": None, "step": state["step"] + 1}
+        return outcome, self._advance(line, settings, state)
+
+    def _start(self, line: Line, settings: Settings) -> tuple[Outcome | None, State]:
+        summary = line.summary(order=2)
+        if summary is None:
+            return None, {}
+        eta, lr = _FIRST * uniform_step(summary), float(settings["lr"])
+        # A batch of its own may see u climb; another one will not.
+        if not eta[0] > 0:
+            return None, {}
+        result = backtracking_line_search(lambda t: line.loss_at(t * eta), line.value, 0.0, 1.0, lr)
+        line.objective.restore()
+        if result.rate == 0 < lr:
+            return None, {}
+        state = {"eta": eta * 0.5**result.halvings, "step": 0, "sums": [0.0, 0.0], "found": None}
+        return None, self._advance(line, settings, state)
+
+    def _judge(self, look: "Look", state: State) -> tuple[State, float, float]:
+        """The state with the new rate, t*, and the factor on the rate."""
+        early, rate = state["step"] <= self.steps, _rate(state)
+        memory = _FINDING_MEMORY if early else _GUARDING_MEMORY
+        slope, curvature = (memory * old + new for old, new in zip(state["sums"], look[:2], strict=True))
+        ratio = newton_ratio(slope, curvature, rate)
+        factor = change(ratio, *(_FINDING if early else _GUARDING))
+        rate = factor * rate if early else max(factor * rate, _FLOOR * state["found"])
+        found = rate if early else state["found"]
+        eta = torch.full_like(state["eta"], rate)
+        return state | {"eta": eta, "sums": [slope, curvature], "found": found}, ratio, factor
+
+    def _advance(self, line: Line, settings: Settings, state: State) -> State:
+        """Take the step; what the next one needs of it."""
+        lr, step = float(settings["lr"]), state["step"] + 1
+        taken, looks = lr * _rate(state), step <= self.steps or step % self.period == 0
+        if settings["weight_decay"]:
+            line.shrink(1 - lr * settings["weight_decay"])
+        previous = Parameters(line.partition).values if looks else None
+        line.take(taken)
+        return state | {"step": step, "previous": previous, "taken": taken}
+
+
+class Look(NamedTuple):
+    """a and c of the parabola, per unit of u, and the loss before and after the step."""
+
+    slope: float
+    curvature: float
+    before: float
+    after: float
+
+
+def look_back(line: Line, previous: dict[str, Tensor] | None, taken: float) -> Look | None:
+    """The parabola of this batch along the last step; None where there is none, or where rounding hides the curvature.
+
+    Args:
+        line: at the end of the last step, on another batch.
+        previous: the parameters before it, or None.
+        taken: its length, in units of u.
+    """
+    if previous is None or not taken:
+        return None
+    last = line.look_back(previous)
+    bend = last.before - last.after - last.slope
+    if not abs(bend) > 4 * last.rounding * (abs(last.before) + abs(last.after)):
+        return None
+    slope, curvature = parabola(last.before, last.after, last.slope, 1.0)
+    return Look(slope / taken, curvature / taken**2, last.before, last.after)
+
+
+def parabola(before: float, after: float, slope: float, step: float) -> tuple[float, float]:
+    """a and c of phi(t) = before - a t + c t^2 / 2, which at t = ``step`` has the value ``after`` and falls by ``slope``.
+
+    >>> parabola(before=2.0, after=0.5, slope=1.0, step=1.0)
+    (2.0, 1.0)
+    """
+    curvature = 2 * (before - after - slope * step) / step**2
+    return slope + curvature * step, curvature
+
+
+def newton_ratio(slope: float, curvature: float, rate: float) -> float:
+    """t*, Newton's step over the rate: without curvature infinite where it falls, and 0 where it rises.
+
+    >>> newton_ratio(2.0, 4.0, 0.25), newton_ratio(1.0, -1.0, 0.25), newton_ratio(-1.0, -1.0, 0.25)
+    (2.0, inf, 0.0)
+    """
+    if curvature > 0:
+        return slope / curvature / rate
+    return math.inf if slope > 0 else 0.0
+
+
+def change(ratio: float, lowest: float, highest: float) -> float:
+    """The factor on the rate that brings t* back to the nearer end of [1/2, 1], between ``lowest`` and ``highest``.
+
+    >>> [change(ratio, 0.05, 10.0) for ratio in (3.0, 0.7, 0.25, -1.0, math.inf)]
+    [3.0, 1.0, 0.5, 0.05, 10.0]
+    """
+    wanted = ratio / LONGEST if ratio > LONGEST else ratio / SHORTEST if ratio < SHORTEST else 1.0
+    return min(max(wanted, lowest), highest)
+
+
+def _rate(state: State) -> float:
+    return float(state["eta"][0])
+
+
+def _outcome(look: Look, settings: Settings, state: State, ratio: float) -> Outcome:
+    return Outcome(
+        value=look.after,
+        gradient=torch.tensor([look.slope], dtype=torch.float64),
+        hessian=torch.tensor([[look.curvature]], dtype=torch.float64),
+        metric=None,
+        learning_rates=state["eta"],
+        lr=float(settings["lr"]),
+        status="CONVERGED",
+        predicted_decrease=math.nan,
+        actual_decrease=look.before - look.after,
+        cubic=0.0,
+        newton_ratio=ratio,
+        evaluations=1,
+    )

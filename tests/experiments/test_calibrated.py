@@ -1,0 +1,112 @@
+"""A small race in lockstep, the arithmetic of its report on made-up numbers, and the fresh networks."""
+
+import math
+
+import pytest
+import torch
+from support.race import TINY
+
+from gnewton.experiments import calibrated, lockstep
+from gnewton.experiments.fresh import FRESH
+from gnewton.experiments.peers import ADAM, DEFAULTS, OURS, RATES
+from gnewton.experiments.protocol import Plan
+
+OF_TORCH = [peer for peer in DEFAULTS if peer.name in ("adamw-cosine", "muon")]
+
+
+def run(losses, averaged=None, seconds=1.0, share=0.0, diverged=False):
+    epochs = range(1, len(losses) + 1)
+    return {
+        "losses": list(losses),
+        "averaged_losses": list(averaged or losses),
+        "cpu_seconds": [seconds * epoch for epoch in epochs],
+        "averaging_seconds": [share * epoch for epoch in epochs],
+        "diverged": diverged,
+        "rate": 0.01,
+    }
+
+
+def one(ours, adam, others=None):
+    names = [f"{kind}, {budget} epochs" for kind in ("losses", "averaged_losses") for budget in (3, 10)]
+    runs = {"calibrated": [ours], "adam 0.01": [adam]} | {peer.name: [others or adam] for peer in DEFAULTS}
+    about = {"dozen": "fresh", "title": "a network", "parameters": 1, "steps_per_epoch": 10}
+    return about | {"tuned": dict.fromkeys(names, 0.01), "runs": runs}
+
+
+FALLING = [0.5**epoch for epoch in range(1, 11)]
+
+
+def test_a_network_against_itself_has_the_ratio_one():
+    found = calibrated.ratios(one(run(FALLING), run(FALLING)))
+    assert found == {"after 3": 1, "after 10": 1, "time": 1, "plain time": 1, "step": 1}
+    assert calibrated.against(one(run(FALLING), run(FALLING)), "prodigy") == {"after 3": 1, "after 10": 1, "time": 1}
+
+
+def test_a_plain_peer_does_not_pay_for_an_average():
+    # Its average costs half of its time: twice as slow as it was, its plain losses are reached in our full time.
+    found = calibrated.ratios(one(run(FALLING), run(FALLING, share=0.5)))
+    assert found["time"] == 1
+    assert found["plain time"] == 2
+
+
+def test_whoever_never_arrives_has_no_time():
+    found = calibrated.ratios(one(run([0.5] * 10), run(FALLING)))
+    assert found["time"] == math.inf
+    assert found["after 10"] == pytest.approx(0.5 / FALLING[-1])
+
+
+def test_the_report_counts_what_was_asked():
+    networks = {"a": one(run(FALLING), run(FALLING)), "b": one(run([0.5] * 10, diverged=True), run(FALLING))}
+    networks |= {"c": one(run(FALLING), run(FALLING)) | {"dozen": "in sight"}}
+    text = calibrated.report({"networks": networks})
+    assert "1 of 2 runs diverged" in text
+    assert "on 1 of 2 (not b)" in text
+    assert "Prodigy" in text
+    assert calibrated.figures({"networks": networks})["calibrated"].axes
+
+
+@pytest.fixture(scope="module")
+def small():
+    entries = {peer.name: (peer, None) for peer in (OURS, *OF_TORCH)} | {"adam": (ADAM, 0.01), "wild": (ADAM, 1e30)}
+    return lockstep.race(TINY, TINY.data(), entries, 0, 3), entries
+
+
+def test_each_runs_as_it_would_alone(small):
+    found, entries = small
+    for name in ("calibrated", "adam"):
+        alone = lockstep.race(TINY, TINY.data(), {name: entries[name]}, 0, 3)
+        assert alone[name]["losses"] == found[name]["losses"]
+        assert alone[name]["averaged_losses"] == found[name]["averaged_losses"]
+
+
+def test_clocks_run_and_a_wild_rate_diverges(small):
+    found, _ = small
+    for name in ("calibrated", "adam"):
+        assert found[name]["losses"] != found[name]["averaged_losses"]
+    for one_run in found.values():
+        assert sorted(one_run["cpu_seconds"]) == one_run["cpu_seconds"]
+        assert one_run["averaging_seconds"][-1] < one_run["cpu_seconds"][-1]
+    assert [name for name, one_run in found.items() if one_run["diverged"]] == ["wild"]
+    assert found["wild"]["losses"] == [None] * 3
+    assert found["calibrated"]["rate"] > 0
+
+
+def test_a_network_is_tuned_on_the_held_out_part_and_run_from_every_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrated, "DEFAULTS", OF_TORCH)
+    found = calibrated.trials(TINY, Plan(tmp_path, seeds=2))
+    assert set(found["tuned"].values()) <= set(RATES)
+    assert {len(runs) for runs in found["runs"].values()} == {2}
+    assert len(list((tmp_path / "calibrated" / "runs").iterdir())) == 3
+    assert calibrated.trials(TINY, Plan(tmp_path, seeds=2)) == found
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_a_fresh_network_has_a_loss_on_its_data_and_is_the_seed_s_alone(name):
+    problem = FRESH[name]
+    x, y = next(iter(problem.data().batches(4, torch.Generator().manual_seed(0))))
+    losses = []
+    for _ in range(2):
+        model = problem.network(torch.Generator().manual_seed(0)).eval()
+        losses.append(problem.loss(model(x), y).item())
+    assert math.isfinite(losses[0])
+    assert losses[0] == losses[1]

@@ -1,0 +1,359 @@
+"""One rate: the closed form on a quadratic, freedom from units, what a step costs, and what it leaves alone."""
+
+import io
+import itertools
+import math
+
+import pytest
+import torch
+from support.problems import DTYPE, build
+from torch import nn
+from torch.nn import functional as F
+
+import gnewton as gn
+from gnewton.experiments.twins import Twin
+from gnewton.line import Line, Objective
+from gnewton.policies.calibrated import Calibrated, change, look_back, newton_ratio, parabola
+from gnewton.proposer import Proposal
+
+TINY = 1e-30  # an eps without a part in any update
+
+
+def adam(parameters, lr=1.0, eps=TINY):
+    return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), eps=eps)
+
+
+PROPOSERS = {
+    "Adam": adam,
+    "RMSprop": lambda parameters, lr=1.0: torch.optim.RMSprop(parameters, lr=lr, momentum=0.9, eps=TINY),
+    "SGD": lambda parameters, lr=1.0: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
+    "AdamW": lambda parameters, lr=1.0: torch.optim.AdamW(parameters, lr=lr, eps=TINY, weight_decay=0.0),
+}
+
+
+def batches(steps, dtype=DTYPE, seed=0):
+    data = gn.datasets.digits()
+    loader = data.batches(100, torch.Generator().manual_seed(seed))
+    found = [(x.to(dtype), y) for _ in range(1 + steps // len(loader)) for x, y in loader]
+    return found[:steps]
+
+
+def network(dtype=DTYPE):
+    return gn.models.perceptron([64, 16, 10], generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def trained(model, steps=40, proposer=adam, unit=1.0, policy=None, **settings):
+    """The losses, in their own unit, and the optimizer."""
+    dtype = next(model.parameters()).dtype
+    proposer = None if proposer is None else proposer(model.parameters())
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), proposer, policy=policy or Calibrated(), **settings)
+    losses = [
+        float(optimizer.step(lambda x=x, y=y: unit * F.cross_entropy(model(x), y))) / unit
+        for x, y in batches(steps, dtype)
+    ]
+    return torch.tensor(losses, dtype=torch.float64), optimizer
+
+
+# -- the closed form ---------------------------------------------------------------------------------------------------
+
+
+def test_the_parabola_is_the_loss_of_a_quadratic_along_the_last_step():
+    model = gn.models.Quadratic([1.0, 4.0, 0.1], generator=torch.Generator().manual_seed(3), dtype=DTYPE)
+    partition = gn.Partition.single(model)
+    u = {"theta": torch.tensor([0.3, -1.0, 2.0], dtype=DTYPE)}
+    summary = gn.summarize(model, partition, u, order=2)
+    previous = {"theta": model.theta.detach().clone()}
+    Line(Objective(partition, model), Proposal(u)).move(torch.tensor([0.7], dtype=DTYPE))
+    line = Line(Objective(partition, model), Proposal({}))
+    stand = model.theta.detach().clone()
+    look = look_back(line, previous, 0.7)
+    # Two losses of size 1 are subtracted and divided by 0.7^2: a few roundings.
+    assert look.slope == pytest.approx(float(summary.gradient), rel=1e-12)
+    assert look.curvature == pytest.approx(float(summary.hessian), rel=1e-12)
+    assert look.before == pytest.approx(float(summary.value), rel=1e-12)
+    assert torch.equal(model.theta, stand)
+
+
+@pytest.mark.parametrize("curvature", [1e-2, 1.0, 1e5])
+def test_without_noise_the_second_step_has_the_inverse_curvature_as_its_rate(curvature):
+    w = nn.Parameter(torch.tensor([3.0], dtype=DTYPE))
+    optimizer = gn.GroupedNewton(gn.Partition.from_groups([{"w": w}]), policy=Calibrated())
+    loss = lambda: curvature / 2 * (w - 1).square().sum()  # noqa: E731
+    optimizer.step(loss)
+    assert float(optimizer.learning_rates) == pytest.approx(0.1 / curvature, rel=1e-10)
+    optimizer.step(loss)
+    assert float(optimizer.learning_rates) == pytest.approx(1 / curvature, rel=1e-10)
+    assert w.item() == pytest.approx(1.0, rel=1e-10)
+    assert optimizer.history[0].newton_ratio == pytest.approx(10.0, rel=1e-10)
+
+
+def test_a_parabola_goes_through_what_was_measured():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        before, after, slope, step = (float(x) for x in torch.randn(4, generator=generator, dtype=DTYPE))
+        a, c = parabola(before, after, slope, step)
+        assert before - a * step + c * step**2 / 2 == pytest.approx(after, rel=1e-9, abs=1e-9)
+        assert a - c * step == pytest.approx(slope, rel=1e-9, abs=1e-9)
+
+
+def test_the_factor_brings_the_ratio_back_between_a_half_and_one():
+    for ratio in (0.06, 0.3, 0.5, 0.7, 1.0, 1.4, 9.0):
+        assert 0.5 - 1e-12 <= ratio / change(ratio, 0.05, 10.0) <= 1 + 1e-12
+    assert change(0.7, 0.05, 10.0) == 1
+    assert (change(math.inf, 0.9, 1.1), change(-math.inf, 0.9, 1.1)) == (1.1, 0.9)
+    assert newton_ratio(0.0, 0.0, 1.0) == 0
+
+
+# -- units -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("proposer", PROPOSERS)
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_the_unit_of_the_parameters_of_the_loss_and_of_the_proposer_s_rate_drop_out(proposer, unit):
+    plain, _ = trained(network(), proposer=PROPOSERS[proposer])
+    stored = Twin(network(), [unit, unit])
+    others = {
+        "parameters": trained(stored, proposer=PROPOSERS[proposer])[0],
+        "loss": trained(network(), proposer=PROPOSERS[proposer], unit=unit)[0],
+        "rate": trained(network(), proposer=lambda p: PROPOSERS[proposer](p, lr=min(unit, 1e-3)))[0],
+    }
+    assert plain[-5:].mean() < 0.5 * plain[0]
+    for losses in others.values():
+        torch.testing.assert_close(losses, plain, rtol=1e-6, atol=0)
+
+
+def test_a_rate_with_a_unit_is_noticed():
+    class Fixed(Calibrated):
+        def _start(self, line, settings):
+            state = {"eta": torch.tensor([1e-3], dtype=DTYPE), "step": 0, "sums": [0.0, 0.0], "found": None}
+            return None, self._advance(line, settings, state)
+
+    plain, _ = trained(network(), 5, policy=Fixed())
+    other, _ = trained(Twin(network(), [1e3, 1e3]), 5, policy=Fixed())
+    assert (other / plain - 1).abs().max() > 0.1
+
+
+def test_in_single_precision_the_units_drop_out_up_to_its_roundings():
+    plain, _ = trained(network(torch.float32), 25)
+    for unit in (1e-3, 1e3):
+        other, _ = trained(network(torch.float32), 25, unit=unit)
+        # 25 steps amplify roundings of 6e-8; another batch order moves the same losses by a tenth.
+        torch.testing.assert_close(other, plain, rtol=1e-2, atol=0)
+
+
+# -- what a step costs, and what it leaves alone -----------------------------------------------------------------------
+
+
+class Counted(nn.Module):
+    """A perceptron that counts its evaluations, and remembers the random numbers that each of them drew."""
+
+    def __init__(self, noise=0.0):
+        super().__init__()
+        self.model, self.noise, self.draws = network(), noise, []
+        self.norm = nn.BatchNorm1d(64, dtype=DTYPE)
+
+    def forward(self, x):
+        self.draws.append(float(torch.rand((), dtype=DTYPE)))
+        return self.model(self.norm(x)) * (1 + self.noise * self.draws[-1])
+
+
+@pytest.mark.filterwarnings("ignore::gnewton.loss.RandomLossWarning")
+def test_a_step_costs_one_gradient_and_a_look_one_more_evaluation(monkeypatch):
+    model, gradients = Counted(), []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **more: gradients.append(1) or grad(*args, **more))
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated())
+    counts = []
+    for x, y in batches(32):
+        before = len(model.draws), len(gradients)
+        optimizer.step(lambda x=x, y=y: F.cross_entropy(model(x), y))
+        counts.append((len(model.draws) - before[0], len(gradients) - before[1]))
+    looks = {*range(1, 16), 20, 30}
+    assert counts[1:] == [(2, 1) if step in looks else (1, 1) for step in range(1, 32)]
+    assert len(optimizer.history) == len(looks)
+
+
+@pytest.mark.filterwarnings("ignore::gnewton.loss.RandomLossWarning")
+def test_extra_evaluations_replay_the_random_numbers_and_leave_batch_norm_alone():
+    model = Counted(noise=0.5)
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated())
+    torch.manual_seed(0)
+    expected = torch.rand(18, dtype=DTYPE)
+    torch.manual_seed(0)
+    for step, (x, y) in enumerate(batches(18)):
+        before = len(model.draws)
+        optimizer.step(lambda x=x, y=y: F.cross_entropy(model(x), y))
+        # Every evaluation of a step sees the numbers of the first, and a training loop without looks would see the same.
+        assert set(model.draws[before:]) == {model.draws[before]}
+        assert model.draws[before] == float(expected[step])
+    assert int(model.norm.num_batches_tracked) == 18
+
+
+@pytest.mark.parametrize("stop", [1, 7, 19, 20])
+def test_a_resumed_run_goes_on_bit_for_bit(stop):
+    def fresh(model):
+        return gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated())
+
+    def go(model, optimizer, some):
+        return [float(optimizer.step(lambda x=x, y=y: F.cross_entropy(model(x), y))) for x, y in some]
+
+    whole = network()
+    expected = go(whole, fresh(whole), batches(30))
+    model = network()
+    optimizer = fresh(model)
+    losses = go(model, optimizer, batches(30)[:stop])
+    file = io.BytesIO()
+    torch.save({"optimizer": optimizer.state_dict(), "model": model.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    other = network()
+    other.load_state_dict(saved["model"])
+    resumed = fresh(other)
+    resumed.load_state_dict(saved["optimizer"])
+    assert losses + go(other, resumed, batches(30)[stop:]) == expected
+
+
+@pytest.mark.parametrize("proposer", PROPOSERS)
+def test_the_proposer_s_own_step_is_the_step_along_its_direction(proposer):
+    kind = type(PROPOSERS[proposer]([nn.Parameter(torch.zeros(1))]))
+    # Another type, the same rule: of an unknown one the step is never scaled by its learning rate.
+    unknown = type("Unknown", (kind,), {})
+    known, _ = trained(network(), proposer=PROPOSERS[proposer])
+
+    def cast(parameters):
+        optimizer = PROPOSERS[proposer](parameters)
+        optimizer.__class__ = unknown
+        return optimizer
+
+    torch.testing.assert_close(trained(network(), proposer=cast)[0], known, rtol=1e-9, atol=0)
+
+
+def test_weight_decay_is_a_part_of_the_parameters_whatever_the_rate():
+    used, idle = (nn.Parameter(torch.tensor([2.0], dtype=DTYPE)) for _ in range(2))
+    partition = gn.Partition.from_groups([{"used": used, "idle": idle}])
+    optimizer = gn.GroupedNewton(partition, adam([used, idle], eps=1e-8), lr=0.5, policy=Calibrated(weight_decay=0.1))
+    for _ in range(20):
+        optimizer.step(lambda: (used - 1).square().sum() + 0 * idle.sum())
+    shortened = sum(outcome.newton_ratio < 0.25 for outcome in optimizer.history)
+    assert shortened < 10
+    assert idle.item() == pytest.approx(2.0 * 0.95 ** (20 - shortened), rel=1e-12)
+
+
+def test_a_schedule_of_lambda_1_scales_the_steps():
+    model = network()
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step < 25))
+    for step, (x, y) in enumerate(batches(40)):
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.step(lambda x=x, y=y: F.cross_entropy(model(x), y))
+        schedule.step()
+        still = all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+        assert still == (step >= 25)
+
+
+# -- the guard ---------------------------------------------------------------------------------------------------------
+
+
+def test_late_the_rate_changes_by_a_tenth_at_most_and_keeps_a_part_of_what_was_found():
+    model = network()
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated())
+    for x, y in batches(16):
+        optimizer.step(lambda x=x, y=y: F.cross_entropy(model(x), y))
+    found = optimizer.state["grouped_newton"]["policy"]["found"]
+    assert found == float(optimizer.learning_rates)
+    # The parameters are pushed and pulled: every look finds that the last step went up.
+    rates, sign = [found], 1.0
+    for _ in range(300):
+        sign = -sign
+        optimizer.step(
+            lambda s=sign: (
+                s * sum(p.sum() for p in model.parameters()) + sum(p.square().sum() for p in model.parameters())
+            )
+        )
+        rates.append(float(optimizer.learning_rates))
+    factors = [after / before for before, after in itertools.pairwise(rates)]
+    assert all(0.9 - 1e-12 <= factor <= 1.1 + 1e-12 for factor in factors)
+    assert min(rates) == pytest.approx(0.2 * found, rel=1e-12)
+
+
+def test_a_step_that_was_far_too_long_is_shortened_and_the_proposer_does_not_learn_of_it():
+    model = gn.models.Quadratic([1.0, 2.0], dtype=DTYPE)
+    proposer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), proposer, policy=Calibrated())
+    for _ in range(3):
+        optimizer.step(model)
+    previous = optimizer.state["grouped_newton"]["policy"]["previous"]["theta"]
+    last, momentum = model.theta.detach() - previous, proposer.state[model.theta]["momentum_buffer"].clone()
+    # On this batch a steep valley lies where the last step began.
+    optimizer.step(lambda: model() + 1e3 * (model.theta - previous).square().sum())
+    ratio = optimizer.history[-1].newton_ratio
+    assert ratio < 0.25
+    torch.testing.assert_close(model.theta.detach() - previous, max(2 * ratio, 0.05) * last, rtol=1e-9, atol=0)
+    assert torch.equal(proposer.state[model.theta]["momentum_buffer"], momentum)
+
+
+@pytest.mark.parametrize("proposer", PROPOSERS)
+@pytest.mark.parametrize("spectrum", [[1.0, 4.0], [1.0, 100.0, 10.0], [1.0, 1e-2]])
+def test_without_noise_momentum_that_overshoots_does_not_lower_the_rate_for_good(proposer, spectrum):
+    # Momentum climbs after the minimum, where no length of a step is right: the look after a shortened step is left out.
+    model = gn.models.Quadratic(spectrum, generator=torch.Generator().manual_seed(1), dtype=DTYPE)
+    partition = gn.Partition.single(model)
+    optimizer = gn.GroupedNewton(partition, PROPOSERS[proposer](model.parameters()), policy=Calibrated())
+    losses = [optimizer.step(model).item() for _ in range(200)]
+    assert losses[-1] < 1e-5 * losses[0]
+
+
+def noisy_quadratic(policy, seed, steps=200):
+    """Loss without its noise at the start and at the end; each batch has another minimum."""
+    generator = torch.Generator().manual_seed(seed)
+    curvature = torch.logspace(0, -4, 20, dtype=DTYPE)
+    w = nn.Parameter(3 * torch.randn(20, generator=generator, dtype=DTYPE))
+    start = float((curvature * w.detach() ** 2).sum())
+    optimizer = gn.GroupedNewton(gn.Partition.from_groups([{"w": w}]), adam([w]), policy=policy)
+    for _ in range(steps):
+        shift = 0.3 * torch.randn(20, generator=generator, dtype=DTYPE)
+        optimizer.step(lambda shift=shift: (curvature * (w - shift) ** 2).sum() / 2)
+    return start, float((curvature * w.detach() ** 2).sum())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_diverges_on_a_noisy_quadratic(seed):
+    start, end = noisy_quadratic(Calibrated(), seed)
+    assert end < 0.2 * start
+
+
+def test_a_rate_that_diverges_there_is_noticed():
+    class Reckless(Calibrated):
+        def _judge(self, look, state):
+            return state | {"eta": 1.3 * state["eta"], "found": 1.0}, 1.0, 1.0
+
+    start, end = noisy_quadratic(Reckless(), 0)
+    assert end > start
+
+
+# -- groups, refusals --------------------------------------------------------------------------------------------------
+
+
+def test_groups_of_the_partition_share_one_rate():
+    case, other = build("perceptron"), build("perceptron")
+    losses = []
+    for one, partition in ((case, gn.Partition.single), (other, gn.Partition.by_tensor)):
+        optimizer = gn.GroupedNewton(partition(one.model), adam(one.model.parameters()), policy=Calibrated())
+        losses.append([float(optimizer.step(one.loss)) for _ in range(30)])
+        assert len(set(optimizer.learning_rates.tolist())) == 1
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_a_curvature_batch_judges_the_steps():
+    case = build("perceptron")
+    optimizer = gn.GroupedNewton(gn.Partition.single(case.model), adam(case.model.parameters()), policy=Calibrated())
+    twice = lambda: 2 * case.loss()  # noqa: E731
+    losses = [float(optimizer.step(case.loss, curvature=twice)) for _ in range(20)]
+    assert losses[-1] < losses[0]
+    assert optimizer.history[-1].value == pytest.approx(2 * losses[15], rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "number"), [("steps", 0), ("period", 0.5), ("weight_decay", 1.0)])
+def test_numbers_out_of_range_are_refused(name, number):
+    with pytest.raises(ValueError, match=name):
+        Calibrated(**{name: number})
