@@ -34,7 +34,7 @@ def draw_idea(target: Path) -> None:
     partition = gn.Partition.by_tensor(model)
     idea = FourRates(lambda: F.cross_entropy(model(data.train_x), data.train_y), partition, parts=(1.0,) * 4)
     (STATIC / "idea.png").write_bytes(idea.png)
-    target.write_text(figure(idea.described(), "_static/figures/idea.png"), encoding="utf-8")
+    target.write_text(figure(idea.describe(), "_static/figures/idea.png"), encoding="utf-8")
 
 
 def with_figures(notebook: dict[str, Any], name: str) -> dict[str, Any]:
