@@ -477,7 +477,7 @@ def _summarize_batch(
     with before.replay():
         summary = _nested(loss, partition, batch, u, order, full_third)
     if on_tape is None:
-        warn_of_missing(tape.missing, partition)
+        warn_of_missing(tape.missing, partition, order)
     return summary
 
 

@@ -39,6 +39,19 @@ def exact_process_rbf_kernel() -> Built:
     return Built(model, lambda: -likelihood(model(x), y), train=True)
 
 
+def exact_process_rbf_kernel_in_trace_mode() -> Built:
+    import gpytorch
+
+    built = exact_process_rbf_kernel()
+
+    def loss() -> Tensor:
+        # Then gpytorch writes the kernel in operations of torch.
+        with gpytorch.settings.trace_mode():
+            return built.loss()
+
+    return Built(built.model, loss, train=True)
+
+
 def deep_kernel_matern() -> Built:
     import gpytorch
 
