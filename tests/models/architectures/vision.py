@@ -122,16 +122,6 @@ def efficientnet_set_swish_memory_efficient_false() -> Built:
     return _scored(model, 3, 32, 32)
 
 
-def mobilenetv2() -> Built:
-    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
-
-    config = MobileNetV2Config(
-        num_labels=3, image_size=32, depth_multiplier=0.1, depth_divisible_by=4, min_depth=4, expand_ratio=2.0,
-        classifier_dropout_prob=0.0,
-    )  # fmt: skip
-    return _classified(MobileNetV2ForImageClassification(config), 32)
-
-
 def unetr() -> Built:
     from monai.networks.nets import UNETR
 
