@@ -43,6 +43,7 @@ ORDER = (
     "schedules",
     "stochastic",
     "tuning",
+    "monitor",
     "exact",
     "gnewton",
     "training",
