@@ -27,7 +27,7 @@ from gnewton.experiments.lockstep import race
 from gnewton.experiments.networks import SIX, Problem
 from gnewton.experiments.peers import OURS, Optimizers, Peer
 from gnewton.experiments.protocol import Plan
-from gnewton.experiments.report import facts, markdown
+from gnewton.experiments.report import facts, markdown, round_numbers
 from gnewton.experiments.runs import load_or_compute
 from gnewton.experiments.unseen import UNSEEN
 from gnewton.experiments.untuned import BUDGETS, mean_loss
@@ -143,11 +143,11 @@ def measure(plan: Plan, command: str) -> Results:
     with tqdm(total=len(NETWORKS) * plan.seeds, desc="groups", unit="race", disable=None) as bar:
         networks = {}
         for key, problem in NETWORKS.items():
-            races = []
-            for seed in range(plan.seeds):
-                races.append(_race(problem, plan, seed))
-                bar.update()
-            networks[key] = {"title": problem.title, "runs": {p.name: [one[p.name] for one in races] for p in PEERS}}
+            races = [_race(problem, plan, seed) for seed in range(plan.seeds)]
+            bar.update(plan.seeds)
+            one = {"title": problem.title, "runs": {p.name: [run[p.name] for run in races] for p in PEERS}}
+            ratios = {p.name: {str(b): round_numbers(ratio(one, p.name, b)) for b in BUDGETS} for p in PEERS[1:]}
+            networks[key] = one | {"ratios": ratios}
     return {"experiment": "groups", "title": TITLE, "seeds": plan.seeds, "networks": networks} | facts(command)
 
 
@@ -170,7 +170,7 @@ def ratio(one: Results, name: str, budget: int) -> float:
 def table(numbers: Results) -> dict[str, dict[int, list[float]]]:
     """For each way of grouping and each budget the ratios, by network."""
     networks = numbers["networks"].values()
-    return {p.name: {b: [ratio(one, p.name, b) for one in networks] for b in BUDGETS} for p in PEERS[1:]}
+    return {p.name: {b: [one["ratios"][p.name][str(b)] for one in networks] for b in BUDGETS} for p in PEERS[1:]}
 
 
 def geometric(values: list[float]) -> float:
@@ -218,4 +218,5 @@ EXPERIMENT = Experiment(
     report=report,
     figures=figures,
     pictures=("groups",),
+    unread=("runs",),
 )

@@ -1,5 +1,6 @@
 """A small race in lockstep, the arithmetic of its report on made-up numbers, and the fresh networks."""
 
+import json
 import math
 
 import pytest
@@ -55,13 +56,19 @@ def test_whoever_never_arrives_has_no_time():
     assert found["after 10"] == pytest.approx(0.5 / FALLING[-1])
 
 
+def condensed(one, dozen="fresh"):
+    return one | {"dozen": dozen, "seeds": 1, "found": calibrated.condense(one, TINY)}
+
+
 def test_the_report_counts_what_was_asked():
-    networks = {"a": one(run(FALLING), run(FALLING)), "b": one(run([0.5] * 10, diverged=True), run(FALLING))}
-    networks |= {"c": one(run(FALLING), run(FALLING)) | {"dozen": "in sight"}}
+    networks = {"a": condensed(one(run(FALLING), run(FALLING)))}
+    networks |= {"b": condensed(one(run([0.5] * 10, diverged=True), run(FALLING)))}
+    networks |= {"c": condensed(one(run(FALLING), run(FALLING)), "in sight")}
     text = calibrated.report({"networks": networks})
     assert "1 of 2 runs diverged" in text
     assert "on 1 of 2 (not b)" in text
     assert "Prodigy" in text
+    json.dumps(networks, allow_nan=False)
     assert calibrated.figures({"networks": networks})["calibrated"].axes
 
 
