@@ -4,6 +4,7 @@
 name                    what it is
 ======================  ==================================================================
 Partition               which scalar of the model belongs to which of the S groups
+split_complex           complex parameters as two real ones, which a partition takes
 direction               u: the gradient, or the step that any torch optimizer proposes
 summarize               the summary of a loss along u, exact, over one batch or a data set
 Summary                 g-bar (S,), H-bar (S, S) and order 3
@@ -31,6 +32,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from gnewton import average, derivatives, direction, exact, models, policies
+from gnewton.complex_parameters import split_complex
 from gnewton.cubic import NewtonStepError, Status, Step, newton_step
 from gnewton.exact import ExactNewton
 from gnewton.monitor import RateMonitor
@@ -66,6 +68,7 @@ __all__ = [
     "models",
     "newton_step",
     "policies",
+    "split_complex",
     "suggest_learning_rates",
     "summarize",
 ]

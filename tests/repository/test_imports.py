@@ -22,6 +22,7 @@ ORDER = (
     "interrupts",
     "ranks",
     "partition",
+    "complex_parameters",
     "replicas",
     "undo",
     "contraction",

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import os
 import socket
+import sys
 import time
 import traceback
 import warnings
@@ -69,6 +70,8 @@ def free_port() -> int:
 def serve(rank: int, size: int, port: int, pipe: Connection) -> None:
     """What each process does."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if sys.platform == "darwin":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo0"  # a Mac's own name need not lead to itself
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
