@@ -160,12 +160,13 @@ def _finite(value: Any) -> Any:
 
 def report(numbers: Results) -> str:
     """The tables: tuned Adam network by network, and the rules without a rate in the geometric mean."""
-    tables = [f"{_head(dozen)}\n\n{_table(numbers, dozen)}\n\n{verdict(numbers, dozen)}" for dozen in DOZENS]
+    tables = [f"{_head(numbers, dozen)}:\n\n{_table(numbers, dozen)}\n\n{verdict(numbers, dozen)}" for dozen in DOZENS]
     return "\n\n".join([*tables, "Over ours, geometric means:", _others(numbers)])
 
 
-def _head(dozen: str) -> str:
-    return {"in sight": "Twelve networks that were in sight:", "fresh": "Twelve fresh networks:"}[dozen]
+def _head(numbers: Results, dozen: str) -> str:
+    words = {"in sight": "networks that were in sight when the rule was found", "fresh": "fresh networks"}
+    return f"{len(of(numbers, dozen))} of {len(DOZENS[dozen])} {words[dozen]}"
 
 
 def of(numbers: Results, dozen: str) -> dict[str, Results]:
@@ -261,7 +262,7 @@ def figures(numbers: Results) -> dict[str, plots.Figure]:
                 alpha=0.8,
             )
         ax.axvline(1.0, color="gray", linewidth=1)
-        ax.set(xscale="log", xlabel="ours over averaged Adam's, tuned", title=_head(dozen))
+        ax.set(xscale="log", xlabel="ours over averaged Adam's, tuned", title=_head(numbers, dozen))
         ax.set_yticks(range(len(found)), list(found))
         ax.invert_yaxis()
     shown.axes[0].legend()
