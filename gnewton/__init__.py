@@ -16,6 +16,7 @@ average_weights         the average of the parameters over the last steps, of an
 average                 means of summaries over steps: Exponential, Windows
 AsRate                  a view through which schedulers drive any setting, lambda_int too
 StochasticNewton        Newton's method by one Hessian-vector product a step
+RateMonitor             what Newton's model says of any torch optimizer's rates while it trains
 suggest_learning_rates  one rate per group for any torch optimizer, from the Newton step
 ExactNewton             feed-forward networks: the exact Newton step of each sample, averaged
 exact                   their Hessians: exact spectra and directions, saddle-free ones too
@@ -34,6 +35,7 @@ from gnewton import average, derivatives, direction, exact, models, policies
 from gnewton.complex_parameters import split_complex
 from gnewton.cubic import NewtonStepError, Status, Step, newton_step
 from gnewton.exact import ExactNewton
+from gnewton.monitor import RateMonitor
 from gnewton.optimizer import GroupedNewton
 from gnewton.partition import Partition
 from gnewton.schedules import AsRate
@@ -52,6 +54,7 @@ __all__ = [
     "GroupedNewton",
     "NewtonStepError",
     "Partition",
+    "RateMonitor",
     "Status",
     "Step",
     "StochasticNewton",

@@ -44,6 +44,7 @@ ORDER = (
     "schedules",
     "stochastic",
     "tuning",
+    "monitor",
     "exact",
     "gnewton",
     "training",
