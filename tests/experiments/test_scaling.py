@@ -55,7 +55,9 @@ def test_the_model_is_the_formula(name):
     for devices in (2, 8, 10_000):
         seconds = link["latency"] * sent["collectives"] * math.log2(devices)
         seconds += link["seconds_per_byte"] * sent["bytes"] * 2 * (devices - 1) / devices
-        assert scaling.predict(SHIPPED, name, devices) == pytest.approx(method["1"]["ms"] + 1000 * seconds, rel=1e-12)
+        assert scaling.predict(SHIPPED, name, devices) == pytest.approx(
+            method["1"]["processor_ms"] + 1000 * seconds, rel=1e-12
+        )
 
 
 def test_the_slowest_process_counts_and_the_fastest_block(monkeypatch, tmp_path):
@@ -64,15 +66,18 @@ def test_the_slowest_process_counts_and_the_fastest_block(monkeypatch, tmp_path)
             return [{"latency": 1e-4, "seconds_per_byte": 1e-9}] * size
         counts = {"bytes": 10.0, "collectives": 1.0, "scalars": 3, "groups": 2}
         return [
-            {name: counts | {"seconds": [0.1 + rank, 0.3 + rank, 0.2 + rank]} for name in METHODS}
+            {
+                name: counts | {"seconds": [0.1 + rank, 0.3, 0.2 + rank], "processor": [0.2, 0.1 + rank, 0.3]}
+                for name in METHODS
+            }
             for rank in range(size)
         ]
 
     monkeypatch.setattr(scaling, "run_processes", pretended)
     numbers = scaling.measure(Plan(tmp_path, quick=True), "python -m gnewton.experiments scaling")
     assert json.loads(json.dumps(numbers))["methods"]["adam"]["processes"]["2"] == {
-        "ms": 1100.0,
-        "ms_median": 1200.0,
+        "ms": 300.0,
+        "processor_ms": 200.0,
         "bytes": 10.0,
         "collectives": 1.0,
         "scalars": 3,
