@@ -142,7 +142,7 @@ def figures(numbers: Results) -> dict[str, plots.Figure]:
 EXPERIMENT = Experiment(
     name="scaling",
     title=TITLE,
-    minutes=4,
+    minutes=5,
     measure=measure,
     report=report,
     figures=figures,
