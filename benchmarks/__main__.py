@@ -5,7 +5,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import exact, growth, sections, widgets
+from benchmarks import exact, figures, growth, sections, widgets
 from benchmarks.networks import NETWORKS
 from benchmarks.plan import Plan
 from benchmarks.process import all_threads
@@ -21,6 +21,7 @@ SECTIONS = {
     "growth": growth.growth,
     "exact": exact.exact,
     "widgets": widgets.widgets,
+    "figures": figures.figures,
 }
 
 

@@ -14,21 +14,34 @@ from benchmarks.report import mark, save, table
 NOTEBOOKS = ROOT / "notebooks"
 ASKED = 40.0  # milliseconds, for 95 of 100 moves
 MOVES = 40
+# Medians of the fastest and the slowest control when matplotlib drew every picture, by this section, on 28 November 2026.
+BEFORE = 55, 159
 
 
 def widgets(plan: Plan) -> None:
     """Every control of every widget moved through its values, again and again; median and 95th percentile."""
     names = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
     results = [one for name in names[:: 6 if plan.quick else 1] for one in run("redraw", notebook=name)["widgets"]]
-    header = ["notebook", "widget", "control", "moves", "median ms", "95th percentile ms", "met"]
+    save(plan.folder, "widgets", report(results), results)
+    late = [one for one in results if percentile(one["ms"], 95) > ASKED]
+    plan.failures += [f"redraw: {one['notebook']}, {one['widget']}, {one['control']}" for one in late]
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    """The words and the table of what was measured."""
+    middles = [statistics.median(one["ms"]) for one in results]
+    met = sum(percentile(one["ms"], 95) <= ASKED for one in results)
+    words = (
+        f"Medians of {min(middles):.1f} to {max(middles):.0f} ms; {met} of {len(results)} controls stay within {ASKED:.0f} ms for 95 of "
+        f"100 moves. When matplotlib drew every picture in Python, the medians were {BEFORE[0]} to {BEFORE[1]} ms."
+    )
     title = f"## Redraws: CPU time from a moved control to its numbers, one thread, at most {ASKED:.0f} ms asked"
-    save(plan.folder, "widgets", f"{title}\n\n{table(header, [_row(one, plan) for one in results])}", results)
+    header = ["notebook", "widget", "control", "moves", "median ms", "95th percentile ms", "met"]
+    return f"{title}\n\n{words}\n\n{table(header, [_row(one) for one in results])}"
 
 
-def _row(one: dict[str, Any], plan: Plan) -> list[Any]:
+def _row(one: dict[str, Any]) -> list[Any]:
     middle, late = statistics.median(one["ms"]), percentile(one["ms"], 95)
-    if late > ASKED:
-        plan.failures.append(f"redraw: {one['notebook']}, {one['widget']}, {one['control']}")
     facts = [one["notebook"], one["widget"], one["control"], len(one["ms"])]
     return [*facts, f"{middle:.1f}", f"{late:.1f}", mark(late <= ASKED)]
 

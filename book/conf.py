@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]  # for benchmarks, which is not installed, and figures.py beside this file
 
 from figures import SCRIPTS, STYLE, copy_scripts, draw_idea, with_figures  # noqa: E402
+from light import PARTS, lighten  # noqa: E402
 
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
 # The one setting behind the buttons for the repository, Binder and Colab: under [project.urls] of pyproject.toml,
@@ -104,7 +105,10 @@ myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
 # MyST leaves raw HTML alone, and the questions to unfold hold formulas: MathJax looks at the whole page instead.
 myst_update_mathjax = False
-mathjax3_config = {"tex": {"inlineMath": [["$", "$"], ["\\(", "\\)"]], "processEscapes": True}}
+mathjax3_config = {
+    "loader": {"load": PARTS},
+    "tex": {"inlineMath": [["$", "$"], ["\\(", "\\)"]], "processEscapes": True},
+}
 
 # Reference: types of other packages cannot be linked without a network; our own must resolve.
 autodoc_member_order = "bysource"
@@ -161,7 +165,15 @@ def _arguments_of_a_widget(_app, _what, _name, documented, _options, signature, 
     return str(known.replace(parameters=bare, return_annotation=known.empty)), returns
 
 
+def _lighten(app, error):
+    if error is None and app.builder.format == "html":
+        lighten(Path(app.outdir))
+
+
 def setup(app):
+    # The extension asks for all of MathJax in one file, 1.2 MB with a menu that nobody opens.
+    app.config.mathjax_path = "mathjax/startup.js"
+    app.connect("build-finished", _lighten)
     app.connect("autodoc-process-signature", _arguments_of_a_widget)
     app.connect("html-page-context", _a_list_of_items)
     app.connect("autodoc-process-docstring", _bars_are_bars)

@@ -4,6 +4,7 @@
 name                    what it is
 ======================  ==================================================================
 Partition               which scalar of the model belongs to which of the S groups
+split_complex           complex parameters as two real ones, which a partition takes
 direction               u: the gradient, or the step that any torch optimizer proposes
 summarize               the summary of a loss along u, exact, over one batch or a data set
 Summary                 g-bar (S,), H-bar (S, S) and order 3
@@ -15,6 +16,7 @@ average_weights         the average of the parameters over the last steps, of an
 average                 means of summaries over steps: Exponential, Windows
 AsRate                  a view through which schedulers drive any setting, lambda_int too
 StochasticNewton        Newton's method by one Hessian-vector product a step
+RateMonitor             what Newton's model says of any torch optimizer's rates while it trains
 suggest_learning_rates  one rate per group for any torch optimizer, from the Newton step
 ExactNewton             feed-forward networks: the exact Newton step of each sample, averaged
 exact                   their Hessians: exact spectra and directions, saddle-free ones too
@@ -30,8 +32,10 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from gnewton import average, derivatives, direction, exact, models, policies
+from gnewton.complex_parameters import split_complex
 from gnewton.cubic import NewtonStepError, Status, Step, newton_step
 from gnewton.exact import ExactNewton
+from gnewton.monitor import RateMonitor
 from gnewton.optimizer import GroupedNewton
 from gnewton.partition import Partition
 from gnewton.schedules import AsRate
@@ -50,6 +54,7 @@ __all__ = [
     "GroupedNewton",
     "NewtonStepError",
     "Partition",
+    "RateMonitor",
     "Status",
     "Step",
     "StochasticNewton",
@@ -63,6 +68,7 @@ __all__ = [
     "models",
     "newton_step",
     "policies",
+    "split_complex",
     "suggest_learning_rates",
     "summarize",
 ]

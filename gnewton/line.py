@@ -25,7 +25,7 @@ from gnewton.direction import (
     value_and_gradient,
 )
 from gnewton.loss import Tally, batches, differentiable_mode
-from gnewton.partition import Partition, accumulator_dtype
+from gnewton.partition import Partition
 from gnewton.proposer import Proposal
 from gnewton.ranks import Part
 from gnewton.summary import Summary, mean_summary, summarize, summarize_tape
@@ -260,17 +260,16 @@ class Line:
     def shrink(self, factor: float) -> None:
         """Multiply every parameter that may move: decoupled weight decay."""
         _ = self.objective.start  # where an error puts the parameters back to
-        torch._foreach_mul_(list(self.partition.parameters.values()), factor)
+        moving = {name: p.detach() for name, p in self.partition.parameters.items() if p.requires_grad}
+        parts = torch.full((len(self.partition),), 1 - factor, dtype=torch.float64)
+        for name, change in self.partition.scale(moving, parts).items():
+            self.partition.parameters[name].sub_(change)
 
     def look_back(self, previous: Direction) -> LastStep:
         """The last step, from ``previous`` to where the parameters are, as the loss of now sees it: for one more evaluation."""
         value, gradients = self.objective.differentiate()
-        dtype = accumulator_dtype(self.partition.device)
-        slopes = [
-            torch.dot(g.flatten().to(dtype), (previous[name] - self.partition.parameters[name]).flatten().to(dtype))
-            for name, g in gradients.items()
-        ]
-        slope, after = on_host([sum(slopes[1:], slopes[0]).detach(), value])
+        last = {name: previous[name] - p.detach() for name, p in self.partition.parameters.items()}
+        slope, after = on_host([slopes(gradients, last, self.partition).sum(), value])
         rounding = torch.finfo(value.dtype).eps
         return LastStep(self.objective.value_at(previous), float(after), float(slope), rounding)
 

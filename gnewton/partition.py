@@ -524,6 +524,11 @@ def _check_parameters(parameters: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"expected parameters with a shape, got {name} of a lazy module; run one batch through it first"
             )
+        if isinstance(p, Tensor) and p.is_complex():
+            raise TypeError(
+                f"expected real parameters, got {p.dtype} for {name}; write gnewton.split_complex(model) first, which keeps the "
+                "real and the imaginary part as two parameters, or leave it out"
+            )
         if not isinstance(p, Tensor) or not p.is_floating_point():
             raise TypeError(
                 f"expected real floating-point tensors, got {getattr(p, 'dtype', type(p))} for {name}; leave it out"

@@ -28,6 +28,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import SymLogNorm
 from numpy.typing import ArrayLike, NDArray
 
+from gnewton.monitor import RateMonitor
 from gnewton.tuning import Suggestion
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "suggested_rates",
     "taylor_models",
     "training_curves",
+    "watched_rates",
 ]
 
 Array = NDArray[np.float64]
@@ -281,6 +283,34 @@ def suggested_rates(suggestion: Suggestion, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="learning rate", ylim=(len(rows) - 0.4, -0.6))
     ax.grid(axis="y", color="#dddddd", linewidth=0.6)
     ax.legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+    return ax
+
+
+def watched_rates(monitor: RateMonitor, ax: Axes | None = None) -> Axes:
+    """The ratios that a ``RateMonitor`` saw: above 1 a group's rate is so many times too small; the words above the picture.
+
+    What is not positive and finite leaves a gap; the groups of the first three sentences are named by them.
+
+    >>> import torch, gnewton as gn
+    >>> model = gn.models.Quadratic([1.0], dtype=torch.float64)
+    >>> sgd = torch.optim.SGD(model.parameters(), lr=0.2)
+    >>> monitor = gn.RateMonitor(sgd, gn.Partition.single(model), period=1)
+    >>> for _ in range(4):
+    ...     monitor.look(model)
+    ...     sgd.zero_grad(); model().backward(); _ = sgd.step()
+    >>> watched_rates(monitor).get_title(loc="left")
+    'all: the rate is 5.0 times too small'
+    """
+    if not monitor.history:
+        raise ValueError("expected a monitor with a look at least, got none; call look(loss) before every step")
+    ax = ax or new_figure().axes[0]
+    when, table = [look.step for look in monitor.history], array([look.group_ratios for look in monitor.history])
+    table[~(np.isfinite(table) & (table > 0))] = np.nan
+    ax.axhspan(0.5, 1.0, color=GREY, alpha=0.2, linewidth=0)
+    for s, column in enumerate(table.T):
+        ax.plot(when, column, **style(s, marker=True), linewidth=1.4, label=monitor.partition.names[s])
+    ax.set(yscale="log", xlabel="step", ylabel="Newton's step over the step taken")
+    ax.set_title("\n".join(monitor.words()[:3]), loc="left", fontsize=9)
     return ax
 
 

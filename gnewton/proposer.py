@@ -97,9 +97,12 @@ class Proposer:
                 p.data = value
 
     @property
-    def is_linear(self) -> bool:
-        """Whether k times the learning rate is k times the step: then the optimizer can take a scaled step by itself."""
-        return type(self.optimizer) in _LINEAR
+    def scales(self) -> bool:
+        """Whether k times the learning rate is k times the step, of all scalars: the optimizer can then take it by itself."""
+        partition = self._partition
+        labels = [partition.label(name) for name in partition.parameters]
+        whole = all(isinstance(label, int) and label < len(partition) for label in labels)
+        return whole and type(self.optimizer) in _LINEAR
 
     @torch.no_grad()
     def take(self, gradients: Mapping[str, Tensor], rate: float) -> None:
@@ -159,7 +162,7 @@ class Proposal:
     def take(self, rate: float) -> bool:
         """Let the proposer take ``rate`` times its step by itself. False where it cannot, or where u has been made."""
         proposer = self._proposer
-        if proposer is None or self._made or self._normalized is not None or not proposer.is_linear:
+        if proposer is None or self._made or self._normalized is not None or not proposer.scales:
             return False
         proposer.take(self._gradients, rate)
         return True

@@ -127,7 +127,7 @@ class StochasticNewton(torch.optim.Optimizer):
         with random.replay():
             _, direction = value_and_gradient(closure, self.partition)
         with random.replay():
-            prove(closure, self.partition, (), direction, 2, names)
+            prove(closure, self.partition, direction, 2, names)
         self._proven.add(tuple(names))
 
 

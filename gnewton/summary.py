@@ -9,6 +9,7 @@ are the derivatives of phi at 0, up to the sign (-1)^order (Wolinski, arXiv 2312
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -389,11 +390,10 @@ def summarize(
         u = check_direction(direction, partition)
         # Differences need a gradient alone, which torch's own kernels get right.
         with differentiable_mode(partition, higher=engine != "differences"):
-            return _mean_over_batches(
-                lambda batch: _summarize_batch(loss, partition, batch, u, order, full_third, engine, max_memory),
-                data,
-                tally,
+            question = partial(
+                _Question, loss, partition, u=u, order=order, full_third=full_third, max_memory=max_memory
             )
+            return _mean_over_batches(lambda batch: _summarize_batch(question(batch), engine), data, tally)
 
     mean = mean_summary(partition, compute, Tally(weight, samples if data is None else 0.0))
     return replace(mean, curvature=curvature)
@@ -431,8 +431,7 @@ def mean_summary(partition: Partition, compute: Callable[[Tally], Summary], tall
         local.append(compute(tally))
         return Part(float(local[0].value), local[0].tensors(), tally.total)
 
-    tensors = iter(partition.ranks.mean("summary", part).tensors)
-    return local[0]._map(lambda name, t: next(tensors))
+    return local[0].with_tensors(partition.ranks.mean("summary", part).tensors)
 
 
 def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order: int) -> Summary | None:
@@ -441,116 +440,103 @@ def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order
         return None
     # In the mode of the recording: single operations must find the kernels that ran then.
     with differentiable_mode(partition, restore_buffers=False):
-        summary = _sweep(tape, partition, direction, order, full_third=False, max_memory=None)
+        summary = _sweep(tape, partition, direction, order)
     return summary if summary is not None and _is_finite(summary) else None
 
 
-def _summarize_batch(
-    loss: Loss,
-    partition: Partition,
-    batch: Sequence[Any],
-    u: dict[str, Tensor],
-    order: int,
-    full_third: bool,
-    engine: str,
-    max_memory: float | None,
-) -> Summary:
+@dataclass(frozen=True)
+class _Question:
+    """What is asked of one batch: the loss, along which direction, and how far."""
+
+    loss: Loss
+    partition: Partition
+    batch: Sequence[Any]
+    u: Direction
+    order: int
+    full_third: bool
+    max_memory: float | None
+
+    def answer(self, value: Tensor, tensors: Iterable[Any], engine: str) -> Summary:
+        """The summary of these numbers."""
+        gradient, hessian, third, full = tensors
+        return Summary(_plain(value, self.partition), gradient, hessian, third, full, self.partition.names, engine)
+
+    def prove(self, names: Sequence[str], before: RandomState) -> None:
+        """Raises NotImplementedError where a backward pass that torch did not write is no derivative."""
+        if names:
+            with before.replay():
+                proof.prove(partial(self.loss, *self.batch), self.partition, self.u, self.order, names)
+
+
+def _summarize_batch(asked: _Question, engine: str) -> Summary:
     """The summary of one batch, by the engine asked for."""
     if engine == "differences":
-        return _by_differences(loss, partition, batch, u, order)
-    if engine == "nested" or order == 1:
-        return _nested(loss, partition, batch, u, order, full_third)
-    before = RandomState(partition)
-    tape = record_in_mode(loss, partition, batch)
+        return _by_differences(asked)
+    if engine == "nested" or asked.order == 1:
+        return _nested(asked)
+    loss, partition, before = asked.loss, asked.partition, RandomState(asked.partition)
+    tape = record_in_mode(loss, partition, asked.batch)
     on_tape = None
     if tape.missing is None:
-        _prove(tape, loss, partition, batch, u, order, before)
-        if engine == "auto" and not full_third and _is_cheaper_nested(tape, loss, partition, order):
-            return _nested_from(tape, partition, u, order)
+        assert tape.value is not None
+        asked.prove(graph.unproven(tape.value), before)
+        proof.check_kernels(tape.value, partition, asked.order)
+        if engine == "auto" and _is_cheaper_nested(tape, asked):
+            # Through the graph of the recorded loss, which is proven.
+            tensors = nested.summary(tape.value, partition, asked.u, order=asked.order)
+            return asked.answer(tape.value, tensors, "nested")
         if isinstance(loss, TwoParts):
             loss.drop_outer_adjoints(tape, partition)
-        on_tape = _sweep(tape, partition, u, order, full_third, max_memory)
+        options = {"full_third": asked.full_third, "max_memory": asked.max_memory}
+        on_tape = _sweep(tape, partition, asked.u, asked.order, **options)
     if on_tape is not None and _is_finite(on_tape):
         return on_tape
     if on_tape is None and engine == "tape":
         raise ValueError(f'expected a loss that can be recorded whole, got one where {tape.missing}; use engine="auto"')
     with before.replay():
-        summary = _nested(loss, partition, batch, u, order, full_third)
+        summary = _nested(asked)
     if on_tape is None:
         warn_of_missing(tape.missing, partition)
     return summary
 
 
-def _prove(
-    tape: Tape,
-    loss: Loss,
-    partition: Partition,
-    batch: Sequence[Any],
-    u: dict[str, Tensor],
-    order: int,
-    before: RandomState,
-) -> None:
-    """Raises NotImplementedError where a recorded operation has a backward pass that is no derivative."""
-    assert tape.value is not None
-    names = graph.unproven(tape.value)
-    if names:
-        with before.replay():
-            proof.prove(loss, partition, batch, u, order, names)
-    proof.check_kernels(tape.value, partition, order)
-
-
-def _sweep(
-    tape: Tape, partition: Partition, u: dict[str, Tensor], order: int, full_third: bool, max_memory: float | None
-) -> Summary | None:
+def _sweep(tape: Tape, partition: Partition, u: Direction, order: int, **options: Any) -> Summary | None:
     """The summary from a tape; None, and a reason in ``tape.missing``, where torch cannot repeat an operation alone."""
     assert tape.value is not None
     value = _plain(tape.value, partition)
     try:
-        tensors = sweep.summary(tape, partition, u, order=order, full_third=full_third, max_memory=max_memory)
+        return Summary(value, *sweep.summary(tape, partition, u, order=order, **options), partition.names, "tape")
     except sweep.NoRule as error:
         tape.missing = str(error)
         return None
-    return Summary(value, *tensors, partition.names, "tape")
 
 
-def _nested(
-    loss: Loss, partition: Partition, batch: Sequence[Any], u: dict[str, Tensor], order: int, full_third: bool
-) -> Summary:
+def _nested(asked: _Question) -> Summary:
     """By nested backward passes; where torch does not vouch for them, they are proven first."""
+    loss, partition, order = asked.loss, asked.partition, asked.order
     before, hooks = RandomState(partition), graph.hooks_so_far()
-    value = evaluate(loss, partition, batch)
+    value = evaluate(loss, partition, asked.batch)
     outputs = loss.latest if isinstance(loss, TwoParts) else None
     names: list[str] = []
     if order > 1:
         names = proof.doubts(value, partition, hooks)
-        if names:
-            with before.replay():
-                proof.prove(loss, partition, batch, u, order, names)
+        asked.prove(names, before)
         proof.check_kernels(value, partition, order)
-    plain = _plain(value, partition)
     if isinstance(loss, TwoParts) and order > 1:
-        return Summary(plain, *loss.nested(value, outputs, partition, u, batch), partition.names, "nested")
-    tensors = nested.summary(value, partition, u, order=order, full_third=full_third, doubtful=names)
-    return Summary(plain, *tensors, partition.names, "nested")
+        return asked.answer(value, loss.nested(value, outputs, partition, asked.u, asked.batch), "nested")
+    tensors = nested.summary(value, partition, asked.u, order=order, full_third=asked.full_third, doubtful=names)
+    return asked.answer(value, tensors, "nested")
 
 
-def _is_cheaper_nested(tape: Tape, loss: Loss, partition: Partition, order: int) -> bool:
-    return not isinstance(loss, TwoParts) and price.favours_nested(tape, len(partition), order)
+def _is_cheaper_nested(tape: Tape, asked: _Question) -> bool:
+    whole = asked.full_third or isinstance(asked.loss, TwoParts)
+    return not whole and price.favours_nested(tape, len(asked.partition), asked.order)
 
 
-def _nested_from(tape: Tape, partition: Partition, u: dict[str, Tensor], order: int) -> Summary:
-    """By nested backward passes through the graph of the recorded loss, which is proven."""
-    assert tape.value is not None
-    value = _plain(tape.value, partition)
-    return Summary(value, *nested.summary(tape.value, partition, u, order=order), partition.names, "nested")
-
-
-def _by_differences(
-    loss: Loss, partition: Partition, batch: Sequence[Any], u: dict[str, Tensor], order: int
-) -> Summary:
-    d = differences.summary(loss, partition, u, order, batch)
-    engine = "differences" if order > 1 else "nested"
-    return Summary(_plain(d.value, partition), d.gradient, d.hessian, d.third, None, partition.names, engine, d.errors)
+def _by_differences(asked: _Question) -> Summary:
+    d = differences.summary(asked.loss, asked.partition, asked.u, asked.order, asked.batch)
+    engine = "differences" if asked.order > 1 else "nested"
+    return replace(asked.answer(d.value, (d.gradient, d.hessian, d.third, None), engine), errors=d.errors)
 
 
 def _is_finite(summary: Summary) -> bool:

@@ -1,7 +1,7 @@
 """The book as it ships in the wheel: ``python tools/ship_book.py TARGET``, with the extra ``book`` installed.
 
-Built anew from this checkout, without a network, then freed of what no page of it loads: MathJax in its other forms (20 MB),
-maps for debuggers, translations of the theme. The licences of what stays are laid beside it.
+Built anew from this checkout, without a network, then freed of maps for debuggers and translations of the theme. The licences of
+what stays are laid beside it.
 """
 
 import shutil
@@ -14,9 +14,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # No copies of the sources, so no button that would download them.
 SETTINGS = ("html_copy_source=0", "html_theme_options.use_download_button=false")
-MATHJAX = "_static/mathjax"
-KEPT_OF_MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "ui", "a11y", "input/tex/extensions", "sre/mathmaps")
-KEPT_LANGUAGES = {"base.json", "en.json", "nemeth.json"}
 BUNDLED = ("pydata-sphinx-theme", "sphinx", "sphinx-book-theme", "sphinx-mathjax-offline")
 MATHJAX_NOTICE = "MathJax, https://www.mathjax.org, is licensed under the Apache License 2.0: https://www.apache.org/licenses/LICENSE-2.0\n"
 
@@ -51,13 +48,9 @@ def prune(html: Path) -> None:
 def needed(name: str) -> bool:
     """Whether a file of the built book belongs into the wheel.
 
-    >>> [needed(name) for name in ("index.html", "_static/scripts/bootstrap.js.map", "_static/mathjax/tex-svg.js")]
-    [True, False, False]
+    >>> [needed(name) for name in ("index.html", "_static/scripts/bootstrap.js.map")]
+    [True, False]
     """
-    if name.startswith(f"{MATHJAX}/"):
-        inner = name.removeprefix(f"{MATHJAX}/")
-        language = inner.startswith("sre/mathmaps/") and inner.rpartition("/")[2] not in KEPT_LANGUAGES
-        return inner.startswith(KEPT_OF_MATHJAX) and not language
     return not (name.endswith(".map") or name == ".buildinfo" or name.startswith(("_static/locales/", "_sources/")))
 
 

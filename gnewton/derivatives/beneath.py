@@ -49,6 +49,7 @@ class RecorderBeneath(Recorder):
 
     def __init__(self, partition: Any) -> None:
         self._at: dict[Any, Variable] = {}
+        self._lost = False
         self._last: tuple[Operation, Any, set[Any], str | None] | None = None
         super().__init__(partition)
 
@@ -61,6 +62,9 @@ class RecorderBeneath(Recorder):
             with torch._C.DisableTorchFunction():
                 self.settle()
                 self._hooked |= hooks_so_far() != self._hooks
+                if self._lost and not self.tape.missing:
+                    self.tape.missing = "complex numbers are overwritten"
+                    return value
                 self._finish(value)
             return value
 
@@ -70,6 +74,10 @@ class RecorderBeneath(Recorder):
         """Call a kernel, and keep what it was called with until autograd has its node."""
         self.settle()
         tensors = tensors_in((*args, *kwargs.values()))
+        # To ask for the node of a real view of complex numbers that were overwritten would not come to an end in here.
+        self._lost |= function._schema.is_mutable and any(map(_is_complex, tensors))
+        if self._lost:
+            return function(*args, **kwargs)
         for t in tensors:
             self._see_sum(t)
         if not torch.is_grad_enabled() or not any(map(self._depends, tensors)):
@@ -122,6 +130,10 @@ class RecorderBeneath(Recorder):
         if tensor.grad_fn is None:
             return super()._variable(tensor)
         return self._at.get((tensor.grad_fn, tensor.output_nr))
+
+
+def _is_complex(tensor: Tensor) -> bool:
+    return tensor.is_complex() or (tensor._is_view() and tensor._base is not None and tensor._base.is_complex())
 
 
 class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -118,8 +118,8 @@ def _tangents(z: Sequence[Tensor], partition: Partition, direction: Mapping[str,
     for s in range(len(partition)):
         part = partition.restrict(dict(direction), s)
         product = torch.stack([(g * part[n]).sum() for n, g in zip(used, pulled, strict=True) if g is not None]).sum()
-        pulled = differentiate(product, v, retain_graph=True)
-        out.append([torch.zeros_like(t) if j is None else j for t, j in zip(z, pulled, strict=True)])
+        tangents = differentiate(product, v, retain_graph=True)
+        out.append([torch.zeros_like(t) if j is None else j for t, j in zip(z, tangents, strict=True)])
     return out
 
 

@@ -27,12 +27,16 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from gnewton.derivatives.complex_pairs import from_pairs, to_pairs
 from gnewton.derivatives.group_tangents import GroupTangents
 
 
 @dataclass(eq=False)
 class Variable:
-    """A value on the tape, a parameter or the output of an operation; ``groups`` are those that it depends on."""
+    """A value on the tape, a parameter or the output of an operation; ``groups`` are those that it depends on.
+
+    Complex numbers are pairs of reals, along a last axis of length 2.
+    """
 
     value: Tensor  # without graph
     groups: tuple[int, ...]
@@ -55,7 +59,8 @@ class Operation:
     """One step: a function of ``arguments``, in which a ``Ref`` stands in the place of each input.
 
     ``picks`` are the entries of the returned tuple that are the outputs; None where the function returns a tensor.
-    ``others`` are returned tensors without derivative, such as indices.
+    ``others`` are returned tensors without derivative, such as indices. ``pairs`` are the inputs that hold complex numbers
+    as pairs of reals; ``is_complex``: such are among the inputs, the constants or the outputs.
     """
 
     name: str
@@ -65,13 +70,18 @@ class Operation:
     outputs: tuple[Variable, ...] = ()
     picks: tuple[int, ...] | None = None
     others: tuple[Tensor, ...] = ()
+    pairs: tuple[bool, ...] = ()
+    is_complex: bool = False
     rule: "Rule" = field(init=False)
 
     def call(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs at other values of the inputs."""
+        if any(self.pairs):
+            inputs = tuple(from_pairs(x) if pair else x for x, pair in zip(inputs, self.pairs, strict=True))
         args, kwargs = substitute(self.arguments, Ref, lambda ref: inputs[ref.index])
         result = self.function(*args, **kwargs)
-        return (result,) if self.picks is None else tuple(result[i] for i in self.picks)
+        outputs = (result,) if self.picks is None else tuple(result[i] for i in self.picks)
+        return tuple(map(to_pairs, outputs)) if self.is_complex else outputs
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by position or name, a ``Ref`` if it is an input."""
@@ -201,9 +211,14 @@ def register(functions: str, rule: Rule) -> None:
         _RULES.setdefault(name, []).append(rule)
 
 
+def registered_rules(name: str) -> list[Rule]:
+    """The rules that serve a torch function, each for some arguments."""
+    return _RULES.get(name, [])
+
+
 def matching_rules(o: Operation) -> list[Rule]:
     """The registered rules that apply to an operation: one, or none."""
-    return [rule for rule in _RULES.get(o.name, ()) if rule.applies(o)]
+    return [rule for rule in registered_rules(o.name) if rule.applies(o)]
 
 
 def substitute(structure: Any, kind: type, change: Callable[[Any], Any]) -> Any:

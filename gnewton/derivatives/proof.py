@@ -7,7 +7,7 @@ gradient, parameter by parameter. v = sum of c_s u_s with irregular factors c_s:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,13 +48,12 @@ def check_kernels(value: Tensor, partition: Partition, order: int) -> None:
         )
 
 
-def prove(
-    loss: Loss, partition: Partition, batch: Sequence[Any], direction: Direction, order: int, names: Sequence[str]
-) -> None:
+def prove(loss: Loss, partition: Partition, direction: Direction, order: int, names: Sequence[str]) -> None:
     """Raises NotImplementedError unless H v, and at order 3 D3[v, v, .], are those that differences of gradients show.
 
     Args:
-        loss: called again, with the random numbers that come next; none are used up.
+        loss: called again without arguments, with the random numbers that come next; none are used up.
+        partition: its parameters.
         direction: u, with tensors of the parameters' shapes.
         order: 2 or 3.
         names: what is in doubt, for the message.
@@ -68,8 +67,8 @@ def prove(
     irregular = torch.arange(1, len(partition) + 1, dtype=wide, device=partition.device).mul(2.3).cos()
     direction = partition.scale(direction, irregular + 1.2)
     with RandomState(partition).replay():
-        gradients = Gradients(loss, partition, batch)
-        nested = _nested_products(loss, partition, batch, direction, order, names)
+        gradients = Gradients(loss, partition, ())
+        nested = _nested_products(loss, partition, direction, order, names)
         here = gradients.here()[1]
     h = step_length(partition, direction)
     if h == 0 or partition.device.type == "meta":
@@ -94,12 +93,12 @@ class _Comparison(NamedTuple):
 
 
 def _nested_products(
-    loss: Loss, partition: Partition, batch: Sequence[Any], direction: Direction, order: int, names: Sequence[str]
+    loss: Loss, partition: Partition, direction: Direction, order: int, names: Sequence[str]
 ) -> list[Gradient]:
     """H u and, at order 3, D3[u, u, .] by nested backward passes."""
     parameters = {name: p for name, p in partition.parameters.items() if p.requires_grad}
     products: list[Gradient] = []
-    scalar = evaluate(loss, partition, batch)
+    scalar = evaluate(loss, partition)
     for degree in range(1, order + 1):
         try:
             slopes = differentiate(scalar, list(parameters.values()), create_graph=degree < order)

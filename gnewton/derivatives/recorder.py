@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from gnewton.derivatives.complex_pairs import to_pairs
 from gnewton.derivatives.graph import functions_with_hooks, hooks_so_far
 from gnewton.derivatives.operation import Operation, Ref, Variable, substitute
 from gnewton.derivatives.rules import rule_for
@@ -141,6 +142,7 @@ class Recorder(Elementary):
 
     def _operation(self, function: Any, args: Any, kwargs: Any, target: Tensor | None) -> Operation:
         inputs: list[Variable] = []
+        pairs: list[bool] = []
 
         def slot(tensor: Tensor) -> Any:
             variable = self._variable(tensor)
@@ -149,19 +151,21 @@ class Recorder(Elementary):
                 return tensor.detach().clone() if tensor is target else tensor.detach()
             self._keep_in(variable, tensor)
             inputs.append(variable)
+            pairs.append(tensor.is_complex())
             return Ref(len(inputs) - 1)
 
         arguments = substitute((args, kwargs), Tensor, slot)
         pure = function if target is None or function is assign else _pure(_name(function), kwargs)
         # In-place functions have the rules of those that return what they write.
         name = _name(function) if target is None or pure is None else _name(pure)
-        operation = Operation(name, pure, arguments, tuple(inputs))
+        operation = Operation(name, pure, arguments, tuple(inputs), pairs=tuple(pairs))
+        operation.is_complex = any(t.is_complex() for t in tensors_in((*args, *kwargs.values())))
         operation.rule = rule_for(operation)
         self._needed.update(inputs if operation.rule.reads_inputs else ())
         return operation
 
     def _keep_in(self, variable: Variable, tensor: Tensor) -> None:
-        variable.value = tensor.detach()
+        variable.value = to_pairs(tensor.detach())
         self._kept.setdefault(storage(tensor), []).append(variable)
 
     def _keep_values(self, target: Tensor) -> None:
@@ -178,7 +182,8 @@ class Recorder(Elementary):
     def _flaw(self, operation: Operation, tensors: list[Tensor], target: Tensor | None) -> str | None:
         """What of the operation, before it runs, the tape could not repeat."""
         if target is not None and (
-            operation.function is None or any(t.dtype != target.dtype for t in tensors if t.is_floating_point())
+            operation.function is None
+            or any(t.dtype != target.dtype for t in tensors if t.is_floating_point() and not target.is_complex())
         ):
             return f"{operation.name} writes into a tensor"
         if operation.name == "embedding" and operation.argument(3, "scale_grad_by_freq", False):
@@ -203,6 +208,7 @@ class Recorder(Elementary):
             operation.picks = tuple(outputs) if many else None
             operation.others = tuple(t for t in tensors_in(result) if not t.requires_grad)
             operation.outputs = tuple(self._know(t, groups) for t in outputs.values())
+            operation.is_complex |= any(t.is_complex() for t in outputs.values())
             operation.rule = rule_for(operation)  # of which the shapes of the outputs may make another
             self._needed.update(operation.inputs if operation.rule.reads_inputs else ())
             self._needed.update(operation.outputs if operation.rule.reads_outputs else ())
@@ -210,8 +216,6 @@ class Recorder(Elementary):
 
     def _gap(self, name: str, outputs: list[Tensor], edges: set[Any]) -> str | None:
         """What autograd knows of the outputs and the record does not."""
-        if any(t.is_complex() for t in outputs):
-            return f"{name} has complex numbers"
         if self._strays(outputs, edges):
             return f"{name} depends on parameters that it was not given"
         inner = {t.grad_fn for t in outputs}

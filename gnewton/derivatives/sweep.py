@@ -24,6 +24,7 @@ from gnewton.derivatives.memory import group_blocks
 from gnewton.derivatives.operation import Adjoint, Jet, Jets, Operation, Variable
 from gnewton.derivatives.paths import add_pairs, find_paths
 from gnewton.derivatives.price import warn_if_long
+from gnewton.derivatives.rules.linear import load_forward_mode
 from gnewton.derivatives.tape import Tape
 from gnewton.partition import Partition
 
@@ -65,6 +66,7 @@ def summary(
     tensor([[1330.,  480.],
             [ 480.,  200.]], dtype=torch.float64)
     """
+    load_forward_mode()
     with torch._C.DisableTorchFunction():
         tape.drop_unread_values()
     adjoints = tape.adjoints()

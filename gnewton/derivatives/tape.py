@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from gnewton.derivatives.complex_pairs import to_pairs
 from gnewton.derivatives.operation import Operation, Variable
 from gnewton.loss import differentiate
 
@@ -65,7 +66,7 @@ class Tape:
         outputs = [v for o in curved for v in o.outputs]
         gradients = differentiate(self.value, [*parameters, *(v.edge for v in outputs)])
         adjoints = zip(outputs, gradients[len(parameters) :], strict=True)
-        self._adjoints = {v: a for v, a in adjoints if a is not None}
+        self._adjoints = {v: to_pairs(a) for v, a in adjoints if a is not None}
         return gradients[: len(parameters)]
 
     def prune(self) -> None:

@@ -81,8 +81,8 @@ def by_autograd(function: Callable[[Tensor], Tensor]) -> Activation:
             # A copy, for functions that work in place.
             value = function(z.clone())
             # The entries do not interact, so that the gradient of the sum holds every derivative.
-            slope = _derivative(value, z)
-            curvature = _derivative(slope, z)
+            slope = derivative(value, z)
+            curvature = derivative(slope, z)
         return ActivationValues(value.detach(), slope.detach(), curvature.detach())
 
     return activation
@@ -101,7 +101,8 @@ def is_elementwise(module: nn.Module) -> bool:
     return bool(together.shape == z.shape and torch.allclose(together, alone, equal_nan=True))
 
 
-def _derivative(value: Tensor, z: Tensor) -> Tensor:
+def derivative(value: Tensor, z: Tensor) -> Tensor:
+    """The derivative by z of a value that depends on it entry by entry, with its graph; zeros where it does not depend on it."""
     if not value.requires_grad:
         return torch.zeros_like(z)
     (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from gnewton.exact.activation import derivative
+
 # Where torch keeps the hooks of one module, and with "_global" before the name those of all modules; each may change
 # values or gradients.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -72,12 +74,5 @@ def _two_derivatives(module: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         z = z.clone().requires_grad_()
         # A copy, for modules that work in place.
-        slope = _slope(module(z.clone()), z)
-        return slope.detach(), _slope(slope, z).detach()
-
-
-def _slope(value: Tensor, z: Tensor) -> Tensor:
-    if not value.requires_grad:
-        return torch.zeros_like(z)
-    (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True, allow_unused=True)
-    return torch.zeros_like(z) if slope is None else slope
+        slope = derivative(module(z.clone()), z)
+        return slope.detach(), derivative(slope, z).detach()

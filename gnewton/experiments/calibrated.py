@@ -16,14 +16,14 @@ import numpy as np
 from tqdm import tqdm
 
 from gnewton import plots
-from gnewton.experiments.experiment import Results
+from gnewton.experiments.experiment import Experiment, Results
 from gnewton.experiments.fresh import FRESH
 from gnewton.experiments.lockstep import race
 from gnewton.experiments.networks import SIX, Problem
 from gnewton.experiments.peers import ADAM, DEFAULTS, OURS, RATES, Peer
 from gnewton.experiments.protocol import HOLD_OUT, Plan
-from gnewton.experiments.report import facts, markdown
-from gnewton.experiments.runs import load_or_compute, network
+from gnewton.experiments.report import facts, markdown, round_numbers
+from gnewton.experiments.runs import finite, load_or_compute, network
 from gnewton.experiments.unseen import UNSEEN
 from gnewton.experiments.untuned import BUDGETS, SOON, mean_loss, seconds_to
 
@@ -50,14 +50,10 @@ def trials(problem: Problem, plan: Plan) -> Results:
     entries |= {f"adam {lr:g}": (ADAM, lr) for lr in sorted(set(tuned.values()))}
     entries |= {peer.name: (peer, None) for peer in DEFAULTS}
     races = [_kept(problem, plan, "race", entries, seed) for seed in range(plan.seeds)]
-    model = network(problem, 0)
-    return {
-        "title": problem.title,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "steps_per_epoch": len(problem.data().batches(problem.batch)),
-        "tuned": tuned,
-        "runs": {name: [one[name] for one in races] for name in entries},
-    }
+    steps = len(problem.data().batches(problem.batch))
+    about = {"title": problem.title, "steps_per_epoch": steps, "tuned": tuned, "seeds": plan.seeds}
+    one: Results = about | {"runs": {name: [run[name] for run in races] for name in entries}}
+    return one | {"found": condense(one, problem)}
 
 
 def _tuned(problem: Problem, plan: Plan) -> dict[str, float]:
@@ -133,17 +129,44 @@ def against(one: Results, name: str) -> dict[str, float]:
     return found | {"time": min(seconds_to(runs, target) for runs in both) / own}
 
 
+def condense(one: Results, problem: Problem) -> Results:
+    """What the report says of a network: numbers that are infinite are None."""
+    ours, sooner, later = views(one, OURS.name), *(adam(one, AVERAGED, budget) for budget in BUDGETS)
+    steps = problem.epochs * one["steps_per_epoch"]
+    found = {
+        "parameters": sum(p.numel() for p in network(problem, 0).parameters()),
+        "diverged": sum(run["diverged"] for run in one["runs"][OURS.name]),
+        "ratios": ratios(one),
+        "losses": [
+            mean_loss(runs, n) for n, peer in zip(BUDGETS, (sooner, later), strict=True) for runs in (ours, peer)
+        ],
+        "milliseconds": [1000 * _seconds(runs) / steps for runs in (ours, sooner)],
+        "rate": geometric([run["rate"] for run in one["runs"][OURS.name]]),
+        "against": {peer.name: against(one, peer.name) for peer in DEFAULTS},
+    }
+    return {key: _finite(value) for key, value in found.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return round_numbers(finite(value)) if isinstance(value, float) else value
+
+
 # -- what is shown ------------------------------------------------------------------------------------------------------
 
 
 def report(numbers: Results) -> str:
     """The tables: tuned Adam network by network, and the rules without a rate in the geometric mean."""
-    tables = [f"{_head(dozen)}\n\n{_table(numbers, dozen)}\n\n{verdict(numbers, dozen)}" for dozen in DOZENS]
+    tables = [f"{_head(numbers, dozen)}:\n\n{_table(numbers, dozen)}\n\n{verdict(numbers, dozen)}" for dozen in DOZENS]
     return "\n\n".join([*tables, "Over ours, geometric means:", _others(numbers)])
 
 
-def _head(dozen: str) -> str:
-    return {"in sight": "Twelve networks that were in sight:", "fresh": "Twelve fresh networks:"}[dozen]
+def _head(numbers: Results, dozen: str) -> str:
+    words = {"in sight": "networks that were in sight when the rule was found", "fresh": "fresh networks"}
+    return f"{len(of(numbers, dozen))} of {len(DOZENS[dozen])} {words[dozen]}"
 
 
 def of(numbers: Results, dozen: str) -> dict[str, Results]:
@@ -152,40 +175,42 @@ def of(numbers: Results, dozen: str) -> dict[str, Results]:
 
 
 def _table(numbers: Results, dozen: str) -> str:
-    head = ["network", "loss after 3 epochs", "averaged Adam", "ratio", "after 10", "averaged Adam", "ratio"]
+    head = ["network", "seeds", "loss after 3 epochs", "averaged Adam", "ratio", "after 10", "averaged Adam", "ratio"]
     head += ["time to Adam's loss after 5", "to plain Adam's", "ms per step", "Adam's", "rate at the end", "Adam's"]
     return markdown(head, [_line(one) for one in of(numbers, dozen).values()])
 
 
 def _line(one: Results) -> list[str]:
-    found, ours, line = ratios(one), views(one, OURS.name), [one["title"]]
-    for budget in BUDGETS:
-        losses = mean_loss(ours, budget), mean_loss(adam(one, AVERAGED, budget), budget)
-        line += [*(f"{loss:.3g}" for loss in losses), f"{found[f'after {budget}']:.2f}"]
-    line += [_time(found[name]) for name in ("time", "plain time")]
-    steps = len(ours[0]["train_losses"]) * one["steps_per_epoch"]
-    line += [f"{1000 * _seconds(runs) / steps:.3g}" for runs in (ours, adam(one, AVERAGED, BUDGETS[0]))]
-    rates = np.exp(np.mean([np.log(run["rate"]) for run in one["runs"][OURS.name]]))
+    found, line = one["found"], [one["title"], str(one["seeds"])]
+    for budget, losses in zip(BUDGETS, (found["losses"][:2], found["losses"][2:]), strict=True):
+        line += [*("-" if loss is None else f"{loss:.3g}" for loss in losses)]
+        line.append(_time(found["ratios"][f"after {budget}"], "-"))
+    line += [_time(found["ratios"][name]) for name in ("time", "plain time")]
     tuned = sorted({one["tuned"][f"{AVERAGED}, {budget} epochs"] for budget in BUDGETS})
-    return [*line, f"{rates:.2g}", " / ".join(f"{rate:g}" for rate in tuned)]
+    line += [f"{milliseconds:.3g}" for milliseconds in found["milliseconds"]]
+    return [*line, f"{found['rate']:.2g}", " / ".join(f"{rate:g}" for rate in tuned)]
 
 
-def _time(ratio: float) -> str:
-    return f"{ratio:.2f}" if math.isfinite(ratio) else f"not in {BUDGETS[-1]} epochs"
+def _time(ratio: float | None, never: str = f"not in {BUDGETS[-1]} epochs") -> str:
+    return never if ratio is None else f"{ratio:.2f}"
 
 
 def verdict(numbers: Results, dozen: str) -> str:
     """How many of the networks meet what was asked; and how many runs diverged."""
-    found = {key: ratios(one) for key, one in of(numbers, dozen).items()}
-    runs = [run for one in of(numbers, dozen).values() for run in one["runs"][OURS.name]]
+    networks = of(numbers, dozen)
+    found = {key: one["found"]["ratios"] for key, one in networks.items()}
 
     def those(name: str, most: float) -> str:
-        missed = [key for key, ratio in found.items() if not ratio[name] <= most]
+        missed = [key for key, ratio in found.items() if ratio[name] is None or ratio[name] > most]
         return f"{len(found) - len(missed)} of {len(found)}" + (f" (not {', '.join(missed)})" if missed else "")
 
+    diverged, runs = (
+        sum(numbers)
+        for numbers in zip(*((one["found"]["diverged"], one["seeds"]) for one in networks.values()), strict=True)
+    )
     return "\n".join(
         [
-            f"* {sum(run['diverged'] for run in runs)} of {len(runs)} runs diverged.",
+            f"* {diverged} of {runs} runs diverged.",
             f"* Loss at most 1.15 times averaged Adam's after 3 epochs on {those('after 3', 1.15)}, after 10 on {those('after 10', 1.15)}.",
             f"* Time to averaged Adam's loss at most 1.0 on {those('time', 1.0)}, at most 1.5 on {those('time', 1.5)}.",
             f"* Time to plain Adam's loss at most 1.0 on {those('plain time', 1.0)}.",
@@ -203,11 +228,11 @@ def _others(numbers: Results) -> str:
 
 
 def _means(numbers: Results, dozen: str, name: str) -> list[str]:
-    found = [against(one, name) for one in of(numbers, dozen).values()]
-    cells = [geometric([one[key] for one in found]) for key in ("after 3", "after 10")]
-    arrived = [one["time"] for one in found if math.isfinite(one["time"])]
-    times = f"{geometric(arrived):.2f} on {len(arrived)} of {len(found)}" if arrived else "never"
-    return [*(f"{cell:.2f}" for cell in cells), times]
+    found = [one["found"]["against"][name] for one in of(numbers, dozen).values()]
+    kept = {key: [one[key] for one in found if one[key]] for key in ("after 3", "after 10", "time")}
+    cells = [f"{geometric(kept[key]):.2f}" if kept[key] else "-" for key in ("after 3", "after 10")]
+    times = f"{geometric(kept['time']):.2f} on {len(kept['time'])} of {len(found)}" if kept["time"] else "never"
+    return [*cells, times]
 
 
 def geometric(values: Sequence[float]) -> float:
@@ -216,24 +241,41 @@ def geometric(values: Sequence[float]) -> float:
     >>> geometric([1.0, 4.0])
     2.0
     """
-    with np.errstate(divide="ignore"):  # a ratio of zero belongs to a run of ours that diverged
-        return float(np.exp(np.mean(np.log(values))))
+    return float(np.exp(np.mean(np.log(values))))
 
 
 def figures(numbers: Results) -> dict[str, plots.Figure]:
     """Ours over averaged Adam's, a row for each network: the losses and the time."""
     shown = plots.new_figure(columns=2, width=11.0, height=5.2)
     for ax, dozen in zip(shown.axes, DOZENS, strict=True):
-        found = {key: ratios(one) for key, one in of(numbers, dozen).items()}
+        found = {key: one["found"]["ratios"] for key, one in of(numbers, dozen).items()}
         for marker, name, words in (
             ("o", "after 3", "loss after 3 epochs"),
             ("s", "after 10", "after 10"),
             ("D", "time", "time"),
         ):
-            ax.plot([one[name] for one in found.values()], range(len(found)), marker, label=words, alpha=0.8)
+            ax.plot(
+                [math.nan if one[name] is None else one[name] for one in found.values()],
+                range(len(found)),
+                marker,
+                label=words,
+                alpha=0.8,
+            )
         ax.axvline(1.0, color="gray", linewidth=1)
-        ax.set(xscale="log", xlabel="ours over averaged Adam's, tuned", title=_head(dozen))
+        ax.set(xscale="log", xlabel="ours over averaged Adam's, tuned", title=_head(numbers, dozen))
         ax.set_yticks(range(len(found)), list(found))
         ax.invert_yaxis()
     shown.axes[0].legend()
     return {"calibrated": shown}
+
+
+EXPERIMENT = Experiment(
+    name="calibrated",
+    title=TITLE,
+    minutes=40,
+    measure=measure,
+    report=report,
+    figures=figures,
+    pictures=("calibrated",),
+    unread=("runs",),
+)

@@ -2,7 +2,7 @@
 
 from difflib import get_close_matches
 
-from gnewton.experiments import interaction, one_sample, race, scaling, unseen, untuned
+from gnewton.experiments import calibrated, groups, interaction, one_sample, race, scaling, unseen, untuned
 from gnewton.experiments.experiment import Experiment
 
 REGISTRY = {
@@ -13,6 +13,8 @@ REGISTRY = {
         untuned.EXPERIMENT,
         unseen.EXPERIMENT,
         one_sample.EXPERIMENT,
+        calibrated.EXPERIMENT,
+        groups.EXPERIMENT,
         scaling.EXPERIMENT,
     )
 }

@@ -47,21 +47,18 @@ class RatioTest:
         return state.get("cached_curvature") is None or state["age"] >= settings["period"]
 
     def step(self, line: Line, settings: Settings, state: State) -> tuple[Outcome | None, State]:
-        summary = None if self.needs_summary(settings, state) else _cached_summary(line, state["cached_curvature"])
-        age = 0 if summary is None else state["age"]
+        summary, age = self._summary(line, settings, state)
         if summary is None:
-            state, summary = state | {"cached_curvature": None}, line.summary(order=3)
-        if summary is None:
-            return None, state
+            return None, state | {"cached_curvature": None}
         model = model_of(summary, settings, state.get("cubic", LOWEST))
         step = minimize(model, line)
         if not step.status.ok and step.status is not Status.UNBOUNDED:
             return no_step(model, step, settings, age), state | {"eta": None, "cached_curvature": None}
         eta = step.learning_rates if step.status.ok else line.from_first(uniform_step(summary))
         eta, lr = smooth_rates(eta, state.get("eta"), settings), float(settings["lr"])
-        tested = lr if age else 1.0
-        predicted = predicted_decrease(model, step, tested, eta) if step.status.ok else 0.0
         if eta.any():
+            tested = lr if age else 1.0
+            predicted = predicted_decrease(model, step, tested, eta) if step.status.ok else 0.0
             result = backtracking_line_search(lambda t: line.loss_at(t * eta), line.value, predicted, tested, lr)
         else:
             result = LineSearchResult(lr, line.value, math.nan, 0, 0)
@@ -76,17 +73,25 @@ class RatioTest:
             evaluations=result.evaluations,
             age=age,
         )
-        cached = state["cached_curvature"]
+        cached = None
         if age == 0 and settings["period"] > 1:
             cached = {"summary": summary.state_dict(), "lengths": line.lengths()}
-        elif age and not result.rho >= LOW_RATIO:
-            cached = None
+        elif age and result.rho >= LOW_RATIO:
+            cached = state["cached_curvature"]
         return outcome, {
             "eta": None if result.rate == 0 < lr else eta * 0.5**result.halvings,
             "age": age + 1,
             "cubic": update_regularization(outcome.cubic, result.rho),
             "cached_curvature": cached,
         }
+
+    def _summary(self, line: Line, settings: Settings, state: State) -> tuple[Summary | None, int]:
+        """g-bar, H-bar and D for this step, and the age of H-bar and D."""
+        if not self.needs_summary(settings, state):
+            summary = _cached_summary(line, state["cached_curvature"])
+            if summary is not None:
+                return summary, state["age"]
+        return line.summary(order=3), 0
 
 
 def _cached_summary(line: Line, cached: Mapping[str, Any]) -> Summary | None:

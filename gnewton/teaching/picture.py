@@ -2,6 +2,8 @@
 
 import base64
 import io
+import re
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ from gnewton.plots import COLOURS, DASHES, GREY, MARKERS, Figure
 from gnewton.teaching.scene import Axis, Mark, Numbers, Panel, Scene, Shown
 
 WIDTH, DPI = 7.04, 200  # inches of the book's column, two pixels for each of a screen
+LINE = 0.16  # inches of a line of the sentence
 SIGNED = LinearSegmentedColormap.from_list("signed", ["#2166ac", "#ffffff", "#b2182b"])
 SHAPES = ("circle", "square", "triangle", "diamond", "down", "cross", "plus", "bar")
 _MARKERS = dict(zip(SHAPES, ("o", "s", "^", "D", "v", "x", "+", "|"), strict=True))
@@ -23,6 +26,8 @@ _MARKERS = dict(zip(SHAPES, ("o", "s", "^", "D", "v", "x", "+", "|"), strict=Tru
 
 def draw(scene: Scene, shown: Shown) -> Figure:
     """One state of a scene as a figure as wide as the book's column, two dots for each pixel of a plain screen.
+
+    Its sentence stands below: many a page shows the picture alone.
 
     >>> from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown
     >>> scene = Scene((), (Panel(Axis("x"), Axis("y")),), (Mark("line", label="a line"),))
@@ -32,8 +37,11 @@ def draw(scene: Scene, shown: Shown) -> Figure:
     """
     panels = scene.panels_of(shown)
     rows, columns = (len(panels), 1) if scene.stacked else (1, len(panels))
-    figure = Figure(figsize=(WIDTH, rows * _height(panels, columns)), dpi=DPI, layout="constrained")
+    caption = textwrap.wrap(shown.sentence, 118)
+    height = rows * _height(panels, columns) + LINE * len(caption)
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     with matplotlib.rc_context({"font.size": 8}):
+        figure.supxlabel("\n".join(caption), x=0.01, ha="left", fontsize=8)
         axes = np.ravel(figure.subplots(rows, columns))
         for ax, panel in zip(axes, panels, strict=True):
             _frame(ax, panel)
@@ -59,6 +67,15 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def typeset(text: str) -> str:
+    r"""The letters after the underscore of λ_int or H_ss as a subscript, for matplotlib.
+
+    >>> typeset("own rate g_s / H_ss of log_softmax")
+    'own rate g$_\\mathrm{s}$ / H$_\\mathrm{ss}$ of log_softmax'
+    """
+    return re.sub(r"(?<![^\W_])([^\W\d_]\u0304?)_([a-z]+)", r"\1$_\\mathrm{\2}$", text)
+
+
 def _height(panels: list[Panel], columns: int) -> float:
     each = WIDTH / columns
     rows = [p.height / 100 or 0.26 * len(p.y.names) + 0.9 for p in panels if p.y.names]
@@ -68,9 +85,9 @@ def _height(panels: list[Panel], columns: int) -> float:
 def _frame(ax: Axes, panel: Panel) -> None:
     for axis, name in ((panel.x, "x"), (panel.y, "y")):
         _scale(ax, axis, name)
-    ax.set(xlabel=panel.x.label, ylabel=panel.y.label)
+    ax.set(xlabel=typeset(panel.x.label), ylabel=typeset(panel.y.label))
     if panel.title:
-        ax.set_title(panel.title, fontsize=8.5, loc="left")
+        ax.set_title(typeset(panel.title), fontsize=8.5, loc="left")
     ax.set_aspect("equal" if panel.equal else "auto")
     ax.tick_params(labelsize=7.5)
     ax.grid(color="#e4e4e4", linewidth=0.6)
@@ -98,7 +115,7 @@ def _colour(mark: Mark) -> str:
 def _look(mark: Mark, n: Numbers) -> dict[str, Any]:
     """Colour and label; a name at the end of the curve needs none in the legend."""
     label = "" if mark.options.get("end") else mark.label
-    return {"color": _colour(mark), "alpha": mark.options.get("faint"), "label": label or None}
+    return {"color": _colour(mark), "alpha": mark.options.get("faint"), "label": typeset(label) or None}
 
 
 def _dashes(mark: Mark) -> Any:
@@ -190,7 +207,7 @@ def _rule(ax: Axes, m: Mark, n: Numbers) -> None:
 def _span(ax: Axes, m: Mark, n: Numbers) -> None:
     low, high = (float(n.get(name, m.options.get(name, 0.0))) for name in ("low", "high"))
     area = ax.axvspan if m.options.get("axis", "x") == "x" else ax.axhspan
-    area(low, high, color="#dddddd", zorder=0, label=m.label or None)
+    area(low, high, color="#dddddd", zorder=0, label=typeset(m.label) or None)
 
 
 def _text(ax: Axes, m: Mark, n: Numbers) -> None:

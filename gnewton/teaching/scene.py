@@ -4,7 +4,9 @@ Three readers take the same description: the browser (``static/figures.js``), ma
 nothing moves (``gnewton.teaching.picture``), and a screen reader, for which the sentence is the figure.
 """
 
+import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -14,6 +16,8 @@ import numpy as np
 
 Values = Mapping[str, Any]
 Numbers = dict[str, Any]
+# Whoever saves a notebook asks for the numbers of all states, which let a page answer without a kernel.
+SAVE_TABLES = "GNEWTON_SAVE_TABLES"
 KINDS = ("line", "points", "bars", "band", "heat", "contours", "rule", "span", "text", "cells")
 
 
@@ -110,7 +114,8 @@ class Shown:
 class Scene:
     """Controls, panels and marks. ``compute``: the name of the browser's own function for the numbers, ``given`` what it needs;
     without it a page holds a table of all states, or shows the first one alone where ``table`` is False. ``drag``: which
-    controls follow a pointer in a panel, {"panel": 0, "x": name, "y": name}, or "angle": the name of one in degrees.
+    controls follow a pointer in a panel, {"panel": 0, "x": name, "y": name}, or "angle": the name of one in degrees, or
+    "slope": that of v in a line 2 x / v, with "pole": that of v in a rule at x = -v.
     ``digits``: significant ones of a table's numbers.
     ``stacked``: every panel as wide as the figure, one below the other."""
 
@@ -166,6 +171,16 @@ def table(scene: Scene, numbers: Callable[..., Shown]) -> dict[str, Any]:
         )
         rows[-1].append(_place(shown.sentence, pool, kept))
     return {"pool": kept, "rows": rows}
+
+
+def page_metadata(describe: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The metadata of an output that a page comes alive from, where it was asked for; else nothing."""
+    return {"gnewton": compact(describe())} if os.environ.get(SAVE_TABLES) else {}
+
+
+def compact(described: Mapping[str, Any]) -> str:
+    """A description as one string: a notebook file would give every number a line of its own."""
+    return json.dumps(described, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 
 
 def _place(piece: Any, pool: dict[str, int], kept: list[Any]) -> int:

@@ -163,6 +163,18 @@ class Picture(Widget):
     def sliders(self):
         return self.box.get_by_role("slider").all()
 
+    def unnamed(self):
+        """Controls that a screen reader does not find by the label that is seen, or reads with another value."""
+        said = []
+        for line in self.box.locator(".gn-control").all():
+            label, handle = line.locator("label").inner_text(), line.locator("input, select")
+            role = "slider" if handle.get_attribute("type") == "range" else "combobox"
+            if self.box.get_by_role(role, name=label, exact=True).count() != 1:
+                said.append(label)
+            if role == "slider" and handle.get_attribute("aria-valuetext") != line.locator("output").inner_text():
+                said.append(f"value of {label}")
+        return said
+
     def sentence(self):
         return self.box.locator(".gn-sentence").inner_text().strip()
 

@@ -74,6 +74,7 @@ def test_sliders_move_the_picture(notebook, screenshots):
         assert any(after[0] != before[0] for before, after in moves)
         assert all(after != before for before, after in moves)
         assert all(slider.get_attribute("aria-valuetext") for slider in widget.sliders())
+        assert widget.unnamed() == []
         assert not re.match(r"\w*(Error|Exception): ", widget.sentence())
 
 

@@ -1,11 +1,13 @@
 """A small race in lockstep, the arithmetic of its report on made-up numbers, and the fresh networks."""
 
+import json
 import math
 
 import pytest
 import torch
 from support.race import TINY
 
+from gnewton import experiments
 from gnewton.experiments import calibrated, lockstep
 from gnewton.experiments.fresh import FRESH
 from gnewton.experiments.peers import ADAM, DEFAULTS, OURS, RATES
@@ -55,13 +57,19 @@ def test_whoever_never_arrives_has_no_time():
     assert found["after 10"] == pytest.approx(0.5 / FALLING[-1])
 
 
+def condensed(one, dozen="fresh"):
+    return one | {"dozen": dozen, "seeds": 1, "found": calibrated.condense(one, TINY)}
+
+
 def test_the_report_counts_what_was_asked():
-    networks = {"a": one(run(FALLING), run(FALLING)), "b": one(run([0.5] * 10, diverged=True), run(FALLING))}
-    networks |= {"c": one(run(FALLING), run(FALLING)) | {"dozen": "in sight"}}
+    networks = {"a": condensed(one(run(FALLING), run(FALLING)))}
+    networks |= {"b": condensed(one(run([0.5] * 10, diverged=True), run(FALLING)))}
+    networks |= {"c": condensed(one(run(FALLING), run(FALLING)), "in sight")}
     text = calibrated.report({"networks": networks})
     assert "1 of 2 runs diverged" in text
     assert "on 1 of 2 (not b)" in text
     assert "Prodigy" in text
+    json.dumps(networks, allow_nan=False)
     assert calibrated.figures({"networks": networks})["calibrated"].axes
 
 
@@ -110,3 +118,53 @@ def test_a_fresh_network_has_a_loss_on_its_data_and_is_the_seed_s_alone(name):
         losses.append(problem.loss(model(x), y).item())
     assert math.isfinite(losses[0])
     assert losses[0] == losses[1]
+
+
+# -- what is shipped, and what the book says of it ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return experiments.load("calibrated")
+
+
+def within(networks, name, most):
+    return sum(one["found"]["ratios"][name] is not None and one["found"]["ratios"][name] <= most for one in networks)
+
+
+def means(networks, peer, key):
+    values = [one["found"]["against"][peer][key] for one in networks]
+    return calibrated.geometric([value for value in values if value])
+
+
+def test_what_the_page_says_of_the_networks_in_sight_is_so(shipped):
+    networks = list(calibrated.of(shipped, "in sight").values())
+    assert within(networks, "after 3", 1.15) == len(networks) > 10
+    assert within(networks, "after 10", 1.0) > 0.6 * len(networks)
+    assert within(networks, "plain time", 1.15) > 0.7 * len(networks)
+    assert within(networks, "time", 1.0) < 0.5 * len(networks)
+
+
+def test_what_the_page_says_of_the_fresh_networks_is_so(shipped):
+    networks = calibrated.of(shipped, "fresh")
+    assert 0.35 < within(networks.values(), "after 3", 1.15) / len(networks) < 0.65
+    assert within(networks.values(), "after 10", 1.15) > 0.6 * len(networks)
+    lost = {name for name, one in networks.items() if one["found"]["ratios"]["time"] is None}
+    assert lost == {"copier", "diabetes"}
+
+
+def test_what_the_page_says_of_prices_is_so(shipped):
+    assert sum(one["found"]["diverged"] for one in shipped["networks"].values()) == 0
+    for one in shipped["networks"].values():
+        ours, theirs = one["found"]["milliseconds"]
+        assert ours / theirs < (1.35 if theirs > 4 else 2.0)
+
+
+def test_what_the_page_says_of_rules_without_a_rate_is_so(shipped):
+    sight, fresh = (list(calibrated.of(shipped, dozen).values()) for dozen in calibrated.DOZENS)
+    assert means(sight, "prodigy", "after 3") > 1.3
+    assert 0.8 < means(fresh, "prodigy", "after 3") < 1.2
+    assert means(fresh, "prodigy", "time") < 1
+    for name in ("schedule-free", "d-adaptation", "adamw-cosine", "muon"):
+        for networks in (sight, fresh):
+            assert min(means(networks, name, key) for key in ("after 3", "after 10")) > 1.2

@@ -344,6 +344,18 @@ def test_groups_of_the_partition_share_one_rate():
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
+def test_a_scalar_in_no_group_stays_where_it_is():
+    w = nn.Parameter(torch.tensor([3.0, 3.0], dtype=DTYPE))
+    frozen = nn.Parameter(torch.tensor([3.0], dtype=DTYPE), requires_grad=False)
+    groups = {"first": {"w": (w, torch.tensor([True, False]))}, "frozen": {"frozen": frozen}}
+    partition = gn.Partition.from_groups(groups, rest="ignore")
+    optimizer = gn.GroupedNewton(partition, adam([w]), policy=Calibrated(weight_decay=1e-3))
+    for _ in range(20):
+        optimizer.step(lambda: (w - 1).square().sum() * frozen.sum())
+    assert w[1].item() == frozen.item() == 3.0
+    assert abs(w[0].item() - 1) < 0.5
+
+
 def test_a_curvature_batch_judges_the_steps():
     case = build("perceptron")
     optimizer = gn.GroupedNewton(gn.Partition.single(case.model), adam(case.model.parameters()), policy=Calibrated())

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from benchmarks import __main__ as front
 from benchmarks import (
     agreement,
     exact,
+    figures,
     growth,
     measure,
     networks,
@@ -280,6 +282,24 @@ def test_every_control_of_a_widget_is_moved_and_timed(tmp_path: Path, monkeypatc
     plan = Plan(folder=tmp_path)
     widgets.widgets(plan)
     assert plan.failures == [f"redraw: one, QuadraticBowl, {c}" for c in ("condition", "angle", "start")]
+
+
+@pytest.mark.parametrize("section", [figures])
+def test_what_is_saved_is_what_its_numbers_say(section: Any) -> None:
+    name = section.__name__.rpartition(".")[2]
+    numbers = json.loads((report.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    assert (report.RESULTS / f"{name}.md").read_text(encoding="utf-8") == section.report(numbers) + "\n"
+
+
+def test_the_words_about_figures_follow_the_numbers() -> None:
+    page = [{"page": "p", "figure": i, "source": "table", "ms": ms} for i, ms in enumerate(([1.0, 2.0, 9.0], [9.0]))]
+    lab = [{"page": "p", "figure": 0, "ms": [30.0, 41.0, 42.0]}]
+    said = figures.report({"page": page, "lab": lab})
+    assert "medians of 2.0 to 9.0 ms of script a frame, at most 8 asked, which 1 of 2 figures meet" in said
+    assert "medians of 41 to 41 ms, at most 40 asked, which 0 of 1 meet" in said
+    rows = [line.split("|")[3:-1] for line in said.splitlines()[-2:]]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    assert cells == [["table", "2.0", "9.0", "yes", "41.0", "42.0", "NO"], ["table", "9.0", "9.0", "NO", "-", "-", "-"]]
 
 
 def test_a_cell_that_fails_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "teaching/exercises/notebook_*.py": "teaching/exercises/test_exercise.py",
     },
     "parts of one engine, whose law is that of the engine: the numbers of the oracle": {
+        "derivatives/complex_pairs.py": "derivatives/test_tape.py",
         "derivatives/accumulator.py": "derivatives/test_sweep.py",
         "derivatives/group_tangents.py": "derivatives/test_sweep.py",
         "derivatives/graph.py": "derivatives/test_proof.py",

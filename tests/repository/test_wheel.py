@@ -31,7 +31,7 @@ ALLOWED = {
     "pages of the book": (f"{BOOK}/*.html", f"{BOOK}/searchindex.js", f"{BOOK}/objects.inv"),
     "pictures of the book": (f"{BOOK}/_images/*.png", f"{BOOK}/_images/*.svg"),
     "styles and scripts of the book": (f"{BOOK}/_static/*.css", f"{BOOK}/_static/*.js", f"{BOOK}/_static/*.woff*"),
-    "MathJax": (f"{BOOK}/_static/mathjax/*.js", f"{BOOK}/_static/mathjax/*.json", f"{BOOK}/_static/mathjax/*.woff"),
+    "MathJax": (f"{BOOK}/_static/mathjax/*.js", f"{BOOK}/_static/mathjax/*.woff"),
     "small files of the theme": (
         f"{BOOK}/_static/*.png",
         f"{BOOK}/_static/*.svg",

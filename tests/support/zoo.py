@@ -154,6 +154,26 @@ def spd(h: Tensor) -> Tensor:
     return h @ h.mT + SQUARE
 
 
+def complex_assignment(h: Tensor, w: Tensor) -> Tensor:
+    out = torch.zeros(4, 6, dtype=torch.complex128)
+    out[:2, :3] = torch.fft.fft(h)[:2, :3] * torch.complex(w[:3], w[3:])
+    out[2] = w
+    return torch.fft.ifft2(out).real
+
+
+def complex_in_place(h: Tensor, w: Tensor) -> Tensor:
+    z = torch.fft.fft(h)
+    z *= torch.complex(w, w.cos())
+    z += h
+    return z.mul_(2j).abs()
+
+
+def real_part_in_place(h: Tensor, w: Tensor) -> Tensor:
+    z = torch.fft.fft(h) * w
+    z.real.mul_(2)
+    return z.imag * z.real
+
+
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # activations and element-wise functions
     **{
@@ -379,8 +399,33 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "shapes": lambda h, w: (h * w).mT.ravel().unflatten(0, (6, 1, 4)).squeeze(1).contiguous().view_as(h).clone().exp(),
     # complex numbers
     "fft": lambda h, w: torch.fft.rfft(h * w).abs(),
+    "fft of images": lambda h, w: torch.fft.irfftn(torch.fft.rfftn(h * w, norm="ortho") * torch.fft.rfftn(h), s=(4, 6)),
+    "fft and conjugates": lambda h, w: (lambda z: z.real * z.imag + z.conj().imag)(torch.fft.fft2(h * w) * torch.fft.ifft2(h)),
+    "stft": lambda h, w: torch.stft(
+        (h * w).flatten(), 8, window=torch.hann_window(8, dtype=DTYPE), return_complex=True
+    ).abs().square(),
     "complex filter": lambda h, w: torch.fft.irfft(torch.fft.rfft(h) * torch.view_as_complex(w[:4].view(2, 2)).sum(), n=6),
     "view_as_real": lambda h, w: torch.view_as_real(torch.complex(h, h * w).exp()),
+    "complex matmul": lambda h, w: (torch.complex(h, h * w) @ torch.complex(w, h[0]).exp().conj()).abs(),
+    "complex matrices": lambda h, w: (torch.complex(h, h * w).mH @ torch.complex(h, w.expand(4, 6))).imag,
+    "complex einsum": lambda h, w: torch.einsum("ij,kj,j->ik", torch.complex(h, h * w), torch.fft.fft(h), w.to(torch.complex128)).real,
+    "complex einsum of conjugates": lambda h, w: torch.view_as_real(
+        torch.einsum("ij,kj->ik", torch.complex(h, h * w), torch.fft.fft(h * w).mH.mT)
+    ),
+    "complex numbers": lambda h, w: ((h * w) * 1j + 2).angle() + (h * 1j * (h + 1j)).real,
+    "complex quotients": lambda h, w: (torch.complex(h, w.expand(4, 6)) / torch.complex(h + 2, w * h)).real
+    + (torch.fft.fft(h) / (2 + 1j)).imag,
+    "complex product of a real": lambda h, w: (torch.fft.fft(h)[:, None] * torch.complex(w, w.sin()) * h).imag,
+    "complex dot": lambda h, w: torch.vdot(torch.fft.fft(h[0]), torch.fft.fft(h[1] * w)).real * h,
+    "complex norms": lambda h, w: torch.complex(h, h * w).norm(dim=1) + torch.linalg.vector_norm(torch.fft.rfft(h)),
+    "complex powers": lambda h, w: (torch.complex(h + 2, h * w) ** 2).real + torch.complex(h, h * w).square().imag,
+    "complex slices": lambda h, w: torch.view_as_real(torch.cat([torch.fft.fft(h), torch.fft.fft(h * w)], 1).mT[1:, ::2].sum(0)),
+    "complex assignment": lambda h, w: complex_assignment(h, w),
+    "complex in place": lambda h, w: complex_in_place(h, w),
+    "complex solve": lambda h, w: torch.linalg.solve(
+        torch.complex(square(h), square(h * w)), torch.complex(h, w.expand(4, 6))
+    ).real,
+    "polar": lambda h, w: torch.polar(h + 2, w.expand(4, 6)).real.cumsum(0) * torch.polar(h + 2, h * w).imag,
     # attention
     "attention": lambda h, w: F.scaled_dot_product_attention(h.view(1, 2, 2, 6), (h * w).view(1, 2, 2, 6), h.view(1, 2, 2, 6)),
     "attention with a mask": lambda h, w: F.scaled_dot_product_attention(h, h * w, h.exp(), attn_mask=RAMP[:, :4]),
@@ -404,9 +449,8 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 if torch.aminmax(torch.ones(2, requires_grad=True)).min.grad_fn.name().endswith("NotImplemented"):
     del OPERATIONS["aminmax"]  # torch 2.6 has no derivative of it
 
-COMPLEX = {"fft", "complex filter", "view_as_real"}
 for _name, _function in OPERATIONS.items():
-    add(_name, partial(operation, _function), "either" if _name in COMPLEX | {"as_strided of a view"} else "tape")
+    add(_name, partial(operation, _function), "either" if _name == "as_strided of a view" else "tape")
 
 
 @torch.no_grad()
@@ -576,6 +620,7 @@ for _function in (
     add(_function.__name__, partial(operation, _function))
 for _name in ["relu_", "tanh_", "sigmoid_", "exp_", "sin_"]:
     add(_name, partial(operation, lambda h, w, n=_name: getattr(h * w, n)()))
+add("real_part_in_place", partial(operation, real_part_in_place), "oracle", "mul_ writes into a tensor")
 add("transpose_", partial(operation, lambda h, w: (h * w).transpose_(0, 1) * h.mT))
 add("zero_", partial(operation, lambda h, w: (h * w).zero_() + h * w), "either")
 add("index_add_", partial(operation, lambda h, w: (h * w).index_add_(0, INDEX[0, :4], h)))
@@ -1104,6 +1149,7 @@ WITHOUT_PHI = {
     *("scripted", "traced", "compiled, eager", "checkpoint", "GRU packed", "module backward hook"),
     *("BatchNorm1d", "BatchNorm1d of sequences", "BatchNorm2d", "InstanceNorm with statistics"),
     *("spectral_norm", "Embedding scaled by frequency", "sparse", "autocast inside", "autograd.functional"),
+    *("fft and conjugates", "complex matrices", "complex solve", "real_part_in_place"),
     *("masked_scatter", "solve", "det", "glu", "huber_loss", "soft_margin_loss", "norm of a list"),
 }
 for _name, _case in ZOO.items():

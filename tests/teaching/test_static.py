@@ -14,7 +14,7 @@ LARGEST = 60_000  # bytes, for scripts and style together
 
 def test_scripts_and_style_are_small():
     files = [*SCRIPTS, *STATIC.glob("*.css")]
-    assert {path.name for path in files} == {"figures.css", "figures.js", "page.js", "twins.js"}
+    assert {path.name for path in files} == {"figures.css", "figures.js", "page.js", "twins.js", "walkers.js"}
     assert sum(path.stat().st_size for path in files) < LARGEST
 
 

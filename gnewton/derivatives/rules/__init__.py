@@ -9,7 +9,7 @@ A rule stands with the functions that it serves in one file, named after the kin
     pointwise   activations, powers, exponentials              convolution  convolutions
     losses      loss functions                                 pooling      pooling and resampling of images
     division    quotients of tensors                           contraction  einsum, products with vectors
-    vector_norms  the p-norm along some axes
+    vector_norms  the p-norm along some axes                  complex_numbers  all of these with complex numbers
     shapes      the same scalars, in other ways elsewhere
 
 A function that no rule serves gets ``generic``, which is right for all, and slower.
@@ -25,6 +25,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from gnewton.derivatives.operation import Operation, Rule, matching_rules
+from gnewton.derivatives.rules.complex_numbers import complex_rule
 from gnewton.derivatives.rules.generic import Generic
 
 for _module in iter_modules(__path__):
@@ -35,4 +36,4 @@ _GENERIC = Generic()
 
 def rule_for(o: Operation) -> Rule:
     """The rule of an operation; ``Generic`` where no other applies."""
-    return next(iter(matching_rules(o)), _GENERIC)
+    return complex_rule(o) if o.is_complex else next(iter(matching_rules(o)), _GENERIC)

@@ -57,18 +57,22 @@ class PiecewiseLinear(Rule):
                 slope = gradient(o.call(*z)[0], z)
             values = dots(directions, tuple(v[None] for v in slope))
             return [GroupTangents(groups, values.reshape(len(groups), *o.outputs[0].value.shape))]
-        _load_forward_mode()
         # torch's forward mode refuses values that keep one entry in several places, as expand() makes them.
         x = tuple(v.contiguous() if 0 in v.stride() else v for v in x)
         return [GroupTangents(groups, values) for values in vmap(lambda *d: jvp(o.call, x, d)[1])(*directions)]
 
 
 @cache
-def _load_forward_mode() -> None:
-    # torch loads a part of it at the first use, by way of torch.jit, which warns that it is deprecated.
+def load_forward_mode() -> None:
+    """Let torch load what it loads at the first use of forward mode and of vmap.
+
+    By way of torch.jit, which warns that it is deprecated; torch 2.6 loads its compiler, which fails where torch functions are
+    disabled, as they are during a sweep.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        jvp(torch.sin, (torch.zeros((), device="cpu"),), (torch.ones((), device="cpu"),))
+        zero = torch.zeros(1, device="cpu")
+        vmap(lambda u: jvp(torch.sin, (u,), (u,))[1])(zero)
 
 
 register("nan_to_num neg positive", PiecewiseLinear())

@@ -1,12 +1,14 @@
 """Derivations that can be checked: every line an equation, the reason why it is legal, and both sides as numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
 import ipywidgets
 from torch import Tensor
+
+from gnewton.teaching.scene import Scene, page_metadata, slider
 
 Sides = Callable[[Any], tuple[Tensor, Tensor]]
 
@@ -70,7 +72,8 @@ class Derivation:
             number = f" (off by {residual:.0e})" if residuals else ""
             parts.append(
                 f"<li style='margin-bottom:.8em'>{_set(line.equation)}<br>"
-                f"<i>{escape(line.why)}</i><br>checked: {verdict} to {line.tolerance:.0e}{number}</li>"
+                f"<i>{escape(line.why)}</i><br>"
+                f"<span class='gn-verdict'>checked: {verdict} to {line.tolerance:.0e}{number}</span></li>"
             )
         return f"<div class='mathjax_process'><b>{escape(self.title)}</b><ol>{''.join(parts)}</ol></div>"
 
@@ -79,7 +82,8 @@ class Walker(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     """A derivation one line at a time: next, back, show all, and another example for the live checks.
 
     ``shown`` is how many lines are on the page; ``seed`` a slider, ``sliders`` those that the derivation brings, by name.
-    Without a kernel all lines are there to read, checked on the first example.
+    Without a kernel all lines are there to read, checked on the first example; a page of the book walks through them, with
+    the residuals of all examples saved beside.
 
     >>> import torch
     >>> line = Line("2a = a + a", "add", lambda a: (2 * a, a + a))
@@ -128,9 +132,22 @@ class Walker(ipywidgets.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         verdict = "all hold" if all(holds) else f"{holds.count(False)} fail"
         return f"Walker: {self.derivation.title}, {self.shown} of {len(holds)} lines, {verdict}."
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        bundle: dict[str, Any] = dict(super()._repr_mimebundle_(**kwargs) or {})
-        return bundle | {"text/plain": repr(self), "text/html": self.derivation.to_html(self.seed.value, **self.chosen)}
+    def describe(self) -> dict[str, Any]:
+        """What a page without a kernel needs: the controls, and for every state the residual of each line."""
+        stops = {name: sorted(values) for name, values in self.derivation.sliders.items()}
+        controls = (
+            slider("seed", "seed", range(self.seed.max + 1), self.seed.value),
+            *(slider(name, name.replace("_", " "), stops[name], value) for name, value in self.chosen.items()),
+        )
+        scene = Scene(controls, (), ())
+        rows = [" ".join(f"{r:.0e}" for r in self.derivation.residuals(**state)) for state in scene.states()]
+        limits = [line.tolerance for line in self.derivation.lines]
+        return {"walker": limits, "controls": [asdict(control) for control in controls], "rows": rows}
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        view = super()._repr_mimebundle_(**kwargs) or {}
+        page = self.derivation.to_html(self.seed.value, **self.chosen)
+        return {**view, "text/plain": repr(self), "text/html": page}, page_metadata(self.describe)
 
 
 def _slider(text: str, values: Sequence[Any], value: Any) -> ipywidgets.SelectionSlider:

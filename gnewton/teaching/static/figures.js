@@ -33,6 +33,18 @@
   }
   gnewton.general = general;
   const minus = text => text.replace("-", "−");
+  /** An element's text, the letters after the underscore of λ_int or H_ss set lower and smaller. */
+  function typeset(element, text) {
+    const lower = element instanceof SVGElement ? part => set(document.createElementNS(SVG, "tspan"), { "baseline-shift": "sub", "font-size": "75%", text: part })
+      : part => set(document.createElement("sub"), { text: part });
+    text.split(/(?<=(?<!\p{L})\p{L}\u0304?)_([a-z]+)/u).forEach((part, i) => element.append(i % 2 ? lower(part) : part));
+    return element;
+  }
+  /** Moved to the left or right where it would leave the panel. */
+  function nudge(text, width) {
+    const box = text.getBBox(), by = Math.max(-box.x, Math.min(0, width - box.x - box.width));
+    if (by) text.setAttribute("x", +text.getAttribute("x") + by);
+  }
   const RAISED = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
   function tickText(v, axis) {
     if (v === 0) return "0";
@@ -204,18 +216,18 @@
         const z = n.shades ? unpacked(n.shades) : n.z, shade = n.shades ? v => v : shading(n.scale || m.options.scale);
         const rows = z.length, columns = z[0].length;
         canvas.width = columns; canvas.height = rows;
-        const pen = canvas.getContext("2d");
+        const pen = canvas.getContext("2d"), image = pen.createImageData(columns, rows);
         const w = (p.right - p.left) / columns, h = (p.bottom - p.top) / rows, r = Math.min(5, w * .3, h * .3);
         let d = "";
         z.forEach((row, j) => row.forEach((v, i) => {
           if (v === null) return;
           const t = shade(v);
-          pen.fillStyle = `rgba(${t < 0 ? "33,102,172" : "178,24,43"},${Math.abs(t)})`;
-          pen.fillRect(i, j, 1, 1);
+          image.data.set([...(t < 0 ? [33, 102, 172] : [178, 24, 43]), Math.round(255 * Math.abs(t))], 4 * (j * columns + i));
           if (m.options.signs === false || Math.abs(t) < .12 || r < 1.6) return;
           const x = p.left + (i + .5) * w, y = p.top + (j + .5) * h;
           d += v < 0 ? `M${x - r} ${y}h${2 * r}` : `M${x - r} ${y}h${2 * r}M${x} ${y - r}v${2 * r}`;
         }));
+        pen.putImageData(image, 0, 0);
         set(picture, { x: p.left, y: p.top, width: p.right - p.left, height: p.bottom - p.top, href: canvas.toDataURL() });
         signs.setAttribute("d", d);
       };
@@ -257,9 +269,10 @@
       return n => {
         group.replaceChildren();
         const w = (p.right - p.left) / n.text[0].length, h = (p.bottom - p.top) / n.text.length;
+        const longest = Math.max(...n.text.flat().map(one => one.length)), size = Math.min(13, w / longest / .62); // so that neighbours do not touch
         n.text.forEach((row, j) => row.forEach((one, i) => {
           svg("rect", { x: p.left + i * w, y: p.top + j * h, width: w, height: h, class: `gn-cell gn-${m.options.fills[n.fill[j][i]]}` }, group);
-          if (one) svg("text", { x: p.left + (i + .5) * w, y: p.top + (j + .5) * h + 4, "text-anchor": "middle", class: "gn-value", text: minus(one) }, group);
+          if (one) svg("text", { x: p.left + (i + .5) * w, y: p.top + (j + .5) * h + 4, "text-anchor": "middle", class: "gn-value", style: `font-size: ${size.toFixed(1)}px`, text: minus(one) }, group);
         }));
       };
     },
@@ -294,13 +307,13 @@
     };
     p.lay = (width, spec, { left, right, height }) => {
       const names = spec.y.names;
-      Object.assign(p, spec, { left, right, top: spec.title ? 28 : 10 });
-      const slanted = spec.x.names.length > 0, under = slanted ? Math.min(110, 12 + 5.2 * Math.max(...spec.x.names.map(one => one.length))) : 44;
+      Object.assign(p, spec, { left, right, width, top: spec.title ? 28 : 10 });
+      const longest = Math.max(0, ...spec.x.names.map(one => one.length)), slanted = longest > 3, under = slanted ? Math.min(110, 16 + 5.2 * longest) : 44;
       p.bottom = p.top + height;
       p.row = names.length ? height / names.length : 1;
       set(picture, { width, height: p.bottom + under, viewBox: `0 0 ${width} ${p.bottom + under}` });
       set(hole, { x: p.left, y: p.top, width: p.right - p.left, height });
-      p.X = slanted ? i => p.left + (i + .5) * (p.right - p.left) / spec.x.names.length : scale(spec.x, p.left, p.right);
+      p.X = spec.x.names.length ? i => p.left + (i + .5) * (p.right - p.left) / spec.x.names.length : scale(spec.x, p.left, p.right);
       p.Y = names.length ? i => p.top + p.row * (i + .5) : scale(spec.y, p.bottom, p.top);
       axes(frame, p, slanted, under);
     };
@@ -322,7 +335,7 @@
   function axes(frame, p, slanted, under) {
     frame.replaceChildren();
     svg("rect", { x: p.left, y: p.top, width: p.right - p.left, height: p.bottom - p.top, class: "gn-frame" }, frame);
-    if (slanted) p.x.names.forEach((name, i) => name && svg("text", { transform: `translate(${p.X(i) + 4} ${p.bottom + 14}) rotate(-40)`, "text-anchor": "end", text: name }, frame));
+    if (p.x.names.length) p.x.names.forEach((name, i) => name && svg("text", slanted ? { transform: `translate(${p.X(i) + 4} ${p.bottom + 14}) rotate(-40)`, "text-anchor": "end", text: name } : { x: p.X(i), y: p.bottom + 17, "text-anchor": "middle", text: name }, frame));
     else for (const v of ticks(p.x, Math.max(2, (p.right - p.left) / 70))) {
       const x = p.X(v);
       svg("line", { x1: x, x2: x, y1: p.top, y2: p.bottom, class: v === 0 && p.x.limits[0] < 0 ? "gn-zero" : "gn-grid" }, frame);
@@ -334,9 +347,9 @@
       svg("line", { x1: p.left, x2: p.right, y1: y, y2: y, class: v === 0 && p.y.limits[0] < 0 ? "gn-zero" : "gn-grid" }, frame);
       svg("text", { x: p.left - 8, y: y + 4.5, "text-anchor": "end", text: tickText(v, p.y) }, frame);
     }
-    svg("text", { x: (p.left + p.right) / 2, y: p.bottom + under - 8, "text-anchor": "middle", class: "gn-label", text: p.x.label }, frame);
-    if (p.y.label) svg("text", { transform: `translate(14 ${(p.top + p.bottom) / 2}) rotate(-90)`, "text-anchor": "middle", class: "gn-label", text: p.y.label }, frame);
-    if (p.title) svg("text", { x: p.left, y: 17, class: "gn-title", text: p.title }, frame);
+    nudge(typeset(svg("text", { x: (p.left + p.right) / 2, y: p.bottom + under - 8, "text-anchor": "middle", class: "gn-label" }, frame), p.x.label), p.width);
+    if (p.y.label) typeset(svg("text", { transform: `translate(14 ${(p.top + p.bottom) / 2}) rotate(-90)`, "text-anchor": "middle", class: "gn-label" }, frame), p.y.label);
+    if (p.title) nudge(typeset(svg("text", { x: p.left, y: 17, class: "gn-title" }, frame), p.title), p.width);
   }
 
   // -- a figure --------------------------------------------------------------------------------------------------------
@@ -344,7 +357,7 @@
   const KEYS = { "data-lm-suppress-shortcuts": "true" };
   function controlled(parent, c, id, moved) {
     const line = html("div", { class: "gn-control" }, parent);
-    html("label", { for: id, text: c.label }, line);
+    typeset(html("label", { for: id }, line), c.label);
     if (c.kind === "choice") {
       const list = html("select", { id, ...KEYS }, line);
       c.shown.forEach((text, i) => html("option", { value: i, text }, list));
@@ -362,10 +375,10 @@
     const named = new Map(marks.filter(m => m.label).map(m => [m.label, m]));
     for (const [label, m] of named) {
       const item = html("span", { class: "gn-key" }, parent), picture = svg("svg", { width: 34, height: 14, class: class_of(m.look) }, item);
-      if (["line", "rule", "contours"].includes(m.kind)) svg("line", { x1: 1, x2: 33, y1: 7, y2: 7, class: "gn-line", "stroke-width": 2, "stroke-dasharray": m.kind === "rule" ? m.options.dash || "" : dash_of(m) }, picture);
+      if (["line", "rule", "contours"].includes(m.kind)) svg("line", { x1: 1, x2: 33, y1: 7, y2: 7, class: "gn-line", "stroke-width": m.options.width || 2, "stroke-opacity": m.options.faint || 1, "stroke-dasharray": m.kind === "rule" ? m.options.dash || "" : dash_of(m) }, picture);
       if (["bars", "band", "span"].includes(m.kind)) svg("rect", { x: 6, y: 1, width: 22, height: 12, class: m.kind === "bars" ? "gn-bar" : `gn-${m.kind}` }, picture);
       if (m.kind === "points" || m.options.every) svg("path", { d: shape(shape_of(m), 17, 7, 4), class: m.options.open || HOLLOW.includes(shape_of(m)) ? "gn-open" : "gn-dot" }, picture);
-      html("span", { text: label }, item);
+      typeset(html("span", {}, item), label);
     }
   }
 
@@ -387,7 +400,7 @@
     const caption = html("p", { class: "gn-sentence", id: `${id}-said` }, box), spoken = html("div", { class: "gn-spoken", "aria-live": "polite" }, box);
     const marks = spec.marks.map(m => KINDS[m.kind](panels[m.panel], m, svg("g", { class: class_of(m.look) }, panels[m.panel].inside)));
     const asked_room = spec.panels.map((_, i) => Math.max(0, ...spec.marks.filter(m => m.panel === i && m.options.end).map(m => 26 + 7 * m.label.length)));
-    let room = asked_room, received = spec.first, asked = 0, later = 0, laid = "", broken = false;
+    let room = asked_room, received = spec.first, asked = 0, later = 0, laid = "", drawn = [], broken = false;
 
     function numbers() {
       if (spec.compute) return gnewton.compute[spec.compute](Object.fromEntries(spec.controls.map(c => [c.name, c.values[state[c.name]]])), spec.given || {});
@@ -400,6 +413,7 @@
       const width = beside ? (whole - 16 * (panels.length - 1)) / panels.length : whole, key = `${Math.round(width)} ${JSON.stringify(changes || {})}`;
       if (key === laid) return;
       laid = key;
+      drawn = [];
       // Where names at the ends of curves would take too much of a narrow picture, they stand above it.
       room = asked_room.map(one => one < width * .34 ? one : 0);
       legend(keys, spec.marks.filter(m => !(m.options.end && room[m.panel])));
@@ -414,12 +428,15 @@
     }
     function draw() {
       asked = 0;
-      const now = numbers();
+      const begun = performance.now(), now = numbers();
       if (!now) return;
-      const begun = performance.now();
       lay(now.panels);
-      marks.forEach((one, i) => one(spec.marks[i].options.fixed ? { ...spec.marks[i].options.fixed, ...now.numbers[i] } : now.numbers[i]));
-      panels.forEach((p, i) => room[i] && p.name(spec.marks.map((m, k) => ({ m, k })).filter(({ m }) => m.panel === i && m.options.end)
+      marks.forEach((one, i) => {
+        if (drawn[i] === now.numbers[i]) return; // what states of a table share is one object
+        drawn[i] = now.numbers[i];
+        one(spec.marks[i].options.fixed ? { ...spec.marks[i].options.fixed, ...now.numbers[i] } : now.numbers[i]);
+      });
+      panels.forEach((p, i) => p.name(!room[i] ? [] : spec.marks.map((m, k) => ({ m, k })).filter(({ m }) => m.panel === i && m.options.end)
         .map(({ m, k }) => ({ label: m.label, look: m.look, shape: shape_of(m), at: marks[k].end({ ...m.options.fixed, ...now.numbers[k] }) }))));
       caption.textContent = now.sentence;
       clearTimeout(later);
@@ -437,7 +454,7 @@
       if (link) link.moved({ ...state });
       if (spec.compute || spec.table) redraw();
     }
-    if (spec.drag && spec.drag.panel !== undefined) draggable(panels[spec.drag.panel], spec, move);
+    if (spec.drag && spec.drag.panel !== undefined) draggable(panels[spec.drag.panel], spec, state, move);
     for (const name in state) show[name](state[name]);
     new ResizeObserver(() => { if (!broken) draw(); }).observe(row);
     draw();
@@ -450,23 +467,32 @@
       fail: text => { broken = Boolean(text); caption.textContent = text; },
     };
   }
-  gnewton.mount = mount;
+  Object.assign(gnewton, { mount, controlled, html });
 
   // -- dragging in the plane: the control takes its value nearest to the pointer -----------------------------------------
   const nearest = (values, v) => values.reduce((best, one, i) => Math.abs(one - v) < Math.abs(values[best] - v) ? i : best, 0);
-  function pulled(spec, x, y) {
-    const { angle, x: across, y: up } = spec.drag, values = name => spec.controls.find(c => c.name === name).values;
+  /** What a pointer at (x, y) asks of the controls. `held`: whether it took the pole at -value, not the line 2 x / value. */
+  function pulled(spec, x, y, held) {
+    const { angle, slope, pole, x: across, y: up } = spec.drag, values = name => spec.controls.find(c => c.name === name).values;
     if (angle) return { [angle]: nearest(values(angle), (Math.atan2(y, x) * 180 / Math.PI + 360) % 360) };
+    if (slope) return held ? { [pole]: nearest(values(pole), -x) } : { [slope]: nearest(values(slope), 2 * x / Math.max(y, 1e-9)) };
     return { ...(across && { [across]: nearest(values(across), x) }), ...(up && { [up]: nearest(values(up), y) }) };
   }
-  function draggable(p, spec, move) {
+  function draggable(p, spec, state, move) {
+    let held = false;
     const back = (axis, from, to, pixel) => axis.limits[0] + (pixel - from) / (to - from) * (axis.limits[1] - axis.limits[0]);
-    const follow = event => {
+    const place = event => {
       const at = p.picture.getBoundingClientRect();
-      move(pulled(spec, back(p.x, p.left, p.right, event.clientX - at.left), back(p.y, p.bottom, p.top, event.clientY - at.top)));
+      return [back(p.x, p.left, p.right, event.clientX - at.left), back(p.y, p.bottom, p.top, event.clientY - at.top)];
     };
+    const follow = event => move(pulled(spec, ...place(event), held));
+    const { pole } = spec.drag, now = () => spec.controls.find(c => c.name === pole).values[state[pole]];
     p.picture.classList.add("gn-drag");
-    p.picture.addEventListener("pointerdown", event => { p.picture.setPointerCapture(event.pointerId); follow(event); });
+    p.picture.addEventListener("pointerdown", event => {
+      p.picture.setPointerCapture(event.pointerId);
+      held = Boolean(pole) && Math.abs(p.X(Math.max(0, -now())) - p.X(place(event)[0])) < 14; // pixels
+      follow(event);
+    });
     p.picture.addEventListener("pointermove", event => { if (event.buttons) follow(event); });
   }
 

@@ -159,7 +159,8 @@
   };
 
   /** A training run made beforehand, as far as the slider says; the runs of the other settings in grey. */
-  compute.replay = (values, { names, runs, steps }) => {
+  compute.replay = (chosen, { names, fixed, runs, steps }) => {
+    const values = { ...fixed, ...chosen };
     const told = name => typeof values[name] === "string" ? values[name] : general(values[name], 6);
     const key = names.map(told).join("|"), run = runs[key], made = run.slice(0, values.done);
     const others = { x: [], y: [] };

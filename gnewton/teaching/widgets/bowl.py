@@ -30,7 +30,7 @@ class QuadraticBowl(FigureWidget):
     QuadraticBowl: Condition number 20, turned by 0°: after 25 steps gradient descent has loss ...
     """
 
-    def __init__(self, condition: int = 20, angle: int = 30, start: int = 35) -> None:
+    def __init__(self, condition: int = 20, angle: int = 30, start: int = 40) -> None:
         controls = (
             slider("condition", "condition number", CONDITIONS, condition),
             slider("angle", "bowl turned by", range(0, 181, 5), angle, "{}°".format),

@@ -68,6 +68,5 @@ def _rates_axis(summary: Summary) -> Axis:
     steps = [newton_step(summary, c, on_failure="report") for c in STRENGTHS[1::4]]
     rates = torch.stack([step.learning_rates for step in steps])
     sizes = rates.abs()[rates != 0].numpy() if rates.any() else np.ones(1)
-    low, high = np.floor(np.log10(np.quantile(sizes, 0.25))), np.ceil(np.log10(sizes.max()))
-    reach = float(10.0 ** (high + 0.5))
+    low, reach = np.floor(np.log10(np.quantile(sizes, 0.25))), 3 * float(sizes.max())  # room for a number at its end
     return Axis("learning rate η of the group", (-reach, reach), "symlog", float(10.0**low))

@@ -1,7 +1,5 @@
 """The one pattern of every widget: a scene, and the numbers of each of its states."""
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,9 @@ import traitlets
 
 from gnewton.plots import Figure
 from gnewton.teaching import picture
-from gnewton.teaching.scene import Control, Scene, Shown, round_numbers, table, to_json
+from gnewton.teaching.scene import Control, Scene, Shown, page_metadata, round_numbers, table, to_json
 
 STATIC = Path(__file__).parent.parent / "static"
-# Whoever saves a notebook asks for the numbers of all states, which let a page answer without a kernel.
-SAVE_TABLES = "GNEWTON_SAVE_TABLES"
 
 
 def script() -> str:
@@ -135,13 +131,12 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         view = super()._repr_mimebundle_(**kwargs) or {}
         data: Mapping[str, Any] = view[0] if isinstance(view, tuple) else view
-        extra = {"gnewton": compact(self.describe())} if os.environ.get(SAVE_TABLES) else {}
-        return {**data, "text/plain": repr(self), "image/png": self.png}, extra
+        data = {**data, "text/plain": repr(self), "image/png": self.png}
+        return data, self._spoken() | page_metadata(self.describe)
 
-
-def compact(described: Mapping[str, Any]) -> str:
-    """A description as one string: a notebook file would give every number a line of its own."""
-    return json.dumps(described, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    def _spoken(self) -> dict[str, Any]:
+        """The sentence as the picture's alternative text, and half its pixels as its width, where JupyterLab and nbconvert look."""
+        return {"image/png": {"alt": self.sentence, "width": round(100 * picture.WIDTH)}}
 
 
 def _plain(shown: Shown, digits: int = 6) -> dict[str, Any]:

@@ -154,5 +154,5 @@ def losses(x: Tensor, y: Tensor, make: Make, factor: float, place: str) -> np.nd
         return value.detach()
 
     step: Any = loss if isinstance(optimizer, GroupedNewton) else closure
-    losses = [float(optimizer.step(step)) for _ in range(STEPS)]
-    return np.array([*losses, float(loss().detach())])
+    values = [float(optimizer.step(step)) for _ in range(STEPS)]
+    return np.array([*values, float(loss().detach())])

@@ -141,9 +141,14 @@ class LiveTraining(FigureWidget):
         done = tuple(round(k * self.steps / REPLAYED) for k in range(REPLAYED + 1))
         made = min(done, key=lambda n: abs(n - len(self.losses)))
         replay = slider("done", "steps made", done, made)
-        offered = (slider(c.name, c.label, self._replayed[c.label], self._values[c.label]) for c in self.scene.controls)
+        offered = [
+            slider(c.name, c.label, self._replayed[c.label], self._values[c.label])
+            for c in self.scene.controls
+            if len(self._replayed[c.label]) > 1  # a slider of one value would not move
+        ]
+        fixed = {c.name: self._replayed[c.label][0] for c in self.scene.controls if len(self._replayed[c.label]) == 1}
         scene = Scene((*offered, replay), self.scene.panels, self.scene.marks[KEPT - 1 :], "replay", digits=3)
-        spec = to_json(scene, 3) | {"given": {"names": names, "runs": runs, "steps": self.steps}}
+        spec = to_json(scene, 3) | {"given": {"names": names, "fixed": fixed, "runs": runs, "steps": self.steps}}
         return spec | {"sentence": self.sentence}
 
     def _whole_run(self, values: Mapping[str, Any]) -> list[float]:

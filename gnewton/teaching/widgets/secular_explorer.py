@@ -22,6 +22,7 @@ class SecularExplorer(FigureWidget):
 
     Two groups in invariant variables y = D eta, along the eigenvectors of K = D^-1 H-bar D^-1. The falling curve is
     ||y(sigma)||, the straight line 2 sigma / lambda_int. Right of the pole at sigma = -lowest they meet at the minimum.
+    The straight line and the pole can be dragged.
 
     Args:
         lowest: the lower curvature; the other one is 3.
@@ -57,7 +58,8 @@ class SecularExplorer(FigureWidget):
             Mark("points", 1, "ink", "", {"shape": "plus", "size": 5}),
         )
         given = {"highest": HIGHEST, "across": ACROSS, "reach": REACH}
-        super().__init__(Scene(controls, (equation, model), marks, "secular", given))
+        drag = {"panel": 0, "slope": "strength", "pole": "lowest"}
+        super().__init__(Scene(controls, (equation, model), marks, "secular", given, drag=drag))
 
     def step(self) -> Step:
         """The step of the present settings, D = I."""

@@ -104,7 +104,7 @@ class TapeViewer(FigureWidget):
         panels = (Panel(heads, rows, "sizes of values, adjoints, tangents"), Panel(Axis(), rows, "share of H̄"))
         fills = ("unknown", "value", "adjoint", "tangent")
         marks = (Mark("cells", 0, "ink", "", {"fills": fills}), Mark("bars", 1, 1))
-        super().__init__(Scene(controls, panels, marks))
+        super().__init__(Scene(controls, panels, marks, stacked=True))
 
     def numbers(self, stage: int, entry: tuple[int, int]) -> Shown:
         n, (s, t) = len(self.parts), entry

@@ -1,6 +1,7 @@
 """Every line of every derivation holds on ten seeds and at every stop of its sliders, and a wrong line is caught."""
 
 import inspect
+import json
 from typing import get_type_hints
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from gnewton import teaching
 from gnewton.teaching import Derivation, Line, Walker, newton_cauchy, summary_tensors, tangents_adjoints
+from gnewton.teaching.scene import SAVE_TABLES
 
 # Every function of gnewton.teaching that says it returns a derivation.
 DERIVATIONS = {
@@ -139,9 +141,25 @@ def test_the_walker_shows_its_sliders_and_an_example_that_they_choose():
 
 def test_the_saved_page_is_the_same_on_every_machine():
     # No residual, which differs between processors, only the verdict and the tolerance.
-    saved = Walker(summary_tensors())._repr_mimebundle_()["text/html"]
+    saved = Walker(summary_tensors())._repr_mimebundle_()[0]["text/html"]
     assert "off by" not in saved
     assert saved.count("holds") == len(summary_tensors().lines)
+
+
+def test_a_page_has_the_residuals_of_every_example(monkeypatch):
+    def example(seed, size):
+        return torch.arange(1.0, 1 + size, dtype=torch.float64) + seed
+
+    off = Line("a = a + 10^{-12} s", "nearly", lambda a: (a * (1 + 1e-12 * len(a)), a))
+    walker = Walker(Derivation("Nearly", example, [off, WRONG.lines[1]], {"size": (2, 1, 3)}))
+    assert walker._repr_mimebundle_()[1] == {}  # only where it is asked for
+    monkeypatch.setenv(SAVE_TABLES, "1")
+    page = json.loads(walker._repr_mimebundle_()[1]["gnewton"])
+    assert [control["name"] for control in page["controls"]] == ["seed", "size"]
+    assert (page["controls"][1]["values"], page["controls"][1]["at"]) == ([1, 2, 3], 1)
+    assert page["walker"] == [off.tolerance] * 2
+    assert page["rows"][:3] == ["1e-12 2e+00", "2e-12 2e+00", "3e-12 2e+00"]
+    assert len(page["rows"]) == 30
 
 
 def test_an_error_in_a_check_is_shown():

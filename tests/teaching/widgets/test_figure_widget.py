@@ -5,8 +5,11 @@ Each control is moved to the ends and the middle of its values, in the picture, 
 
 import json
 import math
+import re
+from base64 import b64encode
 from contextlib import contextmanager
 from functools import cache
+from html import escape
 
 import pytest
 import torch
@@ -14,8 +17,7 @@ from support.widgets import MAKERS, controls, drawn, every_widget
 
 from gnewton import teaching
 from gnewton.teaching import FigureWidget
-from gnewton.teaching.scene import Axis, Panel, Scene, Shown, choice, slider, to_json
-from gnewton.teaching.widgets.figure_widget import SAVE_TABLES
+from gnewton.teaching.scene import SAVE_TABLES, Axis, Panel, Scene, Shown, choice, slider, to_json
 
 # What need not change, with the reason; anything else must.
 SAME_SENTENCE = {
@@ -105,7 +107,7 @@ def test_without_a_kernel_the_picture_and_its_sentence_remain(made, name, monkey
     monkeypatch.delenv(SAVE_TABLES, raising=False)
     widget = made(name)
     data, metadata = widget._repr_mimebundle_()
-    assert metadata == {}
+    assert metadata == {"image/png": {"alt": widget.sentence, "width": 704}}
     assert data["image/png"] == widget.png
     assert data["text/plain"] == repr(widget) == f"{name}: {widget.sentence}"
     assert widget.png.startswith(b"\x89PNG")
@@ -113,6 +115,25 @@ def test_without_a_kernel_the_picture_and_its_sentence_remain(made, name, monkey
     assert widget.sentence.endswith(".")
     assert len(widget.sentence) > 20
     assert not any(code in widget.sentence for code in ("tensor(", "array(", "object at", "None", "float64("))
+
+
+def test_nbconvert_shows_the_picture_and_its_sentence_without_a_script(made):
+    nbconvert, nbformat = pytest.importorskip("nbconvert"), pytest.importorskip("nbformat")
+    widget = made("QuadraticBowl")
+    data, metadata = widget._repr_mimebundle_()
+    data = {kind: data[kind] for kind in ("text/plain", "image/png")}  # as a notebook is saved
+    data["image/png"] = b64encode(data["image/png"]).decode()
+    output = nbformat.v4.new_output("display_data", data=data, metadata=metadata)
+    cell = nbformat.v4.new_code_cell("QuadraticBowl()", outputs=[output])
+    for template in ("lab", "classic"):
+        exporter = nbconvert.HTMLExporter(template_name=template)
+        page, _ = exporter.from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+        (image,) = re.findall(r"<img[^>]*>", page)
+        assert data["image/png"] in image
+        assert 'width="704"' in image
+    assert f'alt="{escape(widget.sentence)}"' in image  # the template "lab" has no place for it
+    # So the picture itself says it.
+    assert " ".join(widget.figure.get_supxlabel().split()) == widget.sentence
 
 
 @pytest.mark.parametrize("name", SCENES)

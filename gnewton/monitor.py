@@ -1,0 +1,128 @@
+r"""What Newton's model says of the learning rates of any torch optimizer, while it trains and without a change to the training.
+
+After a step d the next batch gives the exact summary along d where the step ended: g-bar (S,) and H-bar (S, S). Group s would have
+gone lower by going t_s times as far, the others as they went; all groups together, t* times as far:
+
+    t_s = 1 + g-bar_s / H-bar_ss,        t* = 1 + sum_s g-bar_s / sum_st H-bar_st
+
+The sums are over the last looks, each with 0.8 of the weight of the next. Early in a training t* tells how many times too small the
+rate is. Later the curvature follows the rate, and t* lies between 1/2 and 1 for almost every rate: see ``policies.calibrated``.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnewton.direction import Direction
+from gnewton.line import Line, Objective
+from gnewton.partition import Partition
+from gnewton.proposer import Proposal
+from gnewton.undo import Buffers, Parameters, RandomState
+
+_MEMORY = 0.8
+_FITS = (0.5, 1.5)
+
+
+@dataclass(frozen=True)
+class RateLook:
+    """One look: the step it followed, t*, t_s (S,), and noise (S,), the deviation of t_s between batches; infinite without curvature."""
+
+    step: int
+    newton_ratio: float
+    group_ratios: tuple[float, ...]
+    noise: tuple[float, ...]
+
+
+class RateMonitor:
+    """Looks at the last step of an optimizer from the next batch.
+
+    Args:
+        optimizer: any of torch's; it is followed by its hooks.
+        partition: the S groups that are told apart.
+        period: steps between two looks.
+
+    Call ``look(loss)`` before every step, with the loss of the batch that the step will use: most calls do nothing, and a look
+    costs one summary. Parameters, ``.grad``, buffers and random state are left as they are. ``history`` holds the looks.
+
+    >>> import torch, gnewton as gn
+    >>> model = gn.models.Quadratic([1.0, 1.0], dtype=torch.float64)
+    >>> sgd = torch.optim.SGD(model.parameters(), lr=0.25)
+    >>> monitor = RateMonitor(sgd, gn.Partition.single(model), period=1)
+    >>> for _ in range(3):
+    ...     monitor.look(model)
+    ...     sgd.zero_grad(); model().backward(); _ = sgd.step()
+    >>> round(monitor.history[-1].newton_ratio, 6)
+    4.0
+    >>> monitor.words()
+    ['all: the rate is 4.0 times too small']
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, partition: Partition, *, period: int = 10) -> None:
+        if not (isinstance(period, int) and period >= 1):
+            raise ValueError(f"expected a period of at least 1 step, got {period!r}; 10 costs little")
+        self.partition, self.period, self.history = partition, period, list[RateLook]()
+        self._steps = 0
+        self._previous: Direction | None = None
+        self._sums: list[Tensor] = []
+        self._seen: list[Tensor] = []
+        optimizer.register_step_pre_hook(self._before_step)
+
+    def look(self, loss: Callable[[], Tensor]) -> None:
+        """Judge the last step by this batch, if it is time; ``loss()`` returns the loss with its graph."""
+        previous, self._previous = self._previous, None
+        if previous is None:
+            return
+        last: Direction = {n: previous[n] - p.detach() for n, p in self.partition.parameters.items()}
+        buffers, random = Buffers(self.partition.module), RandomState(self.partition)
+        try:
+            line = Line(Objective(self.partition, loss), Proposal(last))
+            summary = line.summary(order=2)
+        finally:
+            buffers.restore()
+            random.restore()
+        assert summary is not None
+        assert summary.hessian is not None
+        self._record(summary.gradient, summary.hessian)
+
+    def words(self) -> list[str]:
+        """For each group, what the last look says of its rate; nothing before the first look."""
+        if not self.history:
+            return []
+        return [
+            f"{name}: {_say(t)}" for name, t in zip(self.partition.names, self.history[-1].group_ratios, strict=True)
+        ]
+
+    def _before_step(self, *_: Any) -> None:
+        self._steps += 1
+        if self._steps % self.period == 0:
+            self._previous = Parameters(self.partition).values
+
+    def _record(self, slope: Tensor, hessian: Tensor) -> None:
+        new = [slope, hessian.diagonal(), slope.sum(), hessian.sum()]
+        self._sums = [_MEMORY * old + one for old, one in zip(self._sums, new, strict=True)] if self._sums else new
+        own, common = _ratios(self._sums[0], self._sums[1]), _ratios(self._sums[2], self._sums[3])
+        self._seen = [*self._seen, _ratios(slope, hessian.diagonal())][-10:]
+        spread = torch.stack(self._seen).std(0) if len(self._seen) > 1 else torch.full_like(own, math.inf)
+        self.history.append(RateLook(self._steps, float(common), tuple(own.tolist()), tuple(spread.tolist())))
+
+
+def _ratios(slope: Tensor, curvature: Tensor) -> Tensor:
+    """1 + slope / curvature; without curvature infinite where it falls, 0 where it rises, 1 where nothing happens."""
+    flat = torch.where(slope > 0, math.inf, torch.where(slope < 0, 0.0, 1.0)).to(slope)
+    return torch.where(curvature > 0, 1 + slope / curvature, flat)
+
+
+def _say(ratio: float) -> str:
+    if ratio == math.inf:
+        return "the loss falls without curvature: no rate is too large here"
+    if ratio <= 0:
+        return "the last steps went uphill"
+    if ratio > _FITS[1]:
+        return f"the rate is {ratio:.1f} times too small"
+    if ratio < _FITS[0]:
+        return f"the rate is {1 / ratio:.1f} times too large"
+    return "the rate fits"
