@@ -9,6 +9,14 @@ import torch
 _INSIDE = tuple(os.path.dirname(str(file)) + os.sep for file in (__file__, torch.__file__))
 
 
+def line_of_caller() -> str:
+    """file:line of the innermost line that is neither gnewton's nor torch's."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename.startswith(_INSIDE) and frame.f_back is not None:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
 def warn(message: str, category: type[Warning]) -> None:
     """``warnings.warn`` at the innermost line that is neither gnewton's nor torch's."""
     # warnings.warn(skip_file_prefixes=...) does this from Python 3.12 on.

@@ -25,7 +25,8 @@ def split_complex(module: Module) -> Module:
     A parameter ``weight`` becomes ``parametrizations.weight.original0`` and ``.original1`` (torch.nn.utils.parametrize);
     the module computes what it did. Make the partition, and other optimizers, after it.
 
-    Raises ValueError, and changes nothing, where two modules share a complex parameter, which would part.
+    Raises ValueError, and changes nothing, where two modules share a complex parameter, which would part, or where a module's
+    class takes no subclass, which torch makes of it.
 
     >>> import torch, gnewton as gn
     >>> layer = torch.nn.Linear(2, 1, dtype=torch.complex64)
@@ -44,8 +45,20 @@ def split_complex(module: Module) -> Module:
                 "of real parameters instead"
             )
         seen.add(id(p))
+    for owner, name, _ in places:
+        _check_subclass(owner, name)
     for owner, name, p in places:
         register_parametrization(owner, name, _Parts())
         for part in owner.parametrizations[name].parameters():  # type: ignore[index, union-attr]
             part.requires_grad_(p.requires_grad)
     return module
+
+
+def _check_subclass(owner: nn.Module, name: str) -> None:
+    try:
+        type("Parametrized", (type(owner),), {})
+    except TypeError as error:
+        raise ValueError(
+            f"expected modules that torch can parametrize, got {type(owner).__name__}, which holds {name} ({error}); leave its "
+            "complex parameters out of the partition: Partition.from_groups of the others"
+        ) from error

@@ -496,7 +496,7 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
     with before.replay():
         summary = _nested(asked)
     if on_tape is None:
-        warn_of_missing(tape.missing, partition)
+        warn_of_missing(tape.missing, partition, asked.order)
     return summary
 
 

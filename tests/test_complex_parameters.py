@@ -82,6 +82,24 @@ def test_shared_complex_parameters_are_refused_and_nothing_changes() -> None:
     assert [name for name, _ in model.named_parameters()] == ["0.w", "0.bias", "1.bias"]
 
 
+class Named(nn.Module):
+    def __init_subclass__(cls, name: str) -> None:
+        super().__init_subclass__()
+
+
+class Last(Named, name="last"):
+    def __init__(self) -> None:
+        super().__init__()
+        self.z = nn.Parameter(torch.ones(2, dtype=Z))
+
+
+def test_a_class_that_takes_no_subclass_is_refused_by_name_and_nothing_changes() -> None:
+    model = nn.ModuleList([Filter(), Last()])
+    with pytest.raises(ValueError, match="Last, which holds z"):
+        gn.split_complex(model)
+    assert [name for name, _ in model.named_parameters()] == ["0.w", "0.bias", "1.z"]
+
+
 def test_an_optimizer_steps_on_the_parts() -> None:
     model = gn.split_complex(Filter())
     optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model))

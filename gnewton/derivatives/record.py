@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gnewton.caller import warn
 from gnewton.derivatives.beneath import RecorderBeneath
+from gnewton.derivatives.price import usual_price
 from gnewton.derivatives.recorder import HOOKED, Recorder
 from gnewton.derivatives.tape import Tape
 from gnewton.loss import Loss, differentiable_mode, evaluate
@@ -34,12 +35,14 @@ _WARNED: WeakSet[Partition] = WeakSet()
 _BENEATH: WeakSet[Partition] = WeakSet()
 
 
-def warn_of_missing(what: str | None, partition: Partition) -> None:
-    """One IncompleteRecordWarning per partition, for whoever called the library."""
+def warn_of_missing(what: str | None, partition: Partition, order: int) -> None:
+    """One IncompleteRecordWarning per partition, for whoever called the library: what is missing, where, and the price."""
     if partition not in _WARNED:
         _WARNED.add(partition)
+        prices = [usual_price(engine, len(partition), order) for engine in ("nested", "tape")]
         warn(
-            f"the tape cannot record this loss: {what}; the summary is computed by nested backward passes, exact but slow",
+            f"the tape cannot record this loss: {what}; the summary is computed by nested backward passes, exact but slow: "
+            "about {:,} gradients instead of {:,}".format(*prices),
             IncompleteRecordWarning,
         )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from gnewton.caller import line_of_caller
 from gnewton.derivatives.complex_pairs import to_pairs
 from gnewton.derivatives.graph import functions_with_hooks, hooks_so_far
 from gnewton.derivatives.operation import Operation, Ref, Variable, substitute
@@ -260,6 +261,8 @@ class Recorder(Elementary):
         return isinstance(result, Tensor) and result.requires_grad and self._variable(result) is None
 
     def _mark_unseen(self, result: Any, reason: str) -> None:
+        # What an operation inherits was noticed where it began.
+        reason = reason if _NOTICED in reason else f"{reason}{_NOTICED}{line_of_caller()}"
         for t in tensors_in(result):
             self._reasons.setdefault(id(t), (t, reason))
 
@@ -290,6 +293,7 @@ class Recorder(Elementary):
             memory.clear()
 
 
+_NOTICED = ", noticed at "
 HOOKED = "a hook may change gradients"
 # Their second derivative, taken alone, depends on directions that the parameters never move the argument in.
 _OF_CONSTANT_RANK = {"linalg_pinv", "pinverse", "linalg_lstsq"}

@@ -22,6 +22,7 @@ from torch import nn
 from torch.func import jacfwd, jacrev
 
 import gnewton as gn
+from gnewton.derivatives.price import usual_price
 from gnewton.derivatives.record import IncompleteRecordWarning, record
 from gnewton.loss import differentiable_mode, evaluate
 
@@ -241,4 +242,33 @@ def test_what_the_loss_does_not_depend_on_is_dropped():
 
 def test_the_text_of_an_incomplete_tape_says_what_is_missing():
     problem = ZOO["custom function"].build()
-    assert "not complete (CubeBackward was not seen)" in str(record(problem.loss, gn.Partition.single(problem.model)))
+    text = str(record(problem.loss, gn.Partition.single(problem.model)))
+    assert "not complete (CubeBackward was not seen, noticed at " in text
+
+
+class Identity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_warning_names_the_line_of_the_model_and_the_price(order):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
+
+    def forward(x):
+        hidden = Identity.apply(model[0](x))
+        return model[1](hidden)
+
+    x, partition = torch.ones(2, 3, dtype=torch.float64), gn.Partition.by_tensor(model)
+    with pytest.warns(IncompleteRecordWarning) as said:
+        gn.summarize(lambda: forward(x).square().sum(), partition, order=order)
+    line = forward.__code__.co_firstlineno + 2  # where the function's result is read
+    assert f"IdentityBackward was not seen, noticed at {__file__}:{line};" in str(said[0].message)
+    nested, tape = (usual_price(engine, len(partition), order) for engine in ("nested", "tape"))
+    assert str(said[0].message).endswith(f"about {nested} gradients instead of {tape}")
+    assert said[0].filename == __file__

@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from models.architectures.built import Built, normal
 from torch import Tensor, nn
 
-import gnewton as gn
-
 
 def _line(n: int = 12) -> tuple[Tensor, Tensor]:
     x = torch.linspace(0, 1, n)[:, None]
@@ -37,6 +35,19 @@ def exact_process_rbf_kernel() -> Built:
     model = Model()
     likelihood = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
     return Built(model, lambda: -likelihood(model(x), y), train=True)
+
+
+def exact_process_rbf_kernel_in_trace_mode() -> Built:
+    import gpytorch
+
+    built = exact_process_rbf_kernel()
+
+    def loss() -> Tensor:
+        # Then gpytorch writes the kernel in operations of torch.
+        with gpytorch.settings.trace_mode():
+            return built.loss()
+
+    return Built(built.model, loss, train=True)
 
 
 def deep_kernel_matern() -> Built:
@@ -167,19 +178,18 @@ def neural_sde() -> Built:
 # -- operators ---------------------------------------------------------------------------------------------------
 
 
-def _split(model: nn.Module) -> None:
+def _to_complex128(model: nn.Module) -> None:
     # Their library makes them complex64, whatever the default is.
     for p in model.parameters():
         if p.is_complex():
             p.data = p.data.to(torch.complex128)
-    gn.split_complex(model)
 
 
 def fourier_neural_operator() -> Built:
     from neuralop.models import FNO
 
     model = FNO(n_modes=(3, 3), in_channels=1, out_channels=1, hidden_channels=4, n_layers=2)
-    _split(model)
+    _to_complex128(model)
     x, y = normal(2, 1, 8, 8), normal(2, 1, 8, 8)
     return Built(model, lambda: F.mse_loss(model(x), y))
 
@@ -188,7 +198,7 @@ def tensorized_fourier_operator() -> Built:
     from neuralop.models import TFNO
 
     model = TFNO(n_modes=(3, 3), in_channels=1, out_channels=1, hidden_channels=4, n_layers=1, rank=0.5)
-    _split(model)
+    _to_complex128(model)
     x, y = normal(2, 1, 8, 8), normal(2, 1, 8, 8)
     return Built(model, lambda: F.mse_loss(model(x), y))
 
@@ -200,7 +210,7 @@ def u_shaped_neural_operator() -> Built:
         in_channels=1, out_channels=1, hidden_channels=4, n_layers=2, uno_out_channels=[4, 4], uno_n_modes=[[3, 3], [3, 3]],
         uno_scalings=[[1.0, 1.0], [1.0, 1.0]], channel_mlp_skip="linear",
     )  # fmt: skip
-    _split(model)
+    _to_complex128(model)
     x, y = normal(2, 1, 8, 8), normal(2, 1, 8, 8)
     return Built(model, lambda: F.mse_loss(model(x), y))
 

@@ -93,8 +93,9 @@ def problem(row: Row) -> Problem:
 
 
 def grouped(model: nn.Module) -> gn.Partition:
-    """At most GROUPS groups of consecutive tensors."""
-    partition = gn.Partition.by_tensor(model)
+    """At most GROUPS groups of consecutive tensors; complex ones are no part of it."""
+    real = {name: p for name, p in model.named_parameters() if not p.is_complex()}
+    partition = gn.Partition.from_groups({name: {name: p} for name, p in real.items()}, module=model)
     n = len(partition)
     if n <= GROUPS:
         return partition

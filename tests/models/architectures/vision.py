@@ -103,14 +103,33 @@ def convnext() -> Built:
     return _classified(ConvNextForImageClassification(config), 16)
 
 
-def efficientnet() -> Built:
+def _efficientnet() -> nn.Module:
     from efficientnet_pytorch import EfficientNet
 
-    model = EfficientNet.from_name(
+    return EfficientNet.from_name(
         "efficientnet-b0", image_size=32, num_classes=3, width_coefficient=0.1, depth_coefficient=0.2,
         dropout_rate=0.0, drop_connect_rate=0.0,
     )  # fmt: skip
+
+
+def efficientnet() -> Built:
+    return _scored(_efficientnet(), 3, 32, 32)
+
+
+def efficientnet_set_swish_memory_efficient_false() -> Built:
+    model = _efficientnet()
+    model.set_swish(memory_efficient=False)
     return _scored(model, 3, 32, 32)
+
+
+def unetr() -> Built:
+    from monai.networks.nets import UNETR
+
+    model = UNETR(
+        in_channels=1, out_channels=2, img_size=16, feature_size=4, hidden_size=12, mlp_dim=16, num_heads=2, spatial_dims=2,
+        norm_name="instance",
+    )  # fmt: skip
+    return _regressed(model, 2, 1, 16, 16)
 
 
 def residual_u_net() -> Built:
