@@ -73,25 +73,36 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
         with _grads_kept(leaves):
             return list(open_up(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
     except RuntimeError as error:
-        if "backward through the graph a second time" in str(error):
-            raise ValueError(
-                "expected a loss whose graph is whole, got one that backward() has used up; "
-                "return the loss from the closure without calling backward(): gnewton differentiates it itself"
-            ) from error
-        if "torch.utils.checkpoint is incompatible" in str(error):
-            if plain:
-                return gradient_by_backward(value, leaves)
-            raise NotImplementedError(
-                "expected a loss that torch can differentiate twice, got a reentrant checkpoint, which it cannot; "
-                'write checkpoint(..., use_reentrant=False), or use engine="differences"'
-            ) from error
-        if any(text in str(error) for text in ("not implemented", "donated buffer", "support double backward")):
-            raise NotImplementedError(
-                "expected a loss that torch can differentiate to the order asked for, got an operation that it cannot: "
-                f"{error}. Replace that operation (or leave out torch.compile), lower the order, or use "
-                'engine="differences"'
-            ) from error
-        raise
+        if plain and _REENTRANT in str(error):
+            return gradient_by_backward(value, leaves)
+        explained = _explain(str(error))
+        if explained is None:
+            raise
+        raise explained from error
+
+
+_REENTRANT = "torch.utils.checkpoint is incompatible"
+
+
+def _explain(error: str) -> Exception | None:
+    """What to raise in the place of torch's error; None where that says enough."""
+    if "backward through the graph a second time" in error:
+        return ValueError(
+            "expected a loss whose graph is whole, got one that backward() has used up; "
+            "return the loss from the closure without calling backward(): gnewton differentiates it itself"
+        )
+    if _REENTRANT in error:
+        return NotImplementedError(
+            "expected a loss that torch can differentiate twice, got a reentrant checkpoint, which it cannot; "
+            'write checkpoint(..., use_reentrant=False), or use engine="differences"'
+        )
+    if any(text in error for text in ("not implemented", "donated buffer", "support double backward")):
+        return NotImplementedError(
+            "expected a loss that torch can differentiate to the order asked for, got an operation that it cannot: "
+            f"{error}. Replace that operation (or leave out torch.compile), lower the order, or use "
+            'engine="differences"'
+        )
+    return None
 
 
 def _has_reentrant_checkpoint(graph: Iterable[Any]) -> bool:

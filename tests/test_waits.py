@@ -76,6 +76,12 @@ def test_a_step_of_fixed_rates_waits_for_its_two_checks(layers):
     assert [len(places) for places in waits(step, times=4)] == [MOVE, SUMMARIZE + 1, MOVE, SUMMARIZE + 1]
 
 
+@pytest.mark.parametrize("layers", [1, 6])
+def test_a_calibrated_step_waits_for_loss_and_gradient_and_where_it_looks_back_twice_more(layers):
+    _, step, _ = problem(layers, policy=gn.policies.Calibrated(steps=3, period=4))
+    assert [len(places) for places in waits(step, times=8)] == [4, 4, 4, 4, 2, 2, 2, 4]
+
+
 def test_waiting_for_each_parameter_is_noticed():
     counts = []
     for layers in (1, 6):
