@@ -33,7 +33,7 @@ def contract(*args: Any) -> Tensor:
     while len(factors) > 2:
         i, j = min(combinations(range(len(factors)), 2), key=lambda p: _size(factors, p, out, sizes))
         (a, x), (b, y) = factors[i], factors[j]
-        kept = _kept(factors, (i, j), out)
+        kept = _letters_to_keep(factors, (i, j), out)
         product = torch.einsum(f"{a},{b}->{kept}", x, y)
         factors = [f for k, f in enumerate(factors) if k not in (i, j)] + [(kept, product)]
     result: Tensor = torch.einsum(",".join(term for term, _ in factors) + "->" + out, *(x for _, x in factors))
@@ -83,7 +83,7 @@ def _diagonal(term: str, x: Tensor) -> tuple[str, Tensor]:
     return once, x if once == term else torch.einsum(f"{term}->{once}", x)
 
 
-def _kept(factors: Sequence[tuple[str, Tensor]], pair: tuple[int, int], out: str) -> str:
+def _letters_to_keep(factors: Sequence[tuple[str, Tensor]], pair: tuple[int, int], out: str) -> str:
     """The letters that the product of a pair must keep: those that the result or another factor has."""
     others = out + "".join(term for k, (term, _) in enumerate(factors) if k not in pair)
     both = factors[pair[0]][0] + factors[pair[1]][0]
@@ -91,4 +91,4 @@ def _kept(factors: Sequence[tuple[str, Tensor]], pair: tuple[int, int], out: str
 
 
 def _size(factors: Sequence[tuple[str, Tensor]], pair: tuple[int, int], out: str, sizes: dict[str, int]) -> int:
-    return prod(sizes[c] for c in _kept(factors, pair, out))
+    return prod(sizes[c] for c in _letters_to_keep(factors, pair, out))

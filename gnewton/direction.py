@@ -119,14 +119,14 @@ def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]
     trainable = [p for p in partition.parameters.values() if p.requires_grad]
     with torch.enable_grad():
         value = loss()
-        found = iter(torch.autograd.grad(value, trainable, allow_unused=True))
+        entries = iter(torch.autograd.grad(value, trainable, allow_unused=True))
     if not value.is_meta and not math.isfinite(value.detach()):
         raise FloatingPointError(
             f"expected a finite loss, got {value.item()}; check the inputs, lower the learning rate or rescale the model"
         )
     gradients = {}
     for name, p in partition.parameters.items():
-        g = next(found) if p.requires_grad else None
+        g = next(entries) if p.requires_grad else None
         gradients[name] = torch.zeros_like(p) if g is None else g.to_dense()
     return value.detach().reshape(()), gradients
 

@@ -116,7 +116,7 @@ def _stack(
         outputs = []
         for way in range(ways):
             i = layer * ways + way
-            parameters = _named(weights[i * own : (i + 1) * own], options.has_biases)
+            parameters = _by_name(weights[i * own : (i + 1) * own], options.has_biases)
             out, end = _one_way(step, layout, x, tuple(s[i] for s in starts), parameters, backwards=way == 1)
             outputs.append(out)
             ends.append(end)
@@ -124,7 +124,7 @@ def _stack(
     return x, *(torch.stack(states) for states in zip(*ends, strict=True))
 
 
-def _named(weights: Sequence[Tensor], has_biases: bool) -> _Weights:
+def _by_name(weights: Sequence[Tensor], has_biases: bool) -> _Weights:
     w_ih, w_hh, *rest = weights
     b_ih, b_hh = (rest.pop(0), rest.pop(0)) if has_biases else (None, None)
     return _Weights(w_ih, b_ih, (w_hh, b_hh, *rest))

@@ -202,8 +202,8 @@ class Summary:
         if order >= 3:
             third = self.third if len(self) == 1 and self.third is not None else self._require("third_full", order)
             third = third.reshape((len(self),) * 3)
-            bent = torch.einsum("rst,...t->...rs", third, eta)
-            terms.append(-torch.einsum("...r,...rs,...s->...", eta, bent, eta) / 6)
+            matrix = torch.einsum("rst,...t->...rs", third, eta)
+            terms.append(-torch.einsum("...r,...rs,...s->...", eta, matrix, eta) / 6)
         return torch.stack(terms[: order + 1]).sum(0)
 
     def coarsen(self, groups: Groups) -> "Summary":

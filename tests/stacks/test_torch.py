@@ -73,3 +73,23 @@ def test_bfloat16_in_the_closure_is_differentiated() -> None:
     plain = gn.summarize(lambda: F.cross_entropy(model(x), Y), partition, u, order=2)
     # bfloat16 keeps 8 bits: a few products of them are right to some percent.
     assert torch.allclose(low.hessian, plain.hessian, atol=0.05 * float(plain.hessian.abs().max()))
+
+
+def test_a_compiled_model_takes_the_steps_of_the_plain_one() -> None:
+    model, twin = network(), network()
+    compiled = torch.compile(model, backend="eager")
+    for which, optimized in ((compiled, model), (twin, twin)):
+        optimizer = gn.GroupedNewton(gn.Partition.by_tensor(optimized))
+        for _ in range(3):
+            optimizer.step(lambda forward=which: F.cross_entropy(forward(X), Y))
+    assert torch.equal(model[0].weight, twin[0].weight)
+
+
+def test_a_gradient_scaler_is_told_to_give_a_closure() -> None:
+    model = network()
+    optimizer, scaler = gn.GroupedNewton(gn.Partition.by_tensor(model)), torch.amp.GradScaler("cpu")
+    scaler.scale(F.cross_entropy(model(X), Y)).backward()
+    before = model[0].weight.detach().clone()
+    with pytest.raises((TypeError, ValueError), match=r"step\(lambda"):
+        scaler.step(optimizer)
+    assert torch.equal(model[0].weight, before)

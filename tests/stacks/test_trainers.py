@@ -71,3 +71,50 @@ def test_skorch_hands_over_parameters_and_is_told_what_to_write() -> None:
     net = skorch.NeuralNetClassifier(model, criterion=torch.nn.CrossEntropyLoss, optimizer=gn.GroupedNewton)
     with pytest.raises(TypeError, match=r"Partition\.by_tensor\(model\)"):
         net.fit(x.numpy(), y.numpy())
+
+
+def classifier(transformers):
+    """A Trainer's parts: a model that returns its loss, its data, its arguments."""
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=2,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config)
+    data = [{"input_ids": torch.randint(0, 20, (5,)), "labels": i % 2} for i in range(8)]
+    return model, data
+
+
+def test_the_trainer_of_transformers_calls_step_without_a_closure_and_is_told_so(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, data = classifier(transformers)
+    options = transformers.TrainingArguments(tmp_path, max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True)
+    optimizer = gn.GroupedNewton(gn.Partition.by_layer(model))
+    trainer = transformers.Trainer(model, options, train_dataset=data, optimizers=(optimizer, None))
+    with pytest.raises((TypeError, ValueError), match=r"step\(lambda"):
+        trainer.train()
+
+
+def test_the_trainer_of_transformers_with_a_training_step_of_ones_own(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, data = classifier(transformers)
+
+    class Trainer(transformers.Trainer):
+        def create_optimizer(self, *arguments):
+            # What the trainer itself steps with has nothing to do; the model's own optimizer takes the closure.
+            self.newton = gn.GroupedNewton(gn.Partition.by_layer(model))
+            self.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+            return self.optimizer
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            inputs = self._prepare_inputs(inputs)
+            return self.newton.step(lambda: self.compute_loss(model, inputs)).detach()
+
+    options = transformers.TrainingArguments(
+        tmp_path, max_steps=3, report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no", max_grad_norm=0.0
+    )
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer = Trainer(model, options, train_dataset=data)
+    trainer.train()
+    assert len(trainer.newton.history) >= 1
+    assert any(not torch.equal(before[n], p) for n, p in model.named_parameters())

@@ -75,7 +75,7 @@ def load_forward_mode() -> None:
         vmap(lambda u: jvp(torch.sin, (u,), (u,))[1])(zero)
 
 
-register("nan_to_num neg positive", PiecewiseLinear())
+register("nan_to_num neg", PiecewiseLinear())
 
 
 class Add(Rule):

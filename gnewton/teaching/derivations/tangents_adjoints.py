@@ -36,7 +36,7 @@ class Tape(Network):
         return F.cross_entropy(z, self.y)
 
     @cached_property
-    def moved(self) -> tuple[Tensor, Tensor, Tensor]:
+    def tangents(self) -> tuple[Tensor, Tensor, Tensor]:
         """v_s, h_s, z_s by the chain rule, operation by operation."""
         w, b, weight, bias = self.split(self.parts)
         _, h, _ = self.values(self.theta)
@@ -55,7 +55,7 @@ class Tape(Network):
     @cached_property
     def shares(self) -> tuple[Tensor, Tensor, Tensor]:
         """What tanh, the second product and the loss add to H-bar, (4, 4) each."""
-        v_s, h_s, z_s = self.moved
+        v_s, h_s, z_s = self.tangents
         _, lambda_h, lambda_z = self.adjoints
         _, h, z = self.values(self.theta)
         bend = lambda_h * -2 * h * (1 - h**2)
@@ -82,7 +82,7 @@ def all_of(tensors: tuple[Tensor, ...]) -> Tensor:
 def tangents(tape: Tape) -> tuple[Tensor, Tensor]:
     """The chain rule, against derivatives of the values along the path."""
     whole = jacfwd(lambda eta: along(tape, eta))(tape.zero)
-    return all_of(tape.moved), all_of(tuple(t.movedim(-1, 0) for t in whole))
+    return all_of(tape.tangents), all_of(tuple(t.movedim(-1, 0) for t in whole))
 
 
 def adjoints(tape: Tape) -> tuple[Tensor, Tensor]:
@@ -98,16 +98,16 @@ def adjoints(tape: Tape) -> tuple[Tensor, Tensor]:
 
 def first_order(tape: Tape) -> tuple[Tensor, Tensor]:
     """lambda_z . z_s, against g-bar."""
-    return torch.einsum("ni,sni->s", tape.adjoints[2], tape.moved[2]), tape.g_bar
+    return torch.einsum("ni,sni->s", tape.adjoints[2], tape.tangents[2]), tape.g_bar
 
 
 def one_operation(tape: Tape) -> tuple[Tensor, Tensor]:
     """The second-order tangent of h by the chain rule, D o [v_st] + D^2 o [v_s, v_t], against the path's; here v_st = 0."""
     _, h, _ = tape.values(tape.theta)
-    v_s = tape.moved[0]
-    bent = -2 * h * (1 - h**2) * v_s[:, None] * v_s
+    v_s = tape.tangents[0]
+    second = -2 * h * (1 - h**2) * v_s[:, None] * v_s
     whole = jacfwd(jacfwd(lambda eta: along(tape, eta)[1]))(tape.zero)
-    return bent, whole.permute(2, 3, 0, 1)
+    return second, whole.permute(2, 3, 0, 1)
 
 
 def second_tangents(tape: Tape) -> tuple[Tensor, Tensor]:
@@ -126,14 +126,14 @@ def telescope(tape: Tape) -> tuple[Tensor, Tensor]:
 
 def activation(tape: Tape) -> tuple[Tensor, Tensor]:
     """X diag(lambda sigma'') X^T, against lambda_h . D^2 tanh [v_s, v_t] by automatic differentiation of tanh alone."""
-    v, v_s, lambda_h = tape.values(tape.theta)[0], tape.moved[0], tape.adjoints[1]
+    v, v_s, lambda_h = tape.values(tape.theta)[0], tape.tangents[0], tape.adjoints[1]
     alone = hessian(lambda eta: (lambda_h * torch.tanh(v + torch.tensordot(eta, v_s, 1))).sum())
     return tape.shares[0], alone(tape.zero)
 
 
 def product(tape: Tape) -> tuple[Tensor, Tensor]:
     """lambda_z . (h_s C_t^T + h_t C_s^T), against the product alone."""
-    h, h_s, lambda_z = tape.values(tape.theta)[1], tape.moved[1], tape.adjoints[2]
+    h, h_s, lambda_z = tape.values(tape.theta)[1], tape.tangents[1], tape.adjoints[2]
     weight, weights = tape.split(tape.theta)[2], tape.split(tape.parts)[2]
 
     def path(eta: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def product(tape: Tape) -> tuple[Tensor, Tensor]:
 
 def outputs(tape: Tape) -> tuple[Tensor, Tensor]:
     """The covariance of the tangents under the probabilities, against the loss of the outputs alone."""
-    z, z_s = tape.values(tape.theta)[2], tape.moved[2]
+    z, z_s = tape.values(tape.theta)[2], tape.tangents[2]
     return tape.shares[2], hessian(lambda eta: tape.last(z + torch.tensordot(eta, z_s, 1)))(tape.zero)
 
 
