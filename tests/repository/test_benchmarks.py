@@ -284,7 +284,7 @@ def test_every_control_of_a_widget_is_moved_and_timed(tmp_path: Path, monkeypatc
     assert plan.failures == [f"redraw: one, QuadraticBowl, {c}" for c in ("condition", "angle", "start")]
 
 
-@pytest.mark.parametrize("section", [figures])
+@pytest.mark.parametrize("section", [widgets, figures])
 def test_what_is_saved_is_what_its_numbers_say(section: Any) -> None:
     name = section.__name__.rpartition(".")[2]
     numbers = json.loads((report.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
