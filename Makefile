@@ -14,6 +14,7 @@ FOLDER ?= reports
 WORKERS ?= 2
 VARIANT ?=
 TORCH ?=
+RANKS ?= 4
 ALONE ?=
 ZOO_ARGS ?=
 NBVAL := -n $(WORKERS) --dist loadscope --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider -o addopts= -o testpaths= -o verbosity_assertions=2 notebooks
@@ -35,7 +36,7 @@ export npm_config_cache := $(CACHE)/npm
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests graders-test dist dist-test release-check lint-deploy image format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-torch test-zoo test-alone clean
+.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests graders-test dist dist-test release-check lint-deploy image format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-ranks test-torch test-zoo test-alone clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-19s %s\n' "$$name" "$$text"; done
@@ -143,6 +144,9 @@ unit-elsewhere: $(VENV)/.installed-test  ## the unit tests alone (VARIANT=sse, a
 
 notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone (VARIANT=perturbed: their data, too)
 	$(BIN)/python tools/elsewhere.py $(VARIANT) -- $(NBVAL)
+
+test-ranks: $(VENV)/.installed-test  ## the laws of several processes, with four of them (RANKS=3)
+	GNEWTON_RANKS=$(RANKS) $(BIN)/pytest tests/test_ranks.py tests/stacks/test_launchers.py
 
 test-torch: $(if $(TORCH),.cache/torch-$(TORCH).txt)  ## unit tests and notebooks with another torch, in a venv of its own (TORCH=2.9.1)
 	@test -n "$(TORCH)" || { echo "expected a version of torch, got none: make test-torch TORCH=2.9.1"; exit 1; }

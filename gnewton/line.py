@@ -252,9 +252,8 @@ class Line:
 
     def take(self, rate: float) -> None:
         """Move by -rate u. Where nothing else asks for u, the proposer takes this step itself, at its own price."""
-        if self.partition.ranks.size > 1:
-            _ = self.objective.start  # to go back to, should another rank fail
-        if not self.proposal.take(rate):
+        # Among several ranks the proposer must be able to forget the step, should another rank fail.
+        if self.partition.ranks.size > 1 or not self.proposal.take(rate):
             self.move(torch.full((len(self.partition),), rate, dtype=torch.float64))
 
     @torch.no_grad()
@@ -277,6 +276,7 @@ class Line:
     @torch.no_grad()
     def shorten(self, previous: Direction, factor: float) -> None:
         """Put ``factor`` times the last step, which began at ``previous``, in the place of it."""
+        _ = self.objective.start  # where an error puts the parameters back to
         for name, p in self.partition.parameters.items():
             p.copy_(previous[name].lerp(p, factor))
 

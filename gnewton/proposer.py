@@ -24,6 +24,7 @@ _LINEAR = (
     torch.optim.Adadelta,
     torch.optim.Adagrad,
     torch.optim.RMSprop,
+    *((torch.optim.Muon,) if hasattr(torch.optim, "Muon") else ()),  # from torch 2.9 on
 )
 # Their steps read the gradient and their state alone, once weight decay is off.
 _TRANSLATION_INVARIANT = (*_LINEAR, torch.optim.Rprop)

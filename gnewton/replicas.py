@@ -79,7 +79,8 @@ def _leaves(value: Any) -> Iterator[int]:
 
 def _bits(tensor: Tensor) -> int:
     """A sum of the numbers' bits with odd weights, modulo 2^64: no change of a single number goes unseen."""
-    flat = tensor.detach().reshape(-1).contiguous()
+    real = torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()
+    flat = real.reshape(-1).contiguous()
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = flat.view(kinds[flat.element_size()]).to(torch.int64)
     weights = torch.arange(len(bits), device=bits.device).mul_(2).add_(1).mul_(_ODD)

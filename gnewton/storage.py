@@ -21,8 +21,8 @@ def check_whole(name: str, parameter: Any) -> None:
         kind = kind or "FlatParameter"
         raise TypeError(
             f"expected whole tensors, got a {kind} for {name} ({_SHARDED[kind]}), of which each rank holds a part; gnewton "
-            "does not differentiate sharded parameters: leave the sharding out and train in one process, with fewer samples "
-            "or a smaller max_memory where memory is short"
+            "does not differentiate sharded parameters: leave the sharding out, and share the samples among replicas in "
+            "DistributedDataParallel; fewer samples a rank, or a smaller max_memory, where memory is short"
         )
 
 

@@ -431,7 +431,8 @@ def mean_summary(partition: Partition, compute: Callable[[Tally], Summary], tall
         local.append(compute(tally))
         return Part(float(local[0].value), local[0].tensors(), tally.total)
 
-    return local[0].with_tensors(partition.ranks.mean("summary", part).tensors)
+    mean = partition.ranks.mean("summary", part)
+    return local[0].with_tensors(mean.tensors)
 
 
 def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order: int) -> Summary | None:

@@ -31,6 +31,7 @@ pytestmark = [
 RANKS = int(os.environ.get("GNEWTON_RANKS", "2"))
 EVERY = range(RANKS)
 ADAPTIVE, FIXED = {"period": 3}, {"cubic": 1e3, "period": 2}
+CALIBRATED = {"policy": gn.policies.Calibrated(steps=8, period=3)}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,8 @@ CASES = [
     ("ddp", "adam", {**ADAPTIVE, "average": gn.average.Exponential(0.5)}, "batch"),
     ("ddp", "adam", {**FIXED, "average": gn.average.Windows(2, 1)}, "batch"),
     ("ddp", "adam", {**ADAPTIVE, "engine": "nested"}, "batch"),
+    ("ddp", "adam", CALIBRATED, "batch"),
+    ("plain", "gradient", CALIBRATED, "batch"),
 ]
 
 
@@ -169,6 +172,7 @@ FAULTS = [
     ("nan gradient", 1, 1, PERIOD_1),
     ("signal while waiting", 0, 1, PERIOD_1),
     *((place, 0, 1, PERIOD_1) for place in ("proposer", "solver", "move", "commit")),
+    *((place, 0, 3, CALIBRATED) for place in ("proposer", "commit")),
     *((place, 0, 1, FIXED) for place in ("proposer", "move of old rates", "commit")),
 ]
 
@@ -212,6 +216,7 @@ ON_ITS_OWN = {
     "synchronized": "got SyncBatchNorm in 1",
     "joint": 'got "joint"',
     "another object": "expected a process group, got 'gloo'",
+    "fully sharded": "got a DTensor for 0.weight (FSDP2's fully_shard and tensor parallelism make it)",
 }
 
 
@@ -225,7 +230,8 @@ def test_it_is_refused_by_name_on_every_rank(pool, what):
     assert said
     assert all(said), said
     assert any((SENTENCES | ON_ITS_OWN)[what] in text for text in said), said
-    assert all(text.startswith(("ValueError", "RankError")) or what == "another object" for text in said), said
+    wrong_kind = what in ("another object", "fully sharded")
+    assert all(text.startswith("TypeError" if wrong_kind else ("ValueError", "RankError")) for text in said), said
 
 
 def test_a_group_without_this_process_is_refused(pool):
@@ -272,7 +278,8 @@ def test_a_hash_tells_every_single_change():
         assert hash_of({"values": other, "words": ["a", 1.0]}) != known
     assert hash_of({"values": values, "words": ["a", 1.5]}) != known
     assert hash_of({"values": values.clone(), "words": ("a", 1.0)}) == known
-    assert hash_of([torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bool)]) != hash_of([])
+    for kind in (torch.bfloat16, torch.bool, torch.complex128, torch.int64):
+        assert hash_of(torch.ones(2, dtype=kind)) != hash_of(torch.zeros(2, dtype=kind))
 
 
 def test_an_interrupt_that_nobody_heard_comes_at_the_end():

@@ -99,7 +99,7 @@ class Calibrated:
         summary = line.summary(order=2)
         if summary is None:
             return None, {}
-        eta, lr = _FIRST * uniform_step(summary), float(settings["lr"])
+        eta, lr = line.from_first(_FIRST * uniform_step(summary)), float(settings["lr"])
         # A batch of its own may see u climb; another one will not.
         if not eta[0] > 0:
             return None, {}

@@ -149,6 +149,7 @@ def test_what_the_page_says_of_the_fresh_networks_is_so(shipped):
     networks = calibrated.of(shipped, "fresh")
     assert 0.35 < within(networks.values(), "after 3", 1.15) / len(networks) < 0.65
     assert within(networks.values(), "after 10", 1.15) > 0.6 * len(networks)
+    assert within(networks.values(), "plain time", 1.15) < 0.55 * len(networks)
     lost = {name for name, one in networks.items() if one["found"]["ratios"]["time"] is None}
     assert lost == {"copier", "diabetes"}
 

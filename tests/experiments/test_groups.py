@@ -70,3 +70,10 @@ def test_the_shipped_results_are_complete_and_say_what_the_page_says():
     assert set(means) == {peer.name for peer in PEERS[1:]}
     # No way of grouping is ahead of one rate after three epochs.
     assert all(soon > 1 for soon, _ in means.values())
+    assert sum(0.89 < late < 0.98 for _, late in means.values()) == 4
+    assert min(means, key=lambda name: means[name][0]) == "layer-2"
+    worst = [
+        max(means, key=lambda name, i=i: groups.table(shipped)[name][groups.BUDGETS[0]][i])
+        for i in range(len(NETWORKS))
+    ]
+    assert worst.count("tensor-raw") == 3

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from pytorch_optimizer import SOAP
 from support.problems import DTYPE, build
 from torch import nn
 from torch.nn import functional as F
@@ -226,6 +227,27 @@ def test_the_proposer_s_own_step_is_the_step_along_its_direction(proposer):
         return optimizer
 
     torch.testing.assert_close(trained(network(), proposer=cast)[0], known, rtol=1e-9, atol=0)
+
+
+OF_MATRICES = {
+    "SOAP": lambda parameters, lr: SOAP(parameters, lr=lr, weight_decay=0.0),
+    **(
+        {"Muon": lambda parameters, lr: torch.optim.Muon(parameters, lr=lr, weight_decay=0.0)}
+        if hasattr(torch.optim, "Muon")
+        else {}
+    ),
+}
+
+
+@pytest.mark.parametrize("proposer", OF_MATRICES)
+def test_a_proposer_of_matrices_gets_its_rate_whatever_its_own(proposer):
+    curves = []
+    for lr in (1e-3, 0.1):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 16, bias=False), nn.Tanh(), nn.Linear(16, 10, bias=False)).to(DTYPE)
+        curves.append(trained(model, proposer=lambda p, lr=lr: OF_MATRICES[proposer](p, lr))[0])
+    assert curves[0][-5:].mean() < 0.5 * curves[0][0]
+    torch.testing.assert_close(curves[1], curves[0], rtol=1e-6, atol=0)
 
 
 def test_weight_decay_is_a_part_of_the_parameters_whatever_the_rate():

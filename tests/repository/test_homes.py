@@ -55,6 +55,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "course/grading.py": "course/test_graders.py",
         "experiments/__main__.py": "experiments/test_front.py",
         "experiments/experiment.py": "experiments/test_front.py",
+        "experiments/processes.py": "experiments/test_scaling.py",
         "experiments/race.py": "experiments/test_front.py",
         "experiments/registry.py": "experiments/test_front.py",
         "experiments/results.py": "experiments/test_front.py",

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+STARTING_SECONDS = 300.0
+
 
 class Pool:
     """N gloo processes on 127.0.0.1. ``run(job, *arguments)`` calls ``job(rank, *arguments)`` in each; a job that hangs ends them."""
@@ -58,6 +60,10 @@ class Pool:
         ]
         for process in self._processes:
             process.start()
+        # Importing torch is no part of a job, and takes a minute where many others do so.
+        for pipe in self._pipes:
+            assert pipe.poll(STARTING_SECONDS), "the processes did not start"
+            pipe.recv()
 
 
 def free_port() -> int:
@@ -77,6 +83,7 @@ def serve(rank: int, size: int, port: int, pipe: Connection) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", "no step was taken")
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60))
+    pipe.send("ready")
     while True:
         job, arguments = pipe.recv()
         try:

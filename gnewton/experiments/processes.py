@@ -1,0 +1,151 @@
+"""What the processes of the experiment ``scaling`` do, and how they are started."""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.futures import Future
+
+from gnewton.datasets import digits
+from gnewton.models import perceptron
+from gnewton.optimizer import GroupedNewton
+from gnewton.partition import Partition
+
+Job = Callable[..., dict[str, Any]]
+SAMPLES = 128
+_LIMIT = 600.0  # seconds for one measurement
+
+# name -> what it is called, and the settings of GroupedNewton; None is Adam by itself.
+METHODS: dict[str, tuple[str, dict[str, Any] | None]] = {
+    "adam": ("DistributedDataParallel, Adam", None),
+    "reuse": ("rates reused, a step without a summary", {"cubic": 1e4, "period": 10**6}),
+    "reuse-10": ("rates reused for 10 steps", {"cubic": 1e4, "period": 10}),
+    "adaptive-5": ("adaptive, curvature kept for 5 steps", {"period": 5}),
+    "adaptive-1": ("adaptive, a summary a step", {"period": 1}),
+}
+
+
+def run_processes(size: int, job: Job, *arguments: Any) -> list[dict[str, Any]]:
+    """What ``job(rank, *arguments)`` returns in each of ``size`` gloo processes. Raises TimeoutError after ten minutes."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    context = torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+        _serve, args=(size, port, results, job, arguments), nprocs=size, join=False, start_method="spawn"
+    )
+    answers: dict[int, dict[str, Any]] = {}
+    end = time.monotonic() + _LIMIT
+    try:
+        while len(answers) < size:
+            context.join(timeout=0.1)  # raises what a process raised
+            while not results.empty():
+                rank, answer = results.get()
+                answers[rank] = answer
+            if time.monotonic() > end:
+                raise TimeoutError(f"{size} processes took longer than {_LIMIT:.0f} seconds")
+    finally:
+        for process in context.processes:
+            process.kill()
+    return [answers[rank] for rank in range(size)]
+
+
+def _serve(rank: int, size: int, port: int, results: Any, job: Job, arguments: tuple[Any, ...]) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=_LIMIT))
+    results.put((rank, job(rank, *arguments)))
+    torch.distributed.barrier()  # nobody leaves while another still computes
+    torch.distributed.destroy_process_group()
+
+
+def measure_link(rank: int, repeats: int) -> dict[str, Any]:
+    """The latency of a small all-reduce, and the seconds that a byte adds to a large one; the fastest of each."""
+    sizes = [40, 400, 4_000, 40_000, 400_000, 4_000_000]
+    seconds = [_all_reduce_seconds(torch.zeros(size // 8, dtype=torch.float64), repeats) for size in sizes]
+    slope = (seconds[-1] - seconds[0]) / (sizes[-1] - sizes[0])
+    return {"sizes": sizes, "seconds": seconds, "latency": seconds[0], "seconds_per_byte": slope}
+
+
+def _all_reduce_seconds(tensor: Tensor, repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 2):
+        torch.distributed.barrier()
+        start = time.perf_counter()
+        torch.distributed.all_reduce(tensor)
+        times.append(time.perf_counter() - start)
+    return min(times[2:])
+
+
+def measure_methods(rank: int, blocks: int, steps: int) -> dict[str, Any]:
+    """Every method, one after the other: mean seconds a step of each block, by the clock and by the processor, and what is sent."""
+    return {name: _measure(rank, settings, blocks, steps) for name, (_, settings) in METHODS.items()}
+
+
+def _measure(rank: int, settings: dict[str, Any] | None, blocks: int, steps: int) -> dict[str, Any]:
+    data = digits()
+    few = slice(SAMPLES * rank, SAMPLES * (rank + 1))
+    x, y = data.train_x[few], data.train_y[few]
+    inner = perceptron([64, 256, 256, 10], generator=torch.Generator().manual_seed(0))
+    model = nn.parallel.DistributedDataParallel(inner)
+    partition = Partition.by_tensor(model)
+    proposer = torch.optim.Adam(model.parameters())
+    if settings is None:
+        step, sent = _adam_step(model, proposer, x, y)
+    else:
+        optimizer, ranks = GroupedNewton(partition, proposer, **settings), partition.ranks
+        step, sent = (
+            (lambda: optimizer.step(lambda: F.cross_entropy(model(x), y))),
+            lambda: (ranks.sent, ranks.collectives),
+        )
+    for _ in range(steps):
+        step()
+    before, seconds, processor = sent(), [], []
+    for _ in range(blocks):
+        torch.distributed.barrier()
+        start, work = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            step()
+        seconds.append((time.perf_counter() - start) / steps)
+        processor.append((time.process_time() - work) / steps)
+    taken = blocks * steps
+    bytes_sent, collectives = ((after - then) / taken for after, then in zip(sent(), before, strict=True))
+    counts = {"bytes": bytes_sent, "collectives": collectives}
+    return counts | {
+        "seconds": seconds,
+        "processor": processor,
+        "scalars": sum(partition.sizes),
+        "groups": len(partition),
+    }
+
+
+def _adam_step(
+    model: nn.parallel.DistributedDataParallel, adam: torch.optim.Optimizer, x: Tensor, y: Tensor
+) -> tuple[Callable[[], Any], Callable[[], tuple[int, int]]]:
+    """A step of Adam, and what has been sent so far: DistributedDataParallel's own buckets, counted."""
+    from torch.distributed import GradBucket  # not on every system
+
+    counts = [0, 0]
+
+    def count(state: object, bucket: GradBucket) -> Future[Tensor]:
+        counts[0] += bucket.buffer().numel() * bucket.buffer().element_size()
+        counts[1] += 1
+        size = torch.distributed.get_world_size()
+        work = torch.distributed.all_reduce(bucket.buffer().div_(size), async_op=True)
+        reduced: Future[Tensor] = work.get_future().then(lambda future: future.value()[0])
+        return reduced
+
+    def step() -> None:
+        adam.zero_grad()
+        F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+        adam.step()
+
+    model.register_comm_hook(None, count)
+    return step, lambda: (counts[0], counts[1])
