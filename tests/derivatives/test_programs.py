@@ -133,8 +133,13 @@ class Drawn(nn.Module):
                     break
 
     def _fits(self, step) -> bool:
+        """Whether torch computes it, and its first and second derivatives at all."""
+        weights = list(self.weights)
         try:
-            return bool(torch.isfinite(self.run([*self.steps, step])))
+            value = self.run([*self.steps, step])
+            slopes = torch.autograd.grad(value, weights, create_graph=True, materialize_grads=True)
+            torch.autograd.grad(sum(g.sum() for g in slopes), weights, materialize_grads=True)
+            return bool(torch.isfinite(value))
         except Exception:
             return False
 
