@@ -10,11 +10,14 @@ _INSIDE = tuple(os.path.dirname(str(file)) + os.sep for file in (__file__, torch
 
 
 def line_of_caller() -> str:
-    """file:line of the innermost line that is neither gnewton's nor torch's."""
+    """file:line of the innermost line that is neither gnewton's nor torch's; "line 3 of a cell" in a notebook."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename.startswith(_INSIDE) and frame.f_back is not None:
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    file = frame.f_code.co_filename
+    # Jupyter compiles a cell under a name of its own, which says nothing and changes with the process.
+    in_cell = os.path.basename(os.path.dirname(file)).startswith("ipykernel_") or file.startswith("<ipython-input")
+    return f"line {frame.f_lineno} of a cell" if in_cell else f"{file}:{frame.f_lineno}"
 
 
 def warn(message: str, category: type[Warning]) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import gnewton as gn
+from gnewton.caller import line_of_caller
 from gnewton.optimizer import StepWarning
 
 
@@ -55,3 +56,17 @@ def test_so_do_warnings_of_the_loss_and_of_the_proposer():
         optimizer.step(lambda: model(torch.ones(4, 3)).square().mean())
         here = sys._getframe().f_lineno - 1
     assert [(one.filename, one.lineno) for one in seen] == [(__file__, here - 1), (__file__, here)]
+
+
+@pytest.mark.parametrize(
+    ("file", "place"),
+    [
+        ("/tmp/ipykernel_71/3820463092.py", "line 2 of a cell"),
+        ("<ipython-input-3-f0e1>", "line 2 of a cell"),
+        ("model.py", "model.py:2"),
+    ],
+)
+def test_a_line_is_named_by_its_file_or_as_that_of_a_cell(file, place):
+    names = {"line_of_caller": line_of_caller}
+    exec(compile("\nplace = line_of_caller()", file, "exec"), names)
+    assert names["place"] == place
