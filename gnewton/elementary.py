@@ -459,7 +459,8 @@ def _bags(input: Tensor, offsets: Tensor | None, include_last_offset: bool) -> t
     """Where the entries of each bag stand (bags, longest), and which of these places are its own; None for torch's error."""
     if input.dtype not in (torch.int32, torch.int64) or not input.numel():
         return None
-    if input.dim() == 2 and offsets is None:
+    # With a last offset that is not there, one torch leaves out the last bag and another does not.
+    if input.dim() == 2 and offsets is None and not include_last_offset:
         where = torch.arange(input.numel(), device=input.device).reshape(input.shape)
         return where, torch.ones_like(where, dtype=torch.bool)
     if input.dim() != 1 or offsets is None or offsets.dim() != 1 or not offsets.numel() or offsets[0] != 0:

@@ -13,7 +13,10 @@ from gnewton.experiments.fresh import FRESH
 from gnewton.experiments.peers import ADAM, DEFAULTS, OURS, RATES
 from gnewton.experiments.protocol import Plan
 
-OF_TORCH = [peer for peer in DEFAULTS if peer.name in ("adamw-cosine", "muon")]
+# torch has Muon from 2.9 on.
+OF_TORCH = [
+    peer for peer in DEFAULTS if peer.name in ("adamw-cosine", *(["muon"] if hasattr(torch.optim, "Muon") else []))
+]
 
 
 def run(losses, averaged=None, seconds=1.0, share=0.0, diverged=False):

@@ -82,6 +82,7 @@ def serve(rank: int, size: int, port: int, pipe: Connection) -> None:
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", "no step was taken")
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.6 of its own checkpoints
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60))
     pipe.send("ready")
     while True:
