@@ -346,8 +346,8 @@ def summarize(
         full_third: add all of D3, (S, S, S).
         engine: "tape" records the loss and sweeps S tangents through the record, for the price of a few gradients. "nested"
             takes 2S + 1 backward passes. "auto" is the tape, or nested for a long list of tiny operations and hardly any groups
-            (a small recurrent network with S = 1), where that is cheaper; where the record is not complete (a custom autograd function,
-            a scripted module) it is nested, with one IncompleteRecordWarning that names the operation. Where torch does
+            (a small recurrent network with S = 1), where that is cheaper and no ``max_memory`` is given; where the record is not
+            complete (a custom autograd function, a scripted module) it is nested, with one IncompleteRecordWarning that names the operation. Where torch does
             not vouch for a backward pass (a custom function, a hook), it is first compared with differences of the
             gradient. "differences" takes 4S + 1 gradients of any loss that has one; its summary is not exact, says so,
             and estimates its ``errors``.
@@ -530,8 +530,9 @@ def _nested(asked: _Question) -> Summary:
 
 
 def _is_cheaper_nested(tape: Tape, asked: _Question) -> bool:
-    whole = asked.full_third or isinstance(asked.loss, TwoParts)
-    return not whole and price.favours_nested(tape, len(asked.partition), asked.order)
+    # Nested passes keep no bound on the memory.
+    on_tape = asked.full_third or asked.max_memory is not None or isinstance(asked.loss, TwoParts)
+    return not on_tape and price.favours_nested(tape, len(asked.partition), asked.order)
 
 
 def _by_differences(asked: _Question) -> Summary:

@@ -70,7 +70,8 @@ def load_forward_mode() -> None:
     disabled, as they are during a sweep.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        for category in (DeprecationWarning, FutureWarning):  # the second one from torch 2.14 on
+            warnings.simplefilter("ignore", category)
         zero = torch.zeros(1, device="cpu")
         vmap(lambda u: jvp(torch.sin, (u,), (u,))[1])(zero)
 
