@@ -1,4 +1,4 @@
-"""accelerate launch --num_processes 2 with_accelerate.py"""
+"""accelerate launch --multi_gpu --num_processes 2 with_accelerate.py"""
 
 import torch
 import torch.nn.functional as F

@@ -21,6 +21,7 @@ from gnewton.experiments.fresh import FRESH
 from gnewton.experiments.lockstep import race
 from gnewton.experiments.networks import SIX, Problem
 from gnewton.experiments.peers import ADAM, DEFAULTS, OURS, RATES, Peer
+from gnewton.experiments.pictures import name_curves
 from gnewton.experiments.protocol import HOLD_OUT, Plan
 from gnewton.experiments.report import facts, markdown, round_numbers
 from gnewton.experiments.runs import finite, load_or_compute, network
@@ -246,26 +247,26 @@ def geometric(values: Sequence[float]) -> float:
 
 def figures(numbers: Results) -> dict[str, plots.Figure]:
     """Ours over averaged Adam's, a row for each network: the losses and the time."""
-    shown = plots.new_figure(columns=2, width=11.0, height=5.2)
+    shown = plots.new_figure(columns=2, width=11.0, height=5.6)
     for ax, dozen in zip(shown.axes, DOZENS, strict=True):
-        found = {key: one["found"]["ratios"] for key, one in of(numbers, dozen).items()}
+        ratios = {key: one["found"]["ratios"] for key, one in of(numbers, dozen).items()}
         for marker, name, words in (
             ("o", "after 3", "loss after 3 epochs"),
             ("s", "after 10", "after 10"),
             ("D", "time", "time"),
         ):
             ax.plot(
-                [math.nan if one[name] is None else one[name] for one in found.values()],
-                range(len(found)),
+                [math.nan if one[name] is None else one[name] for one in ratios.values()],
+                range(len(ratios)),
                 marker,
                 label=words,
                 alpha=0.8,
             )
         ax.axvline(1.0, color="gray", linewidth=1)
         ax.set(xscale="log", xlabel="ours over averaged Adam's, tuned", title=_head(numbers, dozen))
-        ax.set_yticks(range(len(found)), list(found))
+        ax.set_yticks(range(len(ratios)), list(ratios))
         ax.invert_yaxis()
-    shown.axes[0].legend()
+    name_curves(shown)
     return {"calibrated": shown}
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from gnewton import plots
 from gnewton.experiments.experiment import Experiment, Results
+from gnewton.experiments.pictures import name_curves
 from gnewton.experiments.processes import METHODS, measure_link, measure_methods, run_processes
 from gnewton.experiments.protocol import Plan
 from gnewton.experiments.report import facts, markdown, round_numbers
@@ -122,7 +123,7 @@ def report(numbers: Results) -> str:
 
 def figures(numbers: Results) -> dict[str, plots.Figure]:
     """Measured milliseconds against processes, and the model's up to 10,000 devices."""
-    drawn = plots.new_figure(columns=2)
+    drawn = plots.new_figure(columns=2, width=11.0, height=4.6)
     left, right = drawn.axes
     for i, (name, method) in enumerate(numbers["methods"].items()):
         sizes = [int(size) for size in method["processes"]]
@@ -135,7 +136,7 @@ def figures(numbers: Results) -> dict[str, plots.Figure]:
         right.plot(DEVICES, [predict(numbers, name, devices) for devices in DEVICES], **plots.style(i, marker=True))
     left.set(xlabel="processes on one machine", ylabel="processor ms a step, measured", xticks=sizes, yscale="log")
     right.set(xlabel="devices", ylabel="ms a step, by the model", xscale="log", yscale="log")
-    left.legend(fontsize=8)
+    name_curves(drawn)
     return {"scaling": drawn}
 
 
