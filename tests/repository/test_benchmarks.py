@@ -3,6 +3,8 @@
 import doctest
 import importlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,14 +169,22 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["why"] == "not done after 0 s"
 
 
-def test_peak_memory_sees_what_was_freed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def touch(*_: Any) -> None:
-        torch.ones(2**26 // 4)  # 64 MiB, written to and let go
+TOUCH = """
+import torch
+from benchmarks import measure, peers
 
-    peer = register(monkeypatch, touch)
-    # Pages that were resident and free already may serve a part, and a system may take others back meanwhile.
-    found = max(measure.memory("tiny", "single", peer)["bytes"] for _ in range(5))
-    assert 2**25 < found < 2**27
+# 64 MiB, written to and let go.
+peers.PEERS["mock"] = peers.Peer("mock", lambda *_: torch.ones(2**26 // 4))
+print(measure.memory("tiny", "single", "mock")["bytes"])
+"""
+
+
+def test_peak_memory_sees_what_was_freed_again() -> None:
+    # In a process of its own, as the benchmark measures: this one may hold that much, resident and free, from earlier tests.
+    process = subprocess.run(
+        [sys.executable, "-c", TOUCH], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert 2**25 < int(process.stdout) < 2**27
 
 
 def test_sizes_of_a_tape() -> None:
