@@ -9,6 +9,7 @@ Every exchange begins with a header of one size, whatever is asked. So a rank th
 next question of the others, and all of them raise.
 """
 
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.interrupts import DeferredInterrupts
+
+if torch.distributed.is_available():
+    # torch imports it at the first optimizer, and its functions keep the group that there is by then: destroy_process_group could
+    # not end gloo's threads any more, and one of them may abort the process when Python ends. Imported early, they keep None.
+    import torch.distributed.nn.functional
 
 _MESSAGE_BYTES = 512
 _CALLS = 2**18  # the square of a call's number, summed over 10^5 ranks, is exact in float64
@@ -55,7 +61,9 @@ class Ranks:
     """
 
     def __init__(self, like: Tensor, group: Any = None, *, alone: bool = False, wrapper: Any = None) -> None:
-        self.group, self.alone, self._like, self._wrapper = group, alone, like, wrapper
+        self.alone, self._like, self._wrapper = alone, like, wrapper
+        # Weak: a process that holds a group when it ends may be aborted by gloo's threads, with all its work done.
+        self._group = None if group is None else weakref.ref(group)
         self.size = 1 if group is None else torch.distributed.get_world_size(group)
         self.rank = 0 if group is None else torch.distributed.get_rank(group)
         self.sent = self.collectives = 0
@@ -63,6 +71,19 @@ class Ranks:
         self._interrupts = DeferredInterrupts()
         # Made now: after an error there may be no memory left.
         self._header = torch.zeros(5, dtype=torch.float64, device=like.device) if self.size > 1 else None
+
+    @property
+    def group(self) -> Any:
+        """The process group, or None. Raises ValueError after ``destroy_process_group``."""
+        if self._group is None:
+            return None
+        group = self._group()
+        if group is None:
+            raise ValueError(
+                "expected the process group that the partition was built over, got one that destroy_process_group has "
+                "ended; build the Partition again after the new init_process_group"
+            )
+        return group
 
     def __repr__(self) -> str:
         return (

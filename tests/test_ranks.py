@@ -9,6 +9,7 @@ import inspect
 import io
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -306,3 +307,33 @@ def _interrupt(said, heard):
 def test_saved_states_hold_no_ranks():
     one = jobs.train(0, "ddp", "adam", ADAPTIVE, 2)["saved"]
     assert torch.load(io.BytesIO(one), weights_only=True)
+
+
+# -- the end ------------------------------------------------------------------------------------------------------------
+
+ENDING = """if True:
+    import gc, weakref
+    import torch, gnewton as gn
+    from torch import distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    group = weakref.ref(dist.group.WORLD)
+    model = gn.models.perceptron([2, 2])
+    partition = gn.Partition.single(model).over(dist.group.WORLD)
+    optimizer = gn.GroupedNewton(partition, torch.optim.SGD(model.parameters(), lr=1.0))
+    optimizer.step(lambda: model(torch.eye(2)).square().sum())
+    other = {other}
+    dist.destroy_process_group()
+    gc.collect()
+    print("held" if group() else "ended")
+    partition.ranks.group
+"""
+
+
+@pytest.mark.parametrize(("other", "said"), [("None", "ended"), ("group()", "held")])
+def test_a_group_ends_though_a_partition_knows_it(other, said):
+    # In a process of its own: what torch imports for its optimizers comes after the group there. Gloo's threads go on as long
+    # as anything holds the group, and abort a process that ends before them.
+    process = subprocess.run([sys.executable, "-c", ENDING.format(other=other)], capture_output=True, text=True)
+    assert process.stdout.strip() == said
+    assert ("ValueError: expected the process group" in process.stderr) == (said == "ended")
