@@ -53,9 +53,9 @@ def finite_differences(loss: Callable[[], Tensor], partition: gn.Partition, u: d
     parts = [partition.restrict(u, s) for s in range(len(partition))]
 
     def slopes(s: int = 0, eta: float = 0.0) -> Tensor:
-        with _moved(trainable, parts[s], eta):
-            found = torch.autograd.grad(loss(), list(trainable.values()), allow_unused=True)
-        return partition.sums({n: g * u[n] for n, g in zip(trainable, found, strict=True) if g is not None})
+        with _at(trainable, parts[s], eta):
+            gradients = torch.autograd.grad(loss(), list(trainable.values()), allow_unused=True)
+        return partition.sums({n: g * u[n] for n, g in zip(trainable, gradients, strict=True) if g is not None})
 
     here = slopes()
     tried = [[_differences(slopes, s, h, here) for s in range(len(partition))] for h in STEPS]
@@ -78,7 +78,7 @@ def _settled(values: list[Tensor]) -> Estimate:
 
 
 @contextmanager
-def _moved(parameters: dict[str, Tensor], along: dict[str, Tensor], eta: float) -> Iterator[None]:
+def _at(parameters: dict[str, Tensor], along: dict[str, Tensor], eta: float) -> Iterator[None]:
     before = {n: p.detach().clone() for n, p in parameters.items()}
     with torch.no_grad():
         for n, p in parameters.items():
