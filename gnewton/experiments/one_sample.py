@@ -108,9 +108,11 @@ def _entry(method: Method, problem: Problem, plan: Plan, advance: Callable[[], A
             data = digits().hold_out(HOLD_OUT, seed=0) if part == "tuning" else digits()
             return train(problem, data, method, settings, seed, epochs, parts=looks)
 
-        result = load_or_compute(plan.place("one-sample") / "runs", names | {"epochs": epochs, "looks": looks}, compute)
+        measured = load_or_compute(
+            plan.place("one-sample") / "runs", names | {"epochs": epochs, "looks": looks}, compute
+        )
         advance()
-        return result
+        return measured
 
     tried = [run("tuning", one, 0) for one in method.settings] if _tuning_runs(method) else []
     losses = [math.inf if one["diverged"] else one["test_losses"][-1] for one in tried]

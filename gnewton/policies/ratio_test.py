@@ -59,29 +59,29 @@ class RatioTest:
         if eta.any():
             tested = lr if age else 1.0
             predicted = predicted_decrease(model, step, tested, eta) if step.status.ok else 0.0
-            result = backtracking_line_search(lambda t: line.loss_at(t * eta), line.value, predicted, tested, lr)
+            search = backtracking_line_search(lambda t: line.loss_at(t * eta), line.value, predicted, tested, lr)
         else:
-            result = LineSearchResult(lr, line.value, math.nan, 0, 0)
+            search = LineSearchResult(lr, line.value, math.nan, 0, 0)
         outcome = Outcome.of(
             model,
             step,
             learning_rates=eta,
-            lr=result.rate,
-            predicted_decrease=predicted_decrease(model, step, result.rate, eta),
-            actual_decrease=line.value - result.loss,
-            rho=result.rho,
-            evaluations=result.evaluations,
+            lr=search.rate,
+            predicted_decrease=predicted_decrease(model, step, search.rate, eta),
+            actual_decrease=line.value - search.loss,
+            rho=search.rho,
+            evaluations=search.evaluations,
             age=age,
         )
         cached = None
         if age == 0 and settings["period"] > 1:
             cached = {"summary": summary.state_dict(), "lengths": line.lengths()}
-        elif age and result.rho >= LOW_RATIO:
+        elif age and search.rho >= LOW_RATIO:
             cached = state["cached_curvature"]
         return outcome, {
-            "eta": None if result.rate == 0 < lr else eta * 0.5**result.halvings,
+            "eta": None if search.rate == 0 < lr else eta * 0.5**search.halvings,
             "age": age + 1,
-            "cubic": update_regularization(outcome.cubic, result.rho),
+            "cubic": update_regularization(outcome.cubic, search.rho),
             "cached_curvature": cached,
         }
 

@@ -53,7 +53,7 @@ def finite_differences(loss: Callable[[], Tensor], partition: gn.Partition, u: d
     parts = [partition.restrict(u, s) for s in range(len(partition))]
 
     def slopes(s: int = 0, eta: float = 0.0, sizes: bool = False) -> Tensor:
-        with _moved(trainable, parts[s], eta):
+        with _at(trainable, parts[s], eta):
             gradients = torch.autograd.grad(loss(), list(trainable.values()), allow_unused=True)
         products = {n: g * u[n] for n, g in zip(trainable, gradients, strict=True) if g is not None}
         return partition.sums({n: p.abs() for n, p in products.items()} if sizes else products)
@@ -81,7 +81,7 @@ def _settled(values: list[Tensor], roundings: Tensor) -> Estimate:
 
 
 @contextmanager
-def _moved(parameters: dict[str, Tensor], along: dict[str, Tensor], eta: float) -> Iterator[None]:
+def _at(parameters: dict[str, Tensor], along: dict[str, Tensor], eta: float) -> Iterator[None]:
     before = {n: p.detach().clone() for n, p in parameters.items()}
     with torch.no_grad():
         for n, p in parameters.items():

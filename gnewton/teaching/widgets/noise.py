@@ -56,8 +56,8 @@ class NoiseExplorer(FigureWidget):
         strength: float = 1.0,
     ) -> None:
         self._names, self._sizes = tuple(names), tuple(part * k for k in PARTS)
-        moved = torch.stack([p.gradient for p in parts]).sum(0)
-        still = [name for name, g in zip(names, moved, strict=True) if g == 0]
+        gradient = torch.stack([p.gradient for p in parts]).sum(0)
+        still = [name for name, g in zip(names, gradient, strict=True) if g == 0]
         if still:
             raise ValueError(f"expected groups that the data move, got g-bar = 0 for {still}; leave them out")
         self._scatter = {s: scatter(parts, s) for s in STRENGTHS}
