@@ -221,3 +221,12 @@ def test_the_full_third_order_is_refused():
     u = {n: torch.ones_like(p) for n, p in partition.parameters.items()}
     with pytest.raises(ValueError, match="full_third=False"):
         gn.summarize(lambda: net(X).sum(), partition, u, full_third=True, engine="differences")
+
+
+def test_differences_that_agree_by_luck_are_not_called_exact():
+    w = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    partition = gn.Partition.from_groups([{"w": w}])
+    # Powers of two: every number of the differences is exact, and d(h) = d(2h).
+    summary = gn.summarize(lambda: w.square().sum(), partition, {"w": torch.ones_like(w)}, engine="differences")
+    assert float(summary.hessian) == 2
+    assert all(0 < error < 1e-6 for error in summary.errors.values())

@@ -65,7 +65,7 @@ def test_the_parabola_is_the_loss_of_a_quadratic_along_the_last_step():
     summary = gn.summarize(model, partition, u, order=2)
     previous = {"theta": model.theta.detach().clone()}
     Line(Objective(partition, model), Proposal(u)).move(torch.tensor([0.7], dtype=DTYPE))
-    line = Line(Objective(partition, model), Proposal({}))
+    line = Line(Objective(partition, model), Proposal(u))
     stand = model.theta.detach().clone()
     look = look_back(line, previous, 0.7)
     # Two losses of size 1 are subtracted and divided by 0.7^2: a few roundings.
