@@ -142,10 +142,11 @@ def differences(
         )
         first.append((ahead - behind) / (2 * length))
         second.append((ahead - 2 * zero + behind) / length**2)
-    return *_extrapolate(*first, rounding / h), *_extrapolate(*second, rounding / h**2)
+    return *_extrapolate(first, rounding / h), *_extrapolate(second, rounding / h**2)
 
 
-def _extrapolate(near: Tensor, far: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
+def _extrapolate(tried: Sequence[Tensor], rounding: Tensor) -> tuple[Tensor, Tensor]:
+    near, far = tried
     return (4 * near - far) / 3, (near - far).abs() + rounding
 
 
