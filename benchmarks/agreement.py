@@ -43,18 +43,18 @@ def agree(network: str, groups: str, batch: int, subjects: Sequence[Subject] = (
     }
 
 
-def errors(found: Mapping[str, Tensor | None], exact: Mapping[str, Tensor | None]) -> dict[str, float]:
+def errors(computed: Mapping[str, Tensor | None], exact: Mapping[str, Tensor | None]) -> dict[str, float]:
     """By name of the order; what one of the two did not compute is left out."""
-    return {name: error(t, e) for name, t in found.items() if t is not None and (e := exact[name]) is not None}
+    return {name: error(t, e) for name, t in computed.items() if t is not None and (e := exact[name]) is not None}
 
 
-def error(found: Tensor, exact: Tensor) -> float:
-    """max |found - exact| / max |exact|, where 0 / 0 is 0.
+def error(computed: Tensor, exact: Tensor) -> float:
+    """max |computed - exact| / max |exact|, where 0 / 0 is 0.
 
     >>> error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
     0.5
     """
-    difference, scale = (found - exact).abs().max().item(), exact.abs().max().item()
+    difference, scale = (computed - exact).abs().max().item(), exact.abs().max().item()
     return difference / scale if scale else difference
 
 
@@ -67,7 +67,9 @@ def passes(result: Mapping[str, Any]) -> bool:
 def disagreeing(result: Mapping[str, Any]) -> list[str]:
     """The peers that ran and are wrong."""
     return [
-        peer for peer, found in result["peers"].items() if isinstance(found, dict) and max(found.values()) > FLOAT64
+        peer
+        for peer, by_order in result["peers"].items()
+        if isinstance(by_order, dict) and max(by_order.values()) > FLOAT64
     ]
 
 
@@ -100,7 +102,7 @@ def _peer(
     peer: str, order: int, net: Network, parts: gn.Partition, u: dict[str, Tensor], exact: Tensors
 ) -> dict[str, float] | str:
     try:
-        found = PEERS[peer].run(net, parts, u, order)
+        tensors = PEERS[peer].run(net, parts, u, order)
     except EXPECTED as problem:
         return why(problem)
-    return errors(dict(zip(("1", "2", "3"), found, strict=True)), exact)
+    return errors(dict(zip(("1", "2", "3"), tensors, strict=True)), exact)

@@ -51,7 +51,7 @@ def exact(plan: Plan) -> None:
 
 def _curves(axis: str, plan: Plan) -> Curves:
     values, most = (WIDTHS, LARGEST) if axis == "width" else (DEPTHS, DEEPEST)
-    found: Curves = {}
+    curves: Curves = {}
     for batch in BATCHES:
         for dtype in DTYPES:
             points = []
@@ -59,8 +59,8 @@ def _curves(axis: str, plan: Plan) -> Curves:
                 ways = [way for way in COMPARED if n <= most[way][BATCHES.index(batch)]]
                 size = {"width": n, "hidden": 3} if axis == "width" else {"width": DEEP_WIDTH, "hidden": n}
                 points.append((n, _timed(size, batch, dtype, ways, plan)))
-            found.setdefault(str(batch), {})[dtype] = points
-    return found
+            curves.setdefault(str(batch), {})[dtype] = points
+    return curves
 
 
 def _timed(size: Mapping[str, int], batch: int, dtype: str, ways: Iterable[str], plan: Plan) -> dict[str, Any]:
@@ -69,8 +69,8 @@ def _timed(size: Mapping[str, int], batch: int, dtype: str, ways: Iterable[str],
 
 
 def _seconds(result: Mapping[str, Any], way: str) -> float | None:
-    found: float | None = result["ways"].get(way, {}).get("seconds")
-    return found
+    seconds: float | None = result["ways"].get(way, {}).get("seconds")
+    return seconds
 
 
 def _times(curves: Curves, name: str, values: Sequence[int]) -> str:
@@ -105,20 +105,20 @@ def _slopes(curves: Mapping[str, Curves]) -> Iterable[list[Any]]:
 
 def _asked(plan: Plan) -> list[dict[str, Any]]:
     """What was asked, as ratios."""
-    found = []
+    ratios = []
     for dtype in DTYPES:
         for width in (16, 32, 64):
             result = _timed({"width": width, "hidden": 3}, 64, dtype, ["sweep alone", "one by one", "solves"], plan)
             batched, alone, solves = (_seconds(result, way) for way in ("sweep alone", "one by one", "solves"))
             least = ASKED["batched"] if width == 16 else None
             assert batched is not None
-            found.append(_ratio("one by one / batched", width, 64, dtype, alone / batched, least, True))
-            found.append(_ratio("sweep / its solves", width, 64, dtype, batched / solves, ASKED["solves"], False))
+            ratios.append(_ratio("one by one / batched", width, 64, dtype, alone / batched, least, True))
+            ratios.append(_ratio("sweep / its solves", width, 64, dtype, batched / solves, ASKED["solves"], False))
         result = _timed({"width": 1024, "hidden": 1}, 1, dtype, ["sweep alone", "shortcut alone"], plan)
         whole, short = (_seconds(result, way) for way in ("sweep alone", "shortcut alone"))
         assert whole is not None
-        found.append(_ratio("sweep / shortcut", 1024, 1, dtype, whole / short, ASKED["shortcut"], True))
-    return found
+        ratios.append(_ratio("sweep / shortcut", 1024, 1, dtype, whole / short, ASKED["shortcut"], True))
+    return ratios
 
 
 def _ratio(

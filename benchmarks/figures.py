@@ -127,12 +127,12 @@ def frames(browser: Any, path: Path) -> list[dict[str, Any]]:
     page.goto(path.resolve().as_uri())
     page.evaluate("async () => { await window.MathJax?.startup?.promise; }")
     sources = page.evaluate("gnewton.figures.map(f => f.spec.compute || (f.spec.table ? 'table' : 'still'))")
-    found = [
+    timings = [
         {"page": path.stem, "figure": i, "source": source, "ms": page.evaluate(FRAMES, [i, MOVES])}
         for i, source in enumerate(sources)
     ]
     page.close()
-    return found
+    return timings
 
 
 def keys(browser: Any, name: str) -> list[dict[str, Any]]:
@@ -145,14 +145,14 @@ def keys(browser: Any, name: str) -> list[dict[str, Any]]:
         notebook = Notebook(page, lab.url(name))
         if errors := notebook.run_all():
             raise RuntimeError(f"expected {name} to run, got {errors}; mend it before timing")
-        found = [
+        timings = [
             {"page": name, "figure": i, "ms": times}
             for i, figure in enumerate(notebook.pictures())
             if not figure.can("Start") and (times := _pressed(page, figure.box))
         ]
         notebook.close()
         page.close()
-    return found
+    return timings
 
 
 def _pressed(page: Any, box: Any) -> list[float]:

@@ -140,8 +140,8 @@ def one_agreement(device: torch.device, case: tuple[str, str, int], dtype: torch
 
     def compare() -> Row:
         exact = summary(build(network, batch, torch.float64), groups)
-        found = summary(moved(build(network, batch, dtype), device), groups)
-        errors = {order: error(f, e) for order, f, e in zip(("1", "2", "3"), found, exact, strict=True)}
+        computed = summary(to_device(build(network, batch, dtype), device), groups)
+        errors = {order: error(f, e) for order, f, e in zip(("1", "2", "3"), computed, exact, strict=True)}
         return {"ok": max(errors.values()) <= allowed, "errors": errors, "allowed": allowed}
 
     return row | {"dtype": name_of(dtype)} | attempted(compare)
@@ -153,8 +153,8 @@ def summary(net: Network, groups: str) -> list[Tensor]:
     shadow = build(net.name, len(net.batch[1]), torch.float64)
     u = direction(shadow, partition(groups, shadow.model))
     there = {name: u[name].to(p) for name, p in parts.parameters.items()}
-    found = gn.summarize(net.loss, parts, there, engine="tape")
-    return [t.cpu().double() for t in (found.gradient, found.hessian, found.third) if t is not None]
+    computed = gn.summarize(net.loss, parts, there, engine="tape")
+    return [t.cpu().double() for t in (computed.gradient, computed.hessian, computed.third) if t is not None]
 
 
 def notebooks(device: torch.device, names: Sequence[str] = NOTEBOOKS) -> list[Row]:
@@ -168,7 +168,7 @@ def waits(device: torch.device) -> list[Row]:
     """How often the host waits for the device in one summary and in one step."""
     rows = []
     for network in ("tiny", *TIMED):
-        net = moved(build(network), device)
+        net = to_device(build(network), device)
         for name, step in steps(net).items():
             step()
             with Waits(device) as seen:
@@ -196,7 +196,7 @@ def timed_steps(device: torch.device, network: str, batch: int, precision: str) 
     """Median milliseconds of each kind of step, host and device together."""
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     with tf32(precision == "TF32"):
-        net = moved(build(network, batch, dtype), device)
+        net = to_device(build(network, batch, dtype), device)
         milliseconds = {name: timed(step, device) for name, step in steps(net).items()}
     return {"ok": True, "milliseconds": milliseconds}
 
@@ -246,7 +246,7 @@ def attempted(function: Callable[[], Row]) -> Row:
         return {"ok": False, "why": f"{type(problem).__name__}: {str(problem)[:300]}"}
 
 
-def moved(net: Network, device: torch.device) -> Network:
+def to_device(net: Network, device: torch.device) -> Network:
     """The network with its data on the device."""
     net.model.to(device)
     x, y = net.batch
@@ -254,11 +254,11 @@ def moved(net: Network, device: torch.device) -> Network:
     return net
 
 
-def error(found: Tensor, exact: Tensor) -> float:
-    """max |found - exact| / max |exact|, where 0 / 0 is 0; infinite where something is not finite."""
-    if not found.isfinite().all():
+def error(computed: Tensor, exact: Tensor) -> float:
+    """max |computed - exact| / max |exact|, where 0 / 0 is 0; infinite where something is not finite."""
+    if not computed.isfinite().all():
         return float("inf")
-    difference, scale = (found - exact).abs().max().item(), exact.abs().max().item()
+    difference, scale = (computed - exact).abs().max().item(), exact.abs().max().item()
     return difference / scale if scale else difference
 
 

@@ -12,8 +12,8 @@ NOT_MEASURED = "**Not yet measured.** Nothing of the package has run on an accel
 
 def page(folder: Path) -> str:
     """All cards, one section each; a sentence where there is none."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    return "\n\n".join(map(card, found)) if found else NOT_MEASURED
+    cards = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return "\n\n".join(map(card, cards)) if cards else NOT_MEASURED
 
 
 def card(results: Mapping[str, Any]) -> str:

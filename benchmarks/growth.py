@@ -62,8 +62,8 @@ def _timed(network: str, groups: str, peers: Sequence[str], plan: Plan) -> dict[
 
 
 def _series(points: Sequence[tuple[int, dict[str, Any]]], peer: str, order: int) -> tuple[list[int], list[float]]:
-    found = [(x, row) for x, result in points for row in result["rows"]]
-    kept = [(x, r["seconds"]) for x, r in found if (r["peer"], r["order"], r["why"]) == (peer, order, None)]
+    measured = [(x, row) for x, result in points for row in result["rows"]]
+    kept = [(x, r["seconds"]) for x, r in measured if (r["peer"], r["order"], r["why"]) == (peer, order, None)]
     return [x for x, _ in kept], [t for _, t in kept]
 
 

@@ -82,24 +82,24 @@ def time(
     # every program that ever let go of a data set.
     torch.ones(2**25 - 4096, dtype=torch.uint8)
     case = Case(width, hidden, batch, getattr(torch, dtype))
-    found: dict[str, Any] = {}
+    timings: dict[str, Any] = {}
     runs: dict[str, _Runs] = {}
     for way in ways:
         try:
             with alarm(patience):
                 runs[way] = _Runs(partial(WAYS[way], case))
         except EXPECTED as error:
-            found[way] = {"seconds": None, "why": why(error)}
+            timings[way] = {"seconds": None, "why": why(error)}
     # Else every collection walks through all that torch has loaded, and leaves the caches cold.
     gc.freeze()
     # In turns, so that a slow minute of the machine strikes all ways.
     for _ in range(min(30, max(3, round(seconds / max(one.cost for one in runs.values()))))):
         for one in runs.values():
             one.another()
-    found |= {way: {"seconds": statistics.median(one.seconds), "why": None} for way, one in runs.items()}
+    timings |= {way: {"seconds": statistics.median(one.seconds), "why": None} for way, one in runs.items()}
     parameters = sum(p.numel() for p in case.model.parameters())
     facts = {"width": width, "hidden": hidden, "batch": batch, "dtype": dtype, "parameters": parameters}
-    return facts | {"ways": found}
+    return facts | {"ways": timings}
 
 
 class _Runs:

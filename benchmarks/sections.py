@@ -92,16 +92,16 @@ def work(plan: Plan) -> None:
 
 
 def _work_row(result: dict[str, Any], peers: Sequence[str], order: int, plan: Plan) -> list[str]:
-    name, found = result["network"], {row["peer"]: row for row in result["rows"]}
+    name, rows = result["network"], {row["peer"]: row for row in result["rows"]}
     most, least = (asked[name][order - 2] if name in asked else None for asked in (ASKED, ASKED_OF_PAPER))
-    engine = found["engine"].get("ratio")
-    gain, short = (_quotient(found[p], found["engine"]) if p in found else None for p in ("paper", "paper, short"))
+    engine = rows["engine"].get("ratio")
+    gain, short = (_quotient(rows[p], rows["engine"]) if p in rows else None for p in ("paper", "paper, short"))
     met = _at_most(engine, most), _at_most(least, gain)
     plan.failures += [
         f"order {order}: {name}, {what}" for what, m in zip(("work", "gain"), met, strict=True) if m is False
     ]
     counted = 1 + result["S"] / (6 if order == 2 else 3)
-    cells = [_cell(found[p]) for p in peers]
+    cells = [_cell(rows[p]) for p in peers]
     asked = [number(most), mark(met[0]), number(gain), number(least), mark(met[1]), number(short)]
     return [name, result["S"], number(counted), *cells, *asked]
 
@@ -137,10 +137,10 @@ def other_partitions(plan: Plan) -> None:
 
 
 def _against_tightened(result: dict[str, Any], plan: Plan) -> list[str]:
-    found = {(row["peer"], row["order"]): row for row in result["rows"]}
+    rows = {(row["peer"], row["order"]): row for row in result["rows"]}
     cells = []
     for order in (2, 3):
-        ours, theirs = found["engine", order], found["tightened", order]
+        ours, theirs = rows["engine", order], rows["tightened", order]
         asked = result["threads"] == 1 and result["groups"] in ("by layer", "single")
         met = _at_most(ours.get("ratio"), theirs.get("ratio")) if asked else None
         if met is False:

@@ -63,7 +63,7 @@ def redraw(notebook: str) -> dict[str, Any]:
     """Run a notebook's cells, then move the controls of the widgets that it made."""
     times: dict[tuple[str, str], list[float]] = {}
     for widget in _made(NOTEBOOKS / f"{notebook}.ipynb"):
-        for control, taken in _moved(widget):
+        for control, taken in _time_controls(widget):
             times.setdefault((type(widget).__name__, control), []).extend(taken)
     return {"widgets": [{"notebook": notebook, "widget": w, "control": c, "ms": ms} for (w, c), ms in times.items()]}
 
@@ -92,7 +92,7 @@ def _made(path: Path) -> list[Any]:
     return made
 
 
-def _moved(widget: Any) -> Iterator[tuple[str, list[float]]]:
+def _time_controls(widget: Any) -> Iterator[tuple[str, list[float]]]:
     for control in widget.scene.controls:
         handle = getattr(widget, control.name)
         start = handle.value

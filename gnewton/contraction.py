@@ -36,8 +36,8 @@ def contract(*args: Any) -> Tensor:
         kept = _letters_to_keep(factors, (i, j), out)
         product = torch.einsum(f"{a},{b}->{kept}", x, y)
         factors = [f for k, f in enumerate(factors) if k not in (i, j)] + [(kept, product)]
-    result: Tensor = torch.einsum(",".join(term for term, _ in factors) + "->" + out, *(x for _, x in factors))
-    return result
+    contracted: Tensor = torch.einsum(",".join(term for term, _ in factors) + "->" + out, *(x for _, x in factors))
+    return contracted
 
 
 def _normalize(args: Sequence[Any]) -> tuple[str, list[Tensor]]:

@@ -82,12 +82,18 @@ def mean_gradient(
 
 
 def value_and_gradient(
-    loss: Loss, partition: Partition, data: Iterable[Any] | None = None, *, weight: Weight | None = None
+    loss: Loss,
+    partition: Partition,
+    data: Iterable[Any] | None = None,
+    *,
+    weight: Weight | None = None,
+    finite: bool = True,
 ) -> tuple[Tensor, Direction]:
     """This rank's loss () and gradient from one evaluation per batch; buffers are left as the evaluations leave them.
 
     Args:
         loss, partition, data, weight: as in ``gradient``.
+        finite: as in ``evaluate``.
 
     The gradient is to be read alone: autograd may hand the same memory out for two parameters.
     """
@@ -95,7 +101,7 @@ def value_and_gradient(
     total: Direction = {}
     value, samples = torch.zeros((), device=partition.device), 0.0
     for batch, n in batches(data, weight):
-        one = evaluate(loss, partition, batch)
+        one = evaluate(loss, partition, batch, finite=finite)
         samples += n
         # A running mean: its rounding does not grow with the number of samples.
         value = one.detach() if samples == n else value + (one.detach() - value) * (n / samples)
@@ -109,7 +115,7 @@ def value_and_gradient(
 def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]:
     """Loss () and gradient of a closure that has been checked before, for the price of any training loop's.
 
-    Raises FloatingPointError for a loss that is not finite.
+    Whether they are finite is left to the caller.
 
     >>> import gnewton as gn
     >>> model = gn.models.Rosenbrock(2)
@@ -120,10 +126,6 @@ def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]
     with torch.enable_grad():
         value = loss()
         entries = iter(torch.autograd.grad(value, trainable, allow_unused=True))
-    if not value.is_meta and not math.isfinite(value.detach()):
-        raise FloatingPointError(
-            f"expected a finite loss, got {value.item()}; check the inputs, lower the learning rate or rescale the model"
-        )
     gradients = {}
     for name, p in partition.parameters.items():
         g = next(entries) if p.requires_grad else None
@@ -242,6 +244,16 @@ def _check_entry(name: str, u: Tensor, p: Tensor) -> Tensor:
     return u.detach().to(p.dtype)
 
 
+def total(tensors: Mapping[str, Tensor]) -> Tensor:
+    """A number () that is finite only where every entry is. Finite entries may overflow in it. The host does not wait.
+
+    >>> total({"theta": torch.tensor([1.0, 2.0])}), total({"theta": torch.tensor([1.0, float("nan")])})
+    (tensor(3.), tensor(nan))
+    """
+    sums = [t.sum() for t in tensors.values()]
+    return torch.stack([one.to(sums[0]) for one in sums]).sum()
+
+
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """Raise FloatingPointError, which names the parameter, where a gradient or direction is not finite."""
     if name := _first_not_finite(tensors):
@@ -251,10 +263,9 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
 
 
 def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    # A sum is finite only where every term is; finite terms with a sum beyond the dtype are looked at one by one. One sum
-    # of all, so that the host waits for a device once, however many parameters there are.
-    sums = [t.sum() for t in tensors.values()]
-    total = torch.stack([one.to(sums[0]) for one in sums]).sum()
-    if total.is_meta or math.isfinite(total):
+    # One sum of all, so that the host waits for a device once, however many parameters there are. Where finite entries overflow
+    # in it they are looked at one by one.
+    number = total(tensors)
+    if number.is_meta or math.isfinite(number):
         return None
     return next((name for name, t in tensors.items() if not torch.isfinite(t).all()), None)

@@ -28,7 +28,7 @@ from gnewton.loss import Tally, batches, differentiable_mode
 from gnewton.partition import Partition
 from gnewton.proposer import Proposal
 from gnewton.ranks import Part
-from gnewton.summary import Summary, mean_summary, summarize, summarize_tape
+from gnewton.summary import Summary, is_finite, mean_summary, summarize, summarize_tape
 from gnewton.undo import Parameters, RandomState
 
 Closure = Callable[..., Tensor]
@@ -71,40 +71,61 @@ class Objective:
         self._random = RandomState(partition)
         self._start: Parameters | None = None
 
-    def differentiate(self, record: bool = False, restore_buffers: bool = True) -> tuple[Tensor, Direction]:
-        """The loss () and its gradient, from one evaluation; ``record`` keeps what a summary needs, to spare it another one."""
+    def differentiate(
+        self, record: bool = False, restore_buffers: bool = True, *, finite: bool = True
+    ) -> tuple[Tensor, Direction]:
+        """The loss () and its gradient, from one evaluation.
+
+        Args:
+            record: keep what a summary needs, to spare it another evaluation.
+            restore_buffers: put them back to what they were.
+            finite: see to it that the loss is; False leaves that to the caller, and the host does not wait.
+        """
         if self.plain and self._gradients is None:
             self.value, self._gradients = plain_gradient(self.closure, self.partition)
         elif self.value is None or self._gradients is None:
             record = record and self.data is None and self.engine in ("auto", "tape")
+            # Among several ranks each one answers for its own samples: from the mean nobody would know whose it was.
+            finite = finite or self.partition.ranks.size > 1
 
             def compute(tally: Tally) -> tuple[Tensor, Direction]:
                 with differentiable_mode(self.partition, restore_buffers=restore_buffers, higher=record):
                     if not record:
-                        return value_and_gradient(self.closure, self.partition, self.data, weight=tally)
-                    self._tape, gradients = record_with_gradient(self.closure, self.partition)
+                        return value_and_gradient(self.closure, self.partition, self.data, weight=tally, finite=finite)
+                    self._tape, gradients = record_with_gradient(self.closure, self.partition, finite=finite)
                     assert self._tape.value is not None
                     return self._tape.value.detach(), gradients
 
             self.value, self._gradients = mean_gradient(self.partition, compute, self._tally())
         return self.value, self._gradients
 
-    def summary(self, direction: Direction, order: int) -> Summary:
-        """The summary along u, on the CPU."""
+    def summary(self, direction: Direction, order: int, *others: Tensor) -> tuple[Summary, list[Tensor]]:
+        """The summary along u and other tensors, on the CPU; from a recording it may be not finite."""
         summary = mean_summary(self.partition, lambda tally: self._summary_here(direction, order, tally), self._tally())
         if self.value is None:
             self.value = summary.value
-        value, *tensors = on_host([self.value, *summary.tensors()])
+        value, *numbers = on_host([self.value, *others, *summary.tensors()])
+        others_here, tensors = numbers[: len(others)], numbers[len(others) :]
         summary, self.number = summary.with_tensors(tensors), float(value)
         self._compare(self.number, float(summary.value))
-        return summary
+        return summary, others_here
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the next summary needs no evaluation: it comes from the recording of the gradient's."""
+        return self._tape is not None and self._tape.missing is None
+
+    def forget_recording(self) -> None:
+        """Let the next summary evaluate the loss anew, by the engine that can."""
+        self._tape = None
 
     def _summary_here(self, direction: Direction, order: int, tally: Tally) -> Summary:
         """This rank's summary."""
         if self._tape is not None:
             # Checked when it was evaluated; the sweep reads the list alone.
             summary = summarize_tape(self._tape, self.partition, direction, order)
-            if summary is not None:
+            # Alone, whether it is finite is asked where its numbers come to the host.
+            if summary is not None and (self.partition.ranks.size == 1 or is_finite(summary)):
                 return summary
         # The first evaluation draws its own random numbers; every other one repeats them.
         with self._random.replay() if self.value is not None else nullcontext():
@@ -189,7 +210,7 @@ class Line:
 
     Args:
         objective: the loss, of the batch that judges the step.
-        proposal: of u, finite; it is made when ``direction`` is first asked for.
+        proposal: of u; it is made when ``direction`` is first asked for.
         average: of the summaries of several steps, or None.
         memory: what the average remembers; ``line.memory`` is what it remembers afterwards.
     """
@@ -200,11 +221,23 @@ class Line:
         self.objective, self.partition, self.proposal = objective, objective.partition, proposal
         self.average, self.memory = average, memory
         self._lengths: Tensor | None = None
+        self._is_checked = False
 
     @property
     def direction(self) -> Direction:
-        """u, one tensor per parameter."""
-        return self.proposal.direction
+        """u, one tensor per parameter. Raises FloatingPointError where the loss, its gradient or u is not finite."""
+        u = self.proposal.direction
+        self.check()
+        return u
+
+    def check(self) -> None:
+        """Raises FloatingPointError where the loss, its gradient or u is not finite; asked once, and before anything moves."""
+        if not self._is_checked:
+            self._check(*on_host([self.proposal.total()]))
+
+    def _check(self, number: Tensor) -> None:
+        self.proposal.check(float(number))
+        self._is_checked = True
 
     @property
     def value(self) -> float:
@@ -214,7 +247,14 @@ class Line:
 
     def summary(self, order: int = 3) -> Summary | None:
         """The summary at the start, averaged if there is an average; None during its warm-up."""
-        summary = self.objective.summary(self.direction, order)
+        if not self.objective.is_recorded:
+            self.check()  # an evaluation is dearer than a wait
+        others = self.proposal.total(), lengths(u := self.proposal.direction, self.partition)
+        summary, (number, self._lengths) = self.objective.summary(u, order, *others)
+        self._check(number)
+        if self.objective.is_recorded and not is_finite(summary):
+            self.objective.forget_recording()
+            return self.summary(order)
         # What is not finite has no step, and would stay in an average for good.
         if self.average is None or not all(torch.isfinite(t).all() for t in summary.tensors()):
             return summary
@@ -224,8 +264,10 @@ class Line:
     def slope(self) -> Summary:
         """Value and g-bar at the start, for the price of one gradient at most."""
         value, gradients = self.objective.differentiate()
-        own = slopes(gradients, self.direction, self.partition), lengths(self.direction, self.partition)
-        gradient, self._lengths, value = on_host([*own, value])
+        u = self.proposal.direction
+        own = slopes(gradients, u, self.partition), lengths(u, self.partition)
+        gradient, self._lengths, value, number = on_host([*own, value, self.proposal.total()])
+        self._check(number)
         if not torch.isfinite(gradient).all():
             check_finite(gradients, "gradient")
         self.objective.number = float(value)
@@ -252,6 +294,7 @@ class Line:
 
     def take(self, rate: float) -> None:
         """Move by -rate u. Where nothing else asks for u, the proposer takes this step itself, at its own price."""
+        self.check()
         # Among several ranks the proposer must be able to forget the step, should another rank fail.
         if self.partition.ranks.size > 1 or not self.proposal.take(rate):
             self.move(torch.full((len(self.partition),), rate, dtype=torch.float64))
@@ -269,7 +312,8 @@ class Line:
         """The last step, from ``previous`` to where the parameters are, as the loss of now sees it: for one more evaluation."""
         value, gradients = self.objective.differentiate()
         last = {name: previous[name] - p.detach() for name, p in self.partition.parameters.items()}
-        slope, after = on_host([slopes(gradients, last, self.partition).sum(), value])
+        slope, after, number = on_host([slopes(gradients, last, self.partition).sum(), value, self.proposal.total()])
+        self._check(number)
         rounding = torch.finfo(value.dtype).eps
         return LastStep(self.objective.value_at(previous), float(after), float(slope), rounding)
 

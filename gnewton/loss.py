@@ -29,8 +29,14 @@ class RandomLossWarning(UserWarning):
     """The loss draws random numbers, so that two evaluations are two different functions."""
 
 
-def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tensor:
+def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = (), *, finite: bool = True) -> Tensor:
     """The value of ``loss(*batch)`` with its graph: a finite scalar that depends on a parameter of the partition.
+
+    Args:
+        loss: the user's callable.
+        partition: whose parameters it is to depend on.
+        batch: its arguments.
+        finite: see to it here that it is finite, for which the host waits; False leaves that to the caller.
 
     Raises TypeError (not a callable, not a tensor), ValueError (not a scalar, detached, computed outside the closure)
     and FloatingPointError (NaN or infinite). Warns with RandomLossWarning when the random state moved.
@@ -51,7 +57,10 @@ def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Ten
     value = _call(loss, batch)
     with torch._C.DisableTorchFunction():
         written.check()
-        return _check_result(value, loss, partition, batch, before, newest)
+        scalar = _check_result(value, loss, partition, batch, before, newest)
+    if finite:
+        check_value(scalar)
+    return scalar
 
 
 def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> list[Tensor | None]:
@@ -290,7 +299,7 @@ def _check_result(
 ) -> Tensor:
     if RandomState(partition) != before:
         _warn_of_randomness(partition)
-    _check_value(value)
+    _check_scalar(value)
     graph = _reachable([value.grad_fn])
     if not _reaches_ours(value, graph, partition):
         raise ValueError(
@@ -315,7 +324,7 @@ def _call(loss: Loss, batch: Sequence[Any]) -> Any:
         return loss(*batch)
 
 
-def _check_value(value: Any) -> None:
+def _check_scalar(value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(
             f"expected the closure to return the loss as a tensor, got {type(value).__name__}; return the loss"
@@ -329,6 +338,13 @@ def _check_value(value: Any) -> None:
             "training_step, call self.optimizers().step(closure)); "
             "compute it from the model's parameters with gradients enabled"
         )
+
+
+def check_value(value: Tensor) -> None:
+    """Raises FloatingPointError for a loss () that is not finite.
+
+    >>> check_value(torch.tensor(1.0))
+    """
     if value.device.type != "meta" and not math.isfinite(value.detach()):
         raise FloatingPointError(
             f"expected a finite loss, got {value.item()}; check the inputs, lower the learning rate or rescale the model"

@@ -18,7 +18,7 @@ from torch import Tensor
 from gnewton import saved_state
 from gnewton.average import Average
 from gnewton.caller import warn
-from gnewton.direction import Direction, check_finite
+from gnewton.direction import Direction
 from gnewton.line import Closure, Data, Line, Objective
 from gnewton.partition import Partition
 from gnewton.policies import Outcome, Policy, RatioTest, ReuseRates
@@ -160,9 +160,9 @@ class GroupedNewton(torch.optim.Optimizer):
             objective = Objective(partition, closure, data, engine=self.engine, samples=samples, plain=plain)
             # The first step calls the closure twice, to see whether it is the same function.
             record = curvature is None and memory["step"] > 0 and self._policy.needs_summary(settings, memory["policy"])
-            value, gradients = objective.differentiate(record, restore_buffers=False)
-            check_finite(gradients, "gradient")
-            self._step_along(gradients, objective.of(curvature) if curvature else objective)
+            # Whether they are finite is asked with the first number that a policy needs, so that the host waits once.
+            value, gradients = objective.differentiate(record, restore_buffers=False, finite=False)
+            self._step_along(value, gradients, objective.of(curvature) if curvature else objective)
         return value
 
     def training_step(self, loss: Closure, batch: Any, *, curvature: Any = None, data: Data = None) -> Tensor:
@@ -179,9 +179,9 @@ class GroupedNewton(torch.optim.Optimizer):
         samples = len(batch[0]) if self.partition.ranks.size > 1 else 1
         return self.step(lambda: loss(*batch), curvature=curvature and (lambda: loss(*curvature)), samples=samples)
 
-    def _step_along(self, gradients: Direction, objective: Objective) -> None:
+    def _step_along(self, value: Tensor, gradients: Direction, objective: Objective) -> None:
         memory, accepted = self._memory, False
-        proposal = Proposal(gradients, self.proposer, self.partition if self.average else None)
+        proposal = Proposal(gradients, self.proposer, self.partition if self.average else None, value)
         line = Line(objective, proposal, self.average, memory["average"])
         try:
             with undone_on_error(objective):

@@ -368,9 +368,9 @@ def spread(heights: Array, gap: float) -> Array:
     # With the equal steps taken off, "at least gap apart" reads "not decreasing".
     raised = np.maximum.accumulate(heights[order] - steps)
     lowered = np.minimum.accumulate((heights[order] - steps)[::-1])[::-1]
-    moved = np.empty_like(heights)
-    moved[order] = (raised + lowered) / 2 + steps
-    return moved
+    apart = np.empty_like(heights)
+    apart[order] = (raised + lowered) / 2 + steps
+    return apart
 
 
 def taylor_models(t: ArrayLike, loss: ArrayLike, models: Mapping[int, ArrayLike], *, ax: Axes | None = None) -> Axes:

@@ -1,6 +1,7 @@
 """The step that another optimizer proposes, as a direction."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gnewton.caller import warn
-from gnewton.direction import Direction, check_finite, normalize
+from gnewton.direction import Direction, check_finite, normalize, total
+from gnewton.loss import check_value
 from gnewton.partition import Partition
 
 # k times the learning rate is k times the step.
@@ -142,23 +144,42 @@ class Proposal:
         gradients: of the loss, by parameter name: the direction where there is no proposer.
         proposer: proposes the direction, or None.
         normalized: a partition, each of whose groups gets a part of norm 1; None leaves the lengths.
+        value: the loss () of these gradients, or None where it is known to be finite.
     """
 
     def __init__(
-        self, gradients: Direction, proposer: Proposer | None = None, normalized: Partition | None = None
+        self,
+        gradients: Direction,
+        proposer: Proposer | None = None,
+        normalized: Partition | None = None,
+        value: Tensor | None = None,
     ) -> None:
-        self._gradients, self._proposer, self._normalized = gradients, proposer, normalized
+        self._gradients, self._proposer, self._normalized, self._value = gradients, proposer, normalized, value
 
     @cached_property
     def direction(self) -> Direction:
-        """u. Raises FloatingPointError where it is not finite."""
+        """u, whether finite or not."""
         u = self._gradients if self._proposer is None else self._proposer.propose(self._gradients)
         try:
-            check_finite(u, "direction")
             return u if self._normalized is None else normalize(u, self._normalized)
         except BaseException:
             self._undo()
             raise
+
+    def total(self) -> Tensor:
+        """A number () that is finite only where the loss, its gradient and u (once made) are. The host does not wait."""
+        number = total(self._gradients) if self._value is None else total(self._gradients) + self._value
+        return number + total(self.direction) if self._made else number
+
+    def check(self, number: float) -> None:
+        """Raises FloatingPointError, which names what is not finite, where ``number``, the total, says that something may be."""
+        if math.isfinite(number):
+            return
+        if self._value is not None:
+            check_value(self._value)
+        check_finite(self._gradients, "gradient")
+        if self._made:
+            check_finite(self.direction, "direction")
 
     def take(self, rate: float) -> bool:
         """Let the proposer take ``rate`` times its step by itself. False where it cannot, or where u has been made."""

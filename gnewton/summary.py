@@ -436,13 +436,15 @@ def mean_summary(partition: Partition, compute: Callable[[Tally], Summary], tall
 
 
 def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order: int) -> Summary | None:
-    """The summary of a loss that was recorded before, along its own direction; None where the tape cannot give it."""
+    """The summary of a loss that was recorded before, along its own direction; None where the tape cannot give it.
+
+    Past a singularity that torch's own backward formulas mask it may be not finite: ``is_finite`` tells.
+    """
     if tape.missing is not None or tape.value is None or graph.unproven(tape.value):
         return None
     # In the mode of the recording: single operations must find the kernels that ran then.
     with differentiable_mode(partition, restore_buffers=False):
-        summary = _sweep(tape, partition, direction, order)
-    return summary if summary is not None and _is_finite(summary) else None
+        return _sweep(tape, partition, direction, order)
 
 
 @dataclass(frozen=True)
@@ -490,7 +492,7 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
             loss.drop_outer_adjoints(tape, partition)
         options = {"full_third": asked.full_third, "max_memory": asked.max_memory}
         on_tape = _sweep(tape, partition, asked.u, asked.order, **options)
-    if on_tape is not None and _is_finite(on_tape):
+    if on_tape is not None and is_finite(on_tape):
         return on_tape
     if on_tape is None and engine == "tape":
         raise ValueError(f'expected a loss that can be recorded whole, got one where {tape.missing}; use engine="auto"')
@@ -541,7 +543,12 @@ def _by_differences(asked: _Question) -> Summary:
     return replace(asked.answer(d.value, (d.gradient, d.hessian, d.third, None), engine), errors=d.errors)
 
 
-def _is_finite(summary: Summary) -> bool:
+def is_finite(summary: Summary) -> bool:
+    """Whether every number of it is, for which the host waits once; on the meta device it is taken to be.
+
+    >>> is_finite(Summary.from_tensors(gradient=[1.0])), is_finite(Summary.from_tensors(gradient=[float("nan")]))
+    (True, False)
+    """
     # torch masks singularities in its backward formulas, past which the tape may differentiate: 0 times infinity.
     finite = [torch.isfinite(t).all().to(summary.gradient.device) for t in summary.tensors()]
     return summary.gradient.is_meta or bool(torch.stack(finite).all())

@@ -21,11 +21,11 @@ def summaries(n, seed=0):
 
 
 def means(average, given):
-    found, memory = [], None
+    averages, memory = [], None
     for one in given:
         mean, memory = average(memory, one)
-        found.append(mean)
-    return found
+        averages.append(mean)
+    return averages
 
 
 def same(got, expected):

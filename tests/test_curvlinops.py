@@ -47,8 +47,8 @@ def test_h_bar_is_the_hessian_between_directions(name, partition):
     rates = torch.eye(len(groups), dtype=torch.float64)
     V = torch.stack([torch.cat([d.flatten() for d in groups.scale(u, rate).values()]) for rate in rates], 1)
     expected = V.T @ operator(curvlinops.HessianLinearOperator, model, loss, x, y)(V)
-    found = gn.summarize(lambda: loss(model(x), y), groups, u, order=2).hessian
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+    hessian = gn.summarize(lambda: loss(model(x), y), groups, u, order=2).hessian
+    torch.testing.assert_close(hessian, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
 
 
 # curvlinops wants classes, and a forward mode that torch's SiLU does not have.
@@ -66,8 +66,8 @@ LINEAR_OUTPUTS = [name for name in KNOWN if "of tanh" not in name]
 )
 def test_an_exact_direction_solves_its_system(name, kind, direction):
     case = build(name)
-    found = row(direction(case.passes, 0.3).per_sample())
-    for x, y, d, g in zip(case.x, case.y, found, case.gradients, strict=True):
+    directions = row(direction(case.passes, 0.3).per_sample())
+    for x, y, d, g in zip(case.x, case.y, directions, case.gradients, strict=True):
         curved = operator(kind, case.model, LOSSES[case.loss], x[None], y[None])(d)
         # Of a system that is solved stably the residual is a rounding of its own terms.
         assert float((curved + 0.3 * d + g).norm()) < 1e-10 * float(curved.norm() + 0.3 * d.norm() + g.norm())

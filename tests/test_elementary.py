@@ -46,7 +46,7 @@ def problem(name):
     return model, lambda: F.cross_entropy(model(x), y), partition, u
 
 
-def moved(partition, u, step):
+def move(partition, u, step):
     with torch.no_grad():
         for name, p in partition.parameters.items():
             p.add_(u[name], alpha=step)
@@ -56,10 +56,10 @@ def difference(loss, partition, u, order, h=1e-4):
     """(D^order L at theta + h u, minus that at theta - h u) / 2h = D^(order+1) L[u, ..., u]."""
     ends = []
     for step in (h, -2 * h):
-        moved(partition, u, step)
+        move(partition, u, step)
         s = gn.summarize(loss, partition, u, order=order)
         ends.append((s.gradient if order == 1 else s.hessian).item())
-    moved(partition, u, h)
+    move(partition, u, h)
     return (ends[0] - ends[1]) / (2 * h)
 
 

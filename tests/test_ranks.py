@@ -144,18 +144,18 @@ def test_every_door_takes_the_mean_over_all_samples(pool, what):
 
 
 def test_batch_norm_has_each_ranks_statistics_and_the_first_ranks_buffers(pool):
-    found = pool.run(jobs.batch_norm)
-    assert all(torch.equal(other["buffers"], found[0]["own buffers"]) for other in found)
-    assert RANKS == 1 or not torch.equal(found[1]["own buffers"], found[0]["own buffers"])
-    mean = sum(one["gradient"] * one["samples"] for one in found) / sum(one["samples"] for one in found)
-    torch.testing.assert_close(found[0]["mean gradient"], mean, rtol=1e-12, atol=1e-14)
+    ranks = pool.run(jobs.batch_norm)
+    assert all(torch.equal(other["buffers"], ranks[0]["own buffers"]) for other in ranks)
+    assert RANKS == 1 or not torch.equal(ranks[1]["own buffers"], ranks[0]["own buffers"])
+    mean = sum(one["gradient"] * one["samples"] for one in ranks) / sum(one["samples"] for one in ranks)
+    torch.testing.assert_close(ranks[0]["mean gradient"], mean, rtol=1e-12, atol=1e-14)
 
 
 def test_a_rank_without_samples_takes_part(pool):
-    found = pool.run(jobs.without_samples)
+    gradients = pool.run(jobs.without_samples)
     expected = jobs.without_samples(0)
-    assert all(torch.equal(other, found[0]) for other in found)
-    torch.testing.assert_close(found[0], expected, rtol=1e-12, atol=1e-14)
+    assert all(torch.equal(other, gradients[0]) for other in gradients)
+    torch.testing.assert_close(gradients[0], expected, rtol=1e-12, atol=1e-14)
 
 
 def test_one_all_reduce_carries_a_summary_and_one_a_gradient(pool):
@@ -186,20 +186,20 @@ FAULTS = [
 @pytest.mark.parametrize(("fault", "at", "step", "settings"), FAULTS)
 @pytest.mark.parametrize("who", EVERY)
 def test_a_failure_on_one_rank_is_one_on_all_and_changes_nothing(pool, who, fault, at, step, settings):
-    found = pool.run(jobs.fail, who, fault, at, step, settings, seconds=20)
-    assert all(one["raised"] for one in found), found
-    assert all(one["seconds"] < 5 for one in found)
-    for rank, one in enumerate(found):
+    ranks = pool.run(jobs.fail, who, fault, at, step, settings, seconds=20)
+    assert all(one["raised"] for one in ranks), ranks
+    assert all(one["seconds"] < 5 for one in ranks)
+    for rank, one in enumerate(ranks):
         assert (f"rank {who} of {RANKS} stopped" in one["raised"]) == (rank != who), one["raised"]
-    assert all(one["unchanged"] for one in found)
+    assert all(one["unchanged"] for one in ranks)
     # The next step is taken, and the ranks are still alike.
-    assert all(one["after"] == found[0]["after"] for one in found)
-    assert all(all(map(torch.equal, one["model"], found[0]["model"])) for one in found)
+    assert all(one["after"] == ranks[0]["after"] for one in ranks)
+    assert all(all(map(torch.equal, one["model"], ranks[0]["model"])) for one in ranks)
 
 
 def test_a_step_in_which_nothing_fails_raises_nothing_and_changes_something(pool):
-    found = pool.run(jobs.fail, 0, "exception", 1000, 1, PERIOD_1)
-    assert not any(one["raised"] or one["unchanged"] for one in found)
+    ranks = pool.run(jobs.fail, 0, "exception", 1000, 1, PERIOD_1)
+    assert not any(one["raised"] or one["unchanged"] for one in ranks)
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------------

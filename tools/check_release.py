@@ -18,14 +18,14 @@ def problems(root: Path, tag: str | None) -> list[str]:
     version = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     cited = re.findall(r"(?m)^version: (\S+)$", (root / "CITATION.cff").read_text(encoding="utf-8"))
     changes = (root / "CHANGELOG.md").read_text(encoding="utf-8")
-    found = []
+    complaints = []
     if cited != [version]:
-        found.append(f"CITATION.cff: expected version {version}, got {', '.join(cited) or 'none'}")
+        complaints.append(f"CITATION.cff: expected version {version}, got {', '.join(cited) or 'none'}")
     if not re.search(rf"(?m)^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changes):
-        found.append(f"CHANGELOG.md: expected a section ## [{version}] - YEAR-MONTH-DAY, got none")
+        complaints.append(f"CHANGELOG.md: expected a section ## [{version}] - YEAR-MONTH-DAY, got none")
     if tag is not None and tag != f"v{version}":
-        found.append(f"tag: expected v{version}, got {tag}")
-    return found
+        complaints.append(f"tag: expected v{version}, got {tag}")
+    return complaints
 
 
 if __name__ == "__main__":

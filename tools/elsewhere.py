@@ -90,9 +90,9 @@ def outcome(status: int, report: Path) -> Outcome:
 def table(outcomes: dict[str, Outcome]) -> str:
     """One line a variant: tests, failures, and which."""
     lines = ["variant     tests  failed"]
-    for variant, found in outcomes.items():
-        which = "; ".join(found.failures) if found.tests else f"pytest ran no test, exit status {found.status}"
-        lines.append(f"{variant:10} {found.tests:6} {len(found.failures):7}  {which}".rstrip())
+    for variant, outcome in outcomes.items():
+        which = "; ".join(outcome.failures) if outcome.tests else f"pytest ran no test, exit status {outcome.status}"
+        lines.append(f"{variant:10} {outcome.tests:6} {len(outcome.failures):7}  {which}".rstrip())
     return "\n".join(lines)
 
 

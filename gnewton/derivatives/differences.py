@@ -5,8 +5,8 @@ The gradient g is taken at theta, and at theta +- h u_s and theta +- 2h u_s for 
     d1(h) = (g(h) - g(-h)) / 2h            =  H u_s            + O(h^2)
     d2(h) = (g(h) - 2 g(0) + g(-h)) / h^2  =  D3[u_s, u_s, .]  + O(h^2)
 
-(4 d(h) - d(2h)) / 3 is right to O(h^4) (Richardson), and |d(h) - d(2h)| estimates the error: of truncation and of rounding,
-whichever is larger. H is not symmetrized away: half of what it differs from its transpose counts as an error as well.
+(4 d(h) - d(2h)) / 3 is right to O(h^4) (Richardson). Its error is estimated by |d(h) - d(2h)|, for truncation, and by
+eps sum |g u| over h or h^2, for rounding: two differences may be near each other by luck. H is not symmetrized away: half of what it differs from its transpose counts as an error as well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -133,7 +133,7 @@ def differences(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Along a step: contractions (S,) with u of the first and of the second difference, each with its error."""
     partition = gradients.partition
-    zero = _contract(here, partition, direction)
+    zero, rounding = _contract(here, partition, direction), _rounding(here, partition, direction)
     first, second = [], []
     for length in (h, 2 * h):
         ahead, behind = (
@@ -142,11 +142,18 @@ def differences(
         )
         first.append((ahead - behind) / (2 * length))
         second.append((ahead - 2 * zero + behind) / length**2)
-    return *_extrapolate(*first), *_extrapolate(*second)
+    return *_extrapolate(first, rounding / h), *_extrapolate(second, rounding / h**2)
 
 
-def _extrapolate(near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
-    return (4 * near - far) / 3, (near - far).abs()
+def _extrapolate(tried: Sequence[Tensor], rounding: Tensor) -> tuple[Tensor, Tensor]:
+    near, far = tried
+    return (4 * near - far) / 3, (near - far).abs() + rounding
+
+
+def _rounding(gradient: Direction, partition: Partition, direction: Direction) -> Tensor:
+    """How far roundings in the entries of g may carry each contraction with u, (S,)."""
+    sizes = {n: torch.finfo(g.dtype).eps * g.abs() for n, g in gradient.items()}
+    return _contract(sizes, partition, {n: direction[n].abs() for n in gradient})
 
 
 def _contract(gradient: Direction, partition: Partition, direction: Direction) -> Tensor:

@@ -56,12 +56,17 @@ def record(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
         return record_in_mode(loss, partition, batch)
 
 
-def record_in_mode(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
-    """``record`` for a caller that has entered ``loss.differentiable_mode``."""
+def record_in_mode(loss: Loss, partition: Partition, batch: Sequence[Any] = (), *, finite: bool = True) -> Tape:
+    """``record`` for a caller that has entered ``loss.differentiable_mode``.
+
+    Args:
+        loss, partition, batch: as there.
+        finite: as in ``evaluate``.
+    """
     with torch._C.DisableTorchFunction():
         kinds = (RecorderBeneath,) if partition in _BENEATH else (Recorder, RecorderBeneath)
         buffers, random = Buffers(partition.module), RandomState(partition)
-    tape = _record_by(kinds[0], loss, partition, batch)
+    tape = _record_by(kinds[0], loss, partition, batch, finite)
     if tape.missing in (None, HOOKED) or len(kinds) == 1:
         return tape
     # A second evaluation, of the same function: what the first one drew is drawn again, what it wrote is undone.
@@ -69,7 +74,7 @@ def record_in_mode(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) 
         after = Buffers(partition.module)
         buffers.restore()
     with random.replay():
-        beneath = _record_by(kinds[1], loss, partition, batch)
+        beneath = _record_by(kinds[1], loss, partition, batch, finite)
     if beneath.missing is None and _is_same(beneath, tape):
         _BENEATH.add(partition)
         return beneath
@@ -83,19 +88,19 @@ def _is_same(tape: Tape, other: Tape) -> bool:
     return tape.value.is_meta or torch.equal(tape.value, other.value)
 
 
-def _record_by(kind: type[Recorder], loss: Loss, partition: Partition, batch: Sequence[Any]) -> Tape:
+def _record_by(kind: type[Recorder], loss: Loss, partition: Partition, batch: Sequence[Any], finite: bool) -> Tape:
     with torch._C.DisableTorchFunction():
         recorder = kind(partition)
-    recorder.tape.value = evaluate(recorder.wrap(loss) if callable(loss) else loss, partition, batch)
+    recorder.tape.value = evaluate(recorder.wrap(loss) if callable(loss) else loss, partition, batch, finite=finite)
     return recorder.tape
 
 
-def record_with_gradient(loss: Loss, partition: Partition) -> tuple[Tape, dict[str, Tensor]]:
+def record_with_gradient(loss: Loss, partition: Partition, *, finite: bool = True) -> tuple[Tape, dict[str, Tensor]]:
     """The tape of a loss, and the gradient by parameter name; for a caller that has entered ``loss.differentiable_mode``.
 
-    One evaluation and one backward pass serve both and the summary: torch keeps what they share.
+    One evaluation and one backward pass serve both and the summary: torch keeps what they share. ``finite`` as in ``evaluate``.
     """
-    tape = record_in_mode(loss, partition)
+    tape = record_in_mode(loss, partition, finite=finite)
     trainable = {name: p for name, p in partition.parameters.items() if p.requires_grad}
     gradient = {name: torch.zeros_like(p, requires_grad=False) for name, p in partition.parameters.items()}
     for name, g in zip(trainable, tape.gradients(list(trainable.values())), strict=True):

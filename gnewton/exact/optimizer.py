@@ -184,10 +184,10 @@ class ExactNewton(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, and the history; loads under weights_only=True."""
-        packed = super().state_dict()
+        state = super().state_dict()
         # torch's packing shares this dictionary, and the run goes on.
-        packed["state"] = {"exact_newton": copy.deepcopy(self._memory)}
-        return packed | {"network": self._kind, "history": [asdict(record) for record in self.history]}
+        state["state"] = {"exact_newton": copy.deepcopy(self._memory)}
+        return state | {"network": self._kind, "history": [asdict(record) for record in self.history]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``, for a network and loss alike. Raises ValueError, and changes nothing, for another state."""

@@ -54,7 +54,7 @@ def trials(problem: Problem, plan: Plan) -> Results:
     steps = len(problem.data().batches(problem.batch))
     about = {"title": problem.title, "steps_per_epoch": steps, "tuned": tuned, "seeds": plan.seeds}
     one: Results = about | {"runs": {name: [run[name] for run in races] for name in entries}}
-    return one | {"found": condense(one, problem)}
+    return one | {"reported": condense(one, problem)}
 
 
 def _tuned(problem: Problem, plan: Plan) -> dict[str, float]:
@@ -104,15 +104,15 @@ def ratios(one: Results) -> dict[str, float]:
 
     "plain time": the same against Adam without an average; "step": the time of a step, over Adam's.
     """
-    ours, found = views(one, OURS.name), {}
+    ours, quotients = views(one, OURS.name), {}
     for budget in BUDGETS:
-        found[f"after {budget}"] = mean_loss(ours, budget) / mean_loss(adam(one, AVERAGED, budget), budget)
+        quotients[f"after {budget}"] = mean_loss(ours, budget) / mean_loss(adam(one, AVERAGED, budget), budget)
     for name, kind in (("time", AVERAGED), ("plain time", PLAIN)):
         runs = adam(one, kind, BUDGETS[0])
         theirs = float(np.mean([run["cpu_seconds"][:SOON][-1] for run in runs]))
-        found[name] = seconds_to(ours, mean_loss(runs, SOON)) / theirs
-    found["step"] = _seconds(ours) / _seconds(adam(one, AVERAGED, BUDGETS[0]))
-    return found
+        quotients[name] = seconds_to(ours, mean_loss(runs, SOON)) / theirs
+    quotients["step"] = _seconds(ours) / _seconds(adam(one, AVERAGED, BUDGETS[0]))
+    return quotients
 
 
 def _seconds(runs: Sequence[Results]) -> float:
@@ -121,20 +121,20 @@ def _seconds(runs: Sequence[Results]) -> float:
 
 def against(one: Results, name: str) -> dict[str, float]:
     """A method of the defaults over ours, at its better kind of parameters: losses, and the time to the loss of ours after 5."""
-    ours, found = views(one, OURS.name), {}
+    ours, quotients = views(one, OURS.name), {}
     both = [views(one, name, kind) for kind in (PLAIN, AVERAGED)]
     for budget in BUDGETS:
-        found[f"after {budget}"] = min(mean_loss(runs, budget) for runs in both) / mean_loss(ours, budget)
+        quotients[f"after {budget}"] = min(mean_loss(runs, budget) for runs in both) / mean_loss(ours, budget)
     target = mean_loss(ours, SOON)
     own = float(np.mean([run["cpu_seconds"][:SOON][-1] for run in ours]))
-    return found | {"time": min(seconds_to(runs, target) for runs in both) / own}
+    return quotients | {"time": min(seconds_to(runs, target) for runs in both) / own}
 
 
 def condense(one: Results, problem: Problem) -> Results:
     """What the report says of a network: numbers that are infinite are None."""
     ours, sooner, later = views(one, OURS.name), *(adam(one, AVERAGED, budget) for budget in BUDGETS)
     steps = problem.epochs * one["steps_per_epoch"]
-    found = {
+    numbers = {
         "parameters": sum(p.numel() for p in network(problem, 0).parameters()),
         "diverged": sum(run["diverged"] for run in one["runs"][OURS.name]),
         "ratios": ratios(one),
@@ -145,7 +145,7 @@ def condense(one: Results, problem: Problem) -> Results:
         "rate": geometric([run["rate"] for run in one["runs"][OURS.name]]),
         "against": {peer.name: against(one, peer.name) for peer in DEFAULTS},
     }
-    return {key: _finite(value) for key, value in found.items()}
+    return {key: _finite(value) for key, value in numbers.items()}
 
 
 def _finite(value: Any) -> Any:
@@ -182,14 +182,14 @@ def _table(numbers: Results, dozen: str) -> str:
 
 
 def _line(one: Results) -> list[str]:
-    found, line = one["found"], [one["title"], str(one["seeds"])]
-    for budget, losses in zip(BUDGETS, (found["losses"][:2], found["losses"][2:]), strict=True):
+    reported, line = one["reported"], [one["title"], str(one["seeds"])]
+    for budget, losses in zip(BUDGETS, (reported["losses"][:2], reported["losses"][2:]), strict=True):
         line += [*("-" if loss is None else f"{loss:.3g}" for loss in losses)]
-        line.append(_time(found["ratios"][f"after {budget}"], "-"))
-    line += [_time(found["ratios"][name]) for name in ("time", "plain time")]
+        line.append(_time(reported["ratios"][f"after {budget}"], "-"))
+    line += [_time(reported["ratios"][name]) for name in ("time", "plain time")]
     tuned = sorted({one["tuned"][f"{AVERAGED}, {budget} epochs"] for budget in BUDGETS})
-    line += [f"{milliseconds:.3g}" for milliseconds in found["milliseconds"]]
-    return [*line, f"{found['rate']:.2g}", " / ".join(f"{rate:g}" for rate in tuned)]
+    line += [f"{milliseconds:.3g}" for milliseconds in reported["milliseconds"]]
+    return [*line, f"{reported['rate']:.2g}", " / ".join(f"{rate:g}" for rate in tuned)]
 
 
 def _time(ratio: float | None, never: str = f"not in {BUDGETS[-1]} epochs") -> str:
@@ -199,15 +199,15 @@ def _time(ratio: float | None, never: str = f"not in {BUDGETS[-1]} epochs") -> s
 def verdict(numbers: Results, dozen: str) -> str:
     """How many of the networks meet what was asked; and how many runs diverged."""
     networks = of(numbers, dozen)
-    found = {key: one["found"]["ratios"] for key, one in networks.items()}
+    ratios = {key: one["reported"]["ratios"] for key, one in networks.items()}
 
     def those(name: str, most: float) -> str:
-        missed = [key for key, ratio in found.items() if ratio[name] is None or ratio[name] > most]
-        return f"{len(found) - len(missed)} of {len(found)}" + (f" (not {', '.join(missed)})" if missed else "")
+        missed = [key for key, ratio in ratios.items() if ratio[name] is None or ratio[name] > most]
+        return f"{len(ratios) - len(missed)} of {len(ratios)}" + (f" (not {', '.join(missed)})" if missed else "")
 
     diverged, runs = (
         sum(numbers)
-        for numbers in zip(*((one["found"]["diverged"], one["seeds"]) for one in networks.values()), strict=True)
+        for numbers in zip(*((one["reported"]["diverged"], one["seeds"]) for one in networks.values()), strict=True)
     )
     return "\n".join(
         [
@@ -229,10 +229,10 @@ def _others(numbers: Results) -> str:
 
 
 def _means(numbers: Results, dozen: str, name: str) -> list[str]:
-    found = [one["found"]["against"][name] for one in of(numbers, dozen).values()]
-    kept = {key: [one[key] for one in found if one[key]] for key in ("after 3", "after 10", "time")}
+    entries = [one["reported"]["against"][name] for one in of(numbers, dozen).values()]
+    kept = {key: [one[key] for one in entries if one[key]] for key in ("after 3", "after 10", "time")}
     cells = [f"{geometric(kept[key]):.2f}" if kept[key] else "-" for key in ("after 3", "after 10")]
-    times = f"{geometric(kept['time']):.2f} on {len(kept['time'])} of {len(found)}" if kept["time"] else "never"
+    times = f"{geometric(kept['time']):.2f} on {len(kept['time'])} of {len(entries)}" if kept["time"] else "never"
     return [*cells, times]
 
 
@@ -249,7 +249,7 @@ def figures(numbers: Results) -> dict[str, plots.Figure]:
     """Ours over averaged Adam's, a row for each network: the losses and the time."""
     shown = plots.new_figure(columns=2, width=11.0, height=5.6)
     for ax, dozen in zip(shown.axes, DOZENS, strict=True):
-        ratios = {key: one["found"]["ratios"] for key, one in of(numbers, dozen).items()}
+        ratios = {key: one["reported"]["ratios"] for key, one in of(numbers, dozen).items()}
         for marker, name, words in (
             ("o", "after 3", "loss after 3 epochs"),
             ("s", "after 10", "after 10"),

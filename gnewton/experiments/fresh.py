@@ -110,8 +110,8 @@ class NextCharacter(nn.Module):
         self.embed, self.layer, self.head = nn.Embedding(96, width), layer, nn.Linear(width, 96)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Any = self.layer(self.embed(x))
-        out: Tensor = self.head(found[0] if isinstance(found, tuple) else found)
+        states: Any = self.layer(self.embed(x))
+        out: Tensor = self.head(states[0] if isinstance(states, tuple) else states)
         return out.transpose(1, 2)
 
 

@@ -65,8 +65,8 @@ class PerGroup(Calibrated):
         outcome, after = super().step(line, settings, state)
         if after and after["step"] == self.steps + 1 and "proportions" not in after:
             rate = float(after["eta"][0])
-            found = proportions(looks[-_LOOKS:], rate, self.bound, self.pooled)
-            return outcome, after | {"looks": [], "proportions": torch.from_numpy(found)}
+            factors = proportions(looks[-_LOOKS:], rate, self.bound, self.pooled)
+            return outcome, after | {"looks": [], "proportions": torch.from_numpy(factors)}
         return outcome, after | {"looks": looks[-_LOOKS:]} if after else after
 
     def _advance(self, line: Line, settings: Settings, state: State) -> State:
@@ -114,8 +114,8 @@ def proportions(looks: list[tuple[torch.Tensor, torch.Tensor]], rate: float, bou
     values, vectors = np.linalg.eigh(unit[:, None] * (curvature + curvature.T) / 2 * unit)
     values = np.maximum(np.abs(values), _FLATTEST * np.abs(values).max())
     delta = unit * (vectors @ ((vectors.T @ (unit * mean)) / values))
-    found: Array = np.clip(1 + delta / rate, 1 / bound, bound)
-    return found
+    factors: Array = np.clip(1 + delta / rate, 1 / bound, bound)
+    return factors
 
 
 def _grouped(
@@ -155,8 +155,8 @@ def _race(problem: Problem, plan: Plan, seed: int) -> Results:
     entries, epochs = {peer.name: (peer, None) for peer in PEERS}, plan.epochs(problem)
     key = {"problem": problem.title, "method": "groups", "entries": sorted(entries), "seed": seed, "epochs": epochs}
     compute = lambda: race(problem, problem.data(), entries, seed, epochs)  # noqa: E731
-    found: Results = load_or_compute(plan.place("groups") / "runs", key, compute)
-    return found
+    losses: Results = load_or_compute(plan.place("groups") / "runs", key, compute)
+    return losses
 
 
 def ratio(one: Results, name: str, budget: int) -> float:
@@ -184,10 +184,10 @@ def geometric(values: list[float]) -> float:
 
 def report(numbers: Results) -> str:
     """The loss over that of the one rate, after 3 / 10 epochs."""
-    found, titles = table(numbers), {peer.name: peer.title for peer in PEERS}
+    entries, titles = table(numbers), {peer.name: peer.title for peer in PEERS}
     head = ["loss over one rate's, after 3 / 10 epochs", *numbers["networks"], "geometric mean"]
     rows = []
-    for name, ratios in found.items():
+    for name, ratios in entries.items():
         pairs = [
             *zip(*(ratios[budget] for budget in BUDGETS), strict=True),
             tuple(geometric(ratios[b]) for b in BUDGETS),
@@ -198,14 +198,14 @@ def report(numbers: Results) -> str:
 
 def figures(numbers: Results) -> dict[str, plots.Figure]:
     """A row for each way of grouping, a mark for each network."""
-    shown, found = plots.new_figure(columns=2, width=11.0, height=3.4), table(numbers)
+    shown, entries = plots.new_figure(columns=2, width=11.0, height=3.4), table(numbers)
     for ax, budget in zip(shown.axes, BUDGETS, strict=True):
-        for i, ratios in enumerate(found.values()):
+        for i, ratios in enumerate(entries.values()):
             ax.plot(ratios[budget], [i] * len(ratios[budget]), "o", color="C0", alpha=0.7)
             ax.plot([geometric(ratios[budget])], [i], "|", color="black", markersize=18)
         ax.axvline(1.0, color="gray", linewidth=1)
         ax.set(xscale="log", xlabel="loss over that of one rate", title=f"after {budget} epochs")
-        ax.set_yticks(range(len(found)), [peer.title for peer in PEERS[1:]])
+        ax.set_yticks(range(len(entries)), [peer.title for peer in PEERS[1:]])
         ax.invert_yaxis()
     return {"groups": shown}
 

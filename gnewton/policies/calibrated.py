@@ -48,7 +48,7 @@ class Calibrated:
     that another unit of the loss or of the parameters changes nothing (where the proposer's own eps has no part in it).
     A step that was far too long is shortened on the next batch, in place of a new step.
 
-    State: eta (S,); step, how many were taken; sums, A and C; found, the rate after ``steps`` steps or None; taken, the length of
+    State: eta (S,); step, how many were taken; sums, A and C; early_rate, the rate after ``steps`` steps or None; taken, the length of
     the last step, and previous, the parameters before it, or None where the next step does not look back.
 
     Raises ValueError for numbers out of range.
@@ -103,11 +103,11 @@ class Calibrated:
         # A batch of its own may see u climb; another one will not.
         if not eta[0] > 0:
             return None, {}
-        result = backtracking_line_search(lambda t: line.loss_at(t * eta), line.value, 0.0, 1.0, lr)
+        search = backtracking_line_search(lambda t: line.loss_at(t * eta), line.value, 0.0, 1.0, lr)
         line.objective.restore()
-        if result.rate == 0 < lr:
+        if search.rate == 0 < lr:
             return None, {}
-        state = {"eta": eta * 0.5**result.halvings, "step": 0, "sums": [0.0, 0.0], "found": None}
+        state = {"eta": eta * 0.5**search.halvings, "step": 0, "sums": [0.0, 0.0], "early_rate": None}
         return None, self._advance(line, settings, state)
 
     def _judge(self, look: "Look", state: State) -> tuple[State, float, float]:
@@ -117,10 +117,10 @@ class Calibrated:
         slope, curvature = (memory * old + new for old, new in zip(state["sums"], look[:2], strict=True))
         ratio = newton_ratio(slope, curvature, rate)
         factor = change(ratio, *(_FINDING if early else _GUARDING))
-        rate = factor * rate if early else max(factor * rate, _FLOOR * state["found"])
-        found = rate if early else state["found"]
+        rate = factor * rate if early else max(factor * rate, _FLOOR * state["early_rate"])
+        early_rate = rate if early else state["early_rate"]
         eta = torch.full_like(state["eta"], rate)
-        return state | {"eta": eta, "sums": [slope, curvature], "found": found}, ratio, factor
+        return state | {"eta": eta, "sums": [slope, curvature], "early_rate": early_rate}, ratio, factor
 
     def _advance(self, line: Line, settings: Settings, state: State) -> State:
         """Take the step; what the next one needs of it."""

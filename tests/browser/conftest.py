@@ -29,11 +29,11 @@ def pytest_addoption(parser):
 def browser():
     """Chromium without a window; skips where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make browser-test installs it")
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
         pytest.skip(f"needs one of {', '.join(NAMES)}: make chromium")
     with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=found, args=OFFLINE, chromium_sandbox=False)
+        chromium = running.chromium.launch(executable_path=path, args=OFFLINE, chromium_sandbox=False)
         yield chromium
         chromium.close()
 

@@ -44,7 +44,7 @@ CUT_OFF = """box => {
 
 def described(text, pattern=FIGURE):
     """The descriptions of a page's figures, in their order, from its HTML."""
-    return [json.loads(found.replace("<\\/", "</")) for found in pattern.findall(text)]
+    return [json.loads(description.replace("<\\/", "</")) for description in pattern.findall(text)]
 
 
 def plain(label):

@@ -17,9 +17,9 @@ def violations(page, theme):
     from axe_playwright_python.sync_playwright import Axe
 
     page.wear(theme)
-    found = Axe().run(page.page, options={"resultTypes": ["violations"]}).response["violations"]
-    selectors = [[" ".join(map(str, node["target"])) for node in one["nodes"]] for one in found]
-    return [f"{v['impact']} {v['id']} ({theme}): {'; '.join(at)}" for v, at in zip(found, selectors, strict=True)]
+    breaches = Axe().run(page.page, options={"resultTypes": ["violations"]}).response["violations"]
+    selectors = [[" ".join(map(str, node["target"])) for node in one["nodes"]] for one in breaches]
+    return [f"{v['impact']} {v['id']} ({theme}): {'; '.join(at)}" for v, at in zip(breaches, selectors, strict=True)]
 
 
 def severe(lines):
@@ -36,9 +36,9 @@ def listed(screenshots):
 @pytest.mark.parametrize("name", PAGES)
 def test_page_is_accessible(browser, book, listed, name):
     with reading(browser, f"{book}/{name}.html") as page:
-        found = [line for theme in THEMES for line in violations(page, theme)]
-    listed(name, found)
-    assert not severe(found), "\n".join(severe(found))
+        lines = [line for theme in THEMES for line in violations(page, theme)]
+    listed(name, lines)
+    assert not severe(lines), "\n".join(severe(lines))
 
 
 # -- made-up pages -----------------------------------------------------------------------------------------------------
@@ -59,5 +59,5 @@ def test_violations_are_noticed(browser, served, tmp_path, law):
         f"<!doctype html><html lang='en'><title>Made up</title><link rel=icon href='data:,'><body>{body}</body>"
     )
     with reading(browser, f"{served(tmp_path)}/page.html") as page:
-        found = severe(violations(page, "light"))
-    assert [line.startswith(law) for line in found] == [True] * bool(law)
+        lines = severe(violations(page, "light"))
+    assert [line.startswith(law) for line in lines] == [True] * bool(law)

@@ -27,8 +27,8 @@ def source(name):
     """What a page is made of; the figures of a notebook are saved in the metadata of its outputs."""
     if name.startswith("notebooks/"):
         return (ROOT / f"{name}.ipynb").read_text(encoding="utf-8")
-    found = [path for end in ("md", "rst") if (path := ROOT / "book" / f"{name}.{end}").exists()]
-    return found[0].read_text(encoding="utf-8") if found else ""
+    pages = [path for end in ("md", "rst") if (path := ROOT / "book" / f"{name}.{end}").exists()]
+    return pages[0].read_text(encoding="utf-8") if pages else ""
 
 
 def moving(name):
@@ -45,8 +45,8 @@ def violations(page, theme):
 
     # From a file axe may not fetch the style again, and would complain in the console that it tried.
     options = {"resultTypes": ["violations"], "preload": False}
-    found = Axe().run(page, context=".gn-figure", options=options).response["violations"]
-    return [f"{v['impact']} {v['id']} ({theme}): {v['nodes'][0]['html'][:120]}" for v in found]
+    breaches = Axe().run(page, context=".gn-figure", options=options).response["violations"]
+    return [f"{v['impact']} {v['id']} ({theme}): {v['nodes'][0]['html'][:120]}" for v in breaches]
 
 
 def test_these_are_all_pages_with_figures(book_folder):

@@ -96,9 +96,11 @@ def test_check_names_what_is_missing_and_what_installs_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = {"jupyterlab": "3.6.1", "mlxtend": None}
-    found = environment.installed
+    true_version = environment.installed
     monkeypatch.setattr(
-        environment, "installed", lambda name: versions.get(name, found(name)) if name in versions else found(name)
+        environment,
+        "installed",
+        lambda name: versions.get(name, true_version(name)) if name in versions else true_version(name),
     )
     status, text = said(capsys, "check")
     assert status == 1

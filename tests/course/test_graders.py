@@ -55,8 +55,8 @@ def test_an_answer_known_by_heart_fails() -> None:
 
 @pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
 def test_every_exercise_is_found_with_its_solution(path: Path) -> None:
-    found = [exercise for _, exercise in exercises(read(path)) if exercise]
-    assert [exercise.number for exercise in found] == numbers(path)
+    listed = [exercise for _, exercise in exercises(read(path)) if exercise]
+    assert [exercise.number for exercise in listed] == numbers(path)
 
 
 @pytest.mark.parametrize("convert", FORMATS.values(), ids=FORMATS)

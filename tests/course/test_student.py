@@ -66,8 +66,8 @@ def test_a_folder_is_made_anew_and_other_files_stay(tmp_path):
     (student / "notes.txt").write_text("mine")
     (course / "01-bowls.ipynb").rename(course / "01-valleys.ipynb")
     write_student(course, student, [page])
-    found = sorted(str(path.relative_to(student)) for path in student.rglob("*") if path.is_file())
-    assert found == ["notebooks/00-tour.ipynb", "notebooks/01-valleys.ipynb", "notes.txt", "refresher.md"]
+    files = sorted(str(path.relative_to(student)) for path in student.rglob("*") if path.is_file())
+    assert files == ["notebooks/00-tour.ipynb", "notebooks/01-valleys.ipynb", "notes.txt", "refresher.md"]
     before = {path: path.read_bytes() for path in student.rglob("*.ipynb")}
     write_student(course, student, [page])
     assert {path: path.read_bytes() for path in student.rglob("*.ipynb")} == before

@@ -97,18 +97,18 @@ def test_agrees_with_nested_passes_and_with_differences_of_gradients(name):
     u = {n: 0.3 * torch.randn_like(p) for n, p in partition.parameters.items()}
     expected = gn.summarize(lambda: loss(m), partition, u, engine="nested", full_third=True)
     for options in ({}, {"full_third": True}, {"max_memory": 1.0}):
-        found = gn.summarize(lambda: loss(m), partition, u, engine="tape", **options)
-        assert torch.equal(found.value, loss(m).detach())
+        summary = gn.summarize(lambda: loss(m), partition, u, engine="tape", **options)
+        assert torch.equal(summary.value, loss(m).detach())
         for order in ("gradient", "hessian", "third", "third_full"):
-            got, want = getattr(found, order), getattr(expected, order)
+            got, want = getattr(summary, order), getattr(expected, order)
             assert got is None or (got - want).abs().max() <= 1e-11 * want.abs().max(), (order, options)
-    found = gn.summarize(lambda: loss(m), partition, u, engine="tape", full_third=True)
+    summary = gn.summarize(lambda: loss(m), partition, u, engine="tape", full_third=True)
     e = 1e-4
     slope = (along(loss, m, u, e) - along(loss, m, u, -e)) / (2 * e)
     curve = (along(loss, m, u, e) - 2 * along(loss, m, u, 0.0) + along(loss, m, u, -e)) / e**2
     # Truncation e^2, rounding 1e-16 / e^2, each times constants of order 10.
-    torch.testing.assert_close(found.hessian.sum(1), slope, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.third_full.sum((1, 2)), curve, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(summary.hessian.sum(1), slope, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(summary.third_full.sum((1, 2)), curve, rtol=1e-5, atol=1e-5)
 
 
 def test_a_gradient_that_is_held_stays_held():

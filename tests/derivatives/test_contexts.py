@@ -153,11 +153,11 @@ def test_what_is_finite_for_autograd_is_finite_here(name):
 
     exact = gn.summarize(loss, partition, u, engine="nested")
     for engine in ("tape", "auto"):
-        found = gn.summarize(loss, partition, u, engine=engine)
+        summary = gn.summarize(loss, partition, u, engine=engine)
         for order in ORDERS:
             expected = getattr(exact, order)
-            assert torch.isfinite(getattr(found, order)).all() or not torch.isfinite(expected).all()
-            torch.testing.assert_close(getattr(found, order), expected, rtol=1e-9, atol=1e-9, equal_nan=True)
+            assert torch.isfinite(getattr(summary, order)).all() or not torch.isfinite(expected).all()
+            torch.testing.assert_close(getattr(summary, order), expected, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
 # -- kinks ---------------------------------------------------------------------------------------------------------------
@@ -268,8 +268,8 @@ def test_hidden_parameters_have_their_gradient_and_no_summary_but_differences():
     for engine, order in itertools.product(("auto", "nested"), (2, 3)):
         with pytest.raises(NotImplementedError, match="Reversible"):
             gn.summarize(hidden, partition, u, order=order, engine=engine)
-    found = gn.summarize(hidden, partition, u, engine="differences")
-    assert_same(found, gn.summarize(plain, partition, u), 1e-6)
+    differences = gn.summarize(hidden, partition, u, engine="differences")
+    assert_same(differences, gn.summarize(plain, partition, u), 1e-6)
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -53,8 +53,8 @@ def built(make):
 )
 def test_ways_lead_from_the_first_activation_to_the_second_layer(make, expected):
     loss, partition, _ = built(make)
-    found = find_paths(record(loss, partition), len(partition)).values()
-    assert [[o.name for o in (way.start, *way.between, way.end)] for way in found] == expected
+    paths = find_paths(record(loss, partition), len(partition)).values()
+    assert [[o.name for o in (way.start, *way.between, way.end)] for way in paths] == expected
 
 
 @pytest.mark.parametrize("make", [chain, pooled, two_branches])

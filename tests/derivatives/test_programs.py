@@ -89,9 +89,9 @@ def test_tape_and_oracle_agree_on_random_programs(seed):
         expected = gn.summarize(program, partition, u, engine="nested", full_third=True)
         assert record(program, partition).missing is None
         for options in ({}, {"full_third": True}, {"max_memory": 1.0}):
-            found = gn.summarize(program, partition, u, engine="tape", **options)
+            summary = gn.summarize(program, partition, u, engine="tape", **options)
             for name in ("gradient", "hessian", "third", "third_full"):
-                got, want = getattr(found, name), getattr(expected, name)
+                got, want = getattr(summary, name), getattr(expected, name)
                 # Roundings of a few hundred terms, relative to the largest: a program may be badly conditioned.
                 assert got is None or (got - want).abs().max() <= 1e-9 * want.abs().max() + 1e-12, (name, options)
 
@@ -172,9 +172,9 @@ def test_tape_and_oracle_agree_on_programs_drawn_from_the_table_of_rules(seed):
     expected = gn.summarize(program, partition, u, engine="nested", full_third=True)
     names = [name for name, _, _ in program.steps]
     for full_third in (False, True):
-        found = gn.summarize(program, partition, u, full_third=full_third)
+        summary = gn.summarize(program, partition, u, full_third=full_third)
         for order in ("gradient", "hessian", "third", "third_full"):
-            got, want = getattr(found, order), getattr(expected, order)
+            got, want = getattr(summary, order), getattr(expected, order)
             # Where torch's own third derivative is nan (logcumsumexp) there is nothing to compare with.
             if got is not None and torch.isfinite(want).all():
                 scale = want.abs().max() + expected.gradient.abs().max()

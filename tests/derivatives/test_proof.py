@@ -151,9 +151,9 @@ def assert_close(got, expected, relative=1e-9):
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_backward_is_taken(name, engine):
     expected = gn.summarize(*problem(torch.sin))
-    found = gn.summarize(*problem(RIGHT[name]), engine=engine)
-    assert_close(found, expected)
-    assert found.exact
+    summary = gn.summarize(*problem(RIGHT[name]), engine=engine)
+    assert_close(summary, expected)
+    assert summary.exact
 
 
 @pytest.mark.parametrize("engine", ["auto", "nested"])
@@ -177,9 +177,9 @@ def test_a_wrong_backward_is_refused_in_float32(name):
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_backward_is_taken_in_float32(name):
-    found = gn.summarize(*problem(RIGHT[name], torch.float32))
+    summary = gn.summarize(*problem(RIGHT[name], torch.float32))
     # A few hundred float32 roundings of 6e-8.
-    assert_close(found, gn.summarize(*problem(torch.sin)), 1e-4)
+    assert_close(summary, gn.summarize(*problem(torch.sin)), 1e-4)
 
 
 def test_a_lost_third_derivative_is_refused_at_order_three_alone():
@@ -262,9 +262,9 @@ def test_suggested_rates_refuse_too_and_take_differences():
     loss, partition, _ = problem(OnCtx.apply)
     with pytest.raises(NotImplementedError, match="OnCtx"):
         gn.suggest_learning_rates(loss, partition)
-    found = gn.suggest_learning_rates(loss, partition, engine="differences").learning_rates
+    rates = gn.suggest_learning_rates(loss, partition, engine="differences").learning_rates
     expected = gn.suggest_learning_rates(*problem(torch.sin)[:2]).learning_rates
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(rates, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_the_proof_costs_a_fixed_number_of_evaluations():
@@ -383,17 +383,17 @@ def test_a_norm_by_another_name_is_right_or_refused(name):
     expected = gn.summarize(*norm_problem(written))
     for engine in ("auto", "nested"):
         for order in (2, 3):
-            found = error = None
+            summary = error = None
             try:
-                found = gn.summarize(*norm_problem(call), order=order, engine=engine)
+                summary = gn.summarize(*norm_problem(call), order=order, engine=engine)
             except NotImplementedError as raised:
                 error = str(raised)
-            if found is None:
+            if summary is None:
                 assert ("Norm" if order == 3 else "WeightNorm") in error
                 continue
-            torch.testing.assert_close(found.hessian, expected.hessian, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(summary.hessian, expected.hessian, rtol=1e-9, atol=1e-9)
             if order == 3:
-                torch.testing.assert_close(found.third, expected.third, rtol=1e-9, atol=1e-9)
+                torch.testing.assert_close(summary.third, expected.third, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

@@ -81,10 +81,10 @@ def test_tape_and_nested_passes_agree(seed):
     value = program().detach()
     expected = gn.summarize(program, partition, u, engine="nested", full_third=True)
     for options in ({}, {"full_third": True}, {"max_memory": 1.0}):
-        found = gn.summarize(program, partition, u, engine="tape", **options)
-        assert torch.equal(found.value, value)
+        summary = gn.summarize(program, partition, u, engine="tape", **options)
+        assert torch.equal(summary.value, value)
         for name in ("gradient", "hessian", "third", "third_full"):
-            got, want = getattr(found, name), getattr(expected, name)
+            got, want = getattr(summary, name), getattr(expected, name)
             # Some hundred roundings relative to the largest entry.
             assert got is None or (got - want).abs().max() <= 1e-11 * max(want.abs().max(), 1e-3), (name, options)
 

@@ -9,8 +9,8 @@ import gnewton as gn
 from gnewton.exact import hessian
 
 
-def relative(found, expected):
-    return float((found - expected).abs().max() / expected.abs().max())
+def relative(computed, expected):
+    return float((computed - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -74,10 +74,10 @@ def test_rank_and_inertia_follow_the_theorem(name):
     case = build(name)
     values = torch.linalg.eigvalsh(case.hessians)
     rounding = 1e-11 * values.abs().amax(1, keepdim=True)
-    found = hessian.inertia(case.passes)
-    assert torch.equal(found.negative, (values < -rounding).sum(1))
-    assert torch.equal(found.positive, (values > rounding).sum(1))
-    assert torch.equal(found.zero, (values.abs() <= rounding).sum(1))
+    inertia = hessian.inertia(case.passes)
+    assert torch.equal(inertia.negative, (values < -rounding).sum(1))
+    assert torch.equal(inertia.positive, (values > rounding).sum(1))
+    assert torch.equal(inertia.zero, (values.abs() <= rounding).sum(1))
     assert torch.equal(hessian.rank(case.passes), torch.linalg.matrix_rank(case.hessians, rtol=1e-11))
 
 

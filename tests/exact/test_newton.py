@@ -17,7 +17,7 @@ from gnewton.exact.sample_directions import dampings
 RHOS = (0.01, 0.3, 5.0, 100.0)
 
 
-def found(direction):
+def rows(direction):
     return row(direction.per_sample())
 
 
@@ -41,7 +41,7 @@ def test_the_direction_solves_the_damped_newton_equation(name, solver):
     for rho in RHOS:
         for kappa in (0.0, 0.2):
             d = newton_direction(case.passes, rho, weight_decay=kappa, solver=solver)
-            assert gap(found(d), case.newton(rho, kappa)) < 1e-10, (rho, kappa)
+            assert gap(rows(d), case.newton(rho, kappa)) < 1e-10, (rho, kappa)
 
 
 @pytest.mark.parametrize("solver", ["auto", "riccati"])
@@ -53,7 +53,7 @@ def test_dampings_of_samples_and_layers_and_another_right_hand_side(name, solver
     for extra in (shared, own):
         for damping, dense in ((rho[:, 0], rho[:, :1]), (rho, rho[:, layers(case)]), (rho[:1], rho[:1, layers(case)])):
             d = newton_direction(case.passes, damping, weight_decay=0.1, extra=unrow(case.model, extra), solver=solver)
-            assert gap(found(d), case.newton(dense, 0.1, extra)) < 1e-10
+            assert gap(rows(d), case.newton(dense, 0.1, extra)) < 1e-10
     with pytest.raises(ValueError, match="expected a damping"):
         newton_direction(case.passes, torch.ones(3, L + 1))
 
@@ -70,7 +70,7 @@ def test_woodburys_shortcut_is_the_sweep(name):
     for rho in RHOS:
         extra = unrow(case.model, random(len(case.theta)))
         ways = [
-            found(newton_direction(case.passes, rho, weight_decay=0.1, extra=extra, solver=solver))
+            rows(newton_direction(case.passes, rho, weight_decay=0.1, extra=extra, solver=solver))
             for solver in ("shortcut", "riccati")
         ]
         assert gap(*ways) < 1e-9
@@ -84,8 +84,8 @@ def test_the_shortcut_is_left_where_it_would_lose_digits():
     c = passes.lengths[0]
     # 1 + c (k - s^2 delta^2 / rho) / rho = 0, a quadratic equation for rho > 0.
     rho = ((-c * k + torch.sqrt((c * k).square() + 4 * c * (s * delta).square())) / 2)[0, 0]
-    assert gap(found(newton_direction(passes, rho, solver="auto")), case.newton(rho)) < 1e-9
-    assert not gap(found(newton_direction(passes, rho, solver="shortcut")), case.newton(rho)) < 1e-9
+    assert gap(rows(newton_direction(passes, rho, solver="auto")), case.newton(rho)) < 1e-9
+    assert not gap(rows(newton_direction(passes, rho, solver="shortcut")), case.newton(rho)) < 1e-9
 
 
 def test_one_linear_layer_with_squares_is_normalised_lms():
@@ -124,7 +124,7 @@ def test_mean_slope_and_output_are_those_of_the_samples(name):
         gn.exact.saddle_free_direction(case.passes, 3.0, weight_decay=0.1),
         gn.exact.gauss_newton_direction(case.passes, 3.0, weight_decay=0.1),
     ):
-        each = found(d)
+        each = rows(d)
         torch.testing.assert_close(row(d.mean(), samples=False), each.mean(0), rtol=1e-12, atol=1e-13)
         weighted = row(d.mean(weights), samples=False)
         torch.testing.assert_close(weighted, (weights[:, None] * each).mean(0), rtol=1e-12, atol=1e-13)
@@ -135,10 +135,10 @@ def test_mean_slope_and_output_are_those_of_the_samples(name):
 
 def test_a_batch_is_its_samples_one_by_one():
     case = build("two hidden", samples=7)
-    together = found(newton_direction(case.passes, 0.5, weight_decay=0.1))
+    together = rows(newton_direction(case.passes, 0.5, weight_decay=0.1))
     for i in range(7):
         alone = gn.exact.forward_backward(case.model, case.x[i : i + 1], case.y[i : i + 1])
-        assert gap(together[i : i + 1], found(newton_direction(alone, 0.5, weight_decay=0.1))) < 1e-12
+        assert gap(together[i : i + 1], rows(newton_direction(alone, 0.5, weight_decay=0.1))) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["tanh", "three hidden", "one layer, cross-entropy", "two hidden, tanh output"])
@@ -146,7 +146,7 @@ def test_with_much_damping_it_is_the_gradient(name):
     case = build(name)
     curvature = torch.linalg.matrix_norm(case.hessians, 2)
     for rho in (1e3, 1e5, 1e7):
-        away = (rho * found(newton_direction(case.passes, rho)) + case.gradients).norm(dim=1)
+        away = (rho * rows(newton_direction(case.passes, rho)) + case.gradients).norm(dim=1)
         # (H / rho + 1)^{-1} g - g, and rounding.
         assert (away <= 2 * curvature / rho * case.gradients.norm(dim=1) + 1e-12).all()
 
@@ -158,7 +158,7 @@ def test_without_damping_the_last_layer_moves_alone(name):
     last = layers(case) == len(case.passes) - 1
     parts = []
     for rho in (1e-2, 1e-4, 1e-6):
-        d = found(newton_direction(case.passes, rho))
+        d = rows(newton_direction(case.passes, rho))
         parts.append(d[:, ~last].norm() / d[:, last].norm())
     assert parts[1] < 0.1 * parts[0]
     assert parts[2] < 0.1 * parts[1]
@@ -169,7 +169,7 @@ def test_absolute_pivots_always_descend(name):
     for seed in range(3):
         case = build(name, seed=seed)
         for rho in (1e-3, *RHOS):
-            d = found(newton_direction(case.passes, rho, absolute=True))
+            d = rows(newton_direction(case.passes, rho, absolute=True))
             assert ((case.gradients * d).sum(1) < 0).all()
 
 
@@ -178,14 +178,14 @@ def test_safe_damping_always_descends(name):
     for seed in range(3):
         case = build(name, seed=seed)
         for rho in (1e-3, *RHOS):
-            d = found(newton_direction(case.passes, rho + gn.exact.safe_damping(case.passes)))
+            d = rows(newton_direction(case.passes, rho + gn.exact.safe_damping(case.passes)))
             assert ((case.gradients * d).sum(1) < 0).all()
 
 
 def test_plain_newton_does_not_always_descend():
     # The negative control of the two tests above.
     cases = [build(name, seed=seed) for name in ("tanh", "sigmoid, mse", "two hidden") for seed in range(3)]
-    slopes = torch.stack([(case.gradients * found(newton_direction(case.passes, 0.3))).sum(1) for case in cases])
+    slopes = torch.stack([(case.gradients * rows(newton_direction(case.passes, 0.3))).sum(1) for case in cases])
     assert (slopes > 0).any()
     assert (slopes < 0).any()
 
@@ -204,7 +204,7 @@ def test_absolute_pivots_are_the_newton_step_of_a_larger_hessian(monkeypatch):
     case = build("two hidden")
     for rho in (0.1, 5.0):
         seen.clear()
-        d = found(newton_direction(case.passes, rho, absolute=True))
+        d = rows(newton_direction(case.passes, rho, absolute=True))
         assert max(float(change.abs().max()) for change in seen) > 1e-3
         H = case.hessians.clone()
         for i, change in enumerate(reversed(seen)):
@@ -281,9 +281,9 @@ def test_float32_agrees_with_float64(rho):
     x, y = torch.randn(8, 20, generator=generator), torch.randint(5, (8,), generator=generator)
     single = newton_direction(gn.exact.forward_backward(model, x, y), rho)
     double = newton_direction(gn.exact.forward_backward(model.double(), x.double(), y), rho)
-    assert found(single).dtype == torch.float32
+    assert rows(single).dtype == torch.float32
     # Rounding 6e-8 times a condition number of some hundreds.
-    assert gap(found(single).double(), found(double)) < 1e-3
+    assert gap(rows(single).double(), rows(double)) < 1e-3
 
 
 @pytest.mark.parametrize("widths", [[6, 3], [6, 5, 2], [6, 5, 4, 3]])

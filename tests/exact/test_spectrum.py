@@ -14,27 +14,27 @@ def dense_values(case):
     return torch.linalg.eigvalsh(case.hessians)
 
 
-def close(found, expected, scale):
+def close(computed, expected, scale):
     # Rounding of a symmetric eigenproblem is relative to its largest eigenvalue.
-    return bool(((found - expected).abs() <= 1e-12 * scale).all())
+    return bool(((computed - expected).abs() <= 1e-12 * scale).all())
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_reduced_problem_has_all_eigenvalues_but_zeros(name):
     case = build(name)
-    expected, found = dense_values(case), spectrum.eigenvalues(case.passes)
-    padded = torch.cat([found, found.new_zeros(3, expected.shape[1] - found.shape[1])], 1).sort(1).values
+    expected, values = dense_values(case), spectrum.eigenvalues(case.passes)
+    padded = torch.cat([values, values.new_zeros(3, expected.shape[1] - values.shape[1])], 1).sort(1).values
     assert close(padded, expected, expected.abs().amax(1, keepdim=True))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_eigenvectors_are_orthonormal_and_are_eigenvectors(name):
     case = build(name)
-    found = spectrum.decompose(case.passes)
-    V = torch.stack([row(found.vector(i).per_sample()) for i in range(found.values.shape[1])], 2)
+    eigen = spectrum.decompose(case.passes)
+    V = torch.stack([row(eigen.vector(i).per_sample()) for i in range(eigen.values.shape[1])], 2)
     torch.testing.assert_close(V.mT @ V, torch.eye(V.shape[2], dtype=DTYPE).expand(3, -1, -1), rtol=1e-11, atol=1e-11)
-    scale = found.values.abs().amax(1)[:, None, None]
-    assert close(case.hessians @ V, V * found.values[:, None, :], 10 * scale)
+    scale = eigen.values.abs().amax(1)[:, None, None]
+    assert close(case.hessians @ V, V * eigen.values[:, None, :], 10 * scale)
 
 
 def test_the_size_of_the_reduced_problem_does_not_depend_on_the_inputs():
@@ -50,8 +50,8 @@ def test_a_sample_without_a_gradient_is_no_exception():
     # Targets equal to the outputs: delta is 0 in every layer.
     case = build("sigmoid, mse")
     case.y = case.model(case.x).detach()
-    expected, found = dense_values(case), spectrum.eigenvalues(case.passes)
-    padded = torch.cat([found, found.new_zeros(3, expected.shape[1] - found.shape[1])], 1).sort(1).values
+    expected, values = dense_values(case), spectrum.eigenvalues(case.passes)
+    padded = torch.cat([values, values.new_zeros(3, expected.shape[1] - values.shape[1])], 1).sort(1).values
     assert close(padded, expected, expected.abs().amax(1, keepdim=True))
 
 
@@ -87,8 +87,8 @@ def test_the_secular_equation_is_right_where_poles_coincide_and_parts_vanish(c):
     v[3] = 0
     poles[4], v[5] = 0, 1e-9 * v[5]
     expected = torch.linalg.eigvalsh(torch.diag_embed(poles) + c * v[:, :, None] * v[:, None, :])
-    found = rank_one_eigenvalues(poles, v, torch.full((6,), c, dtype=DTYPE))
-    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    values = rank_one_eigenvalues(poles, v, torch.full((6,), c, dtype=DTYPE))
+    torch.testing.assert_close(values, expected, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", CASES)

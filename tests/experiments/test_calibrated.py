@@ -42,26 +42,26 @@ FALLING = [0.5**epoch for epoch in range(1, 11)]
 
 
 def test_a_network_against_itself_has_the_ratio_one():
-    found = calibrated.ratios(one(run(FALLING), run(FALLING)))
-    assert found == {"after 3": 1, "after 10": 1, "time": 1, "plain time": 1, "step": 1}
+    quotients = calibrated.ratios(one(run(FALLING), run(FALLING)))
+    assert quotients == {"after 3": 1, "after 10": 1, "time": 1, "plain time": 1, "step": 1}
     assert calibrated.against(one(run(FALLING), run(FALLING)), "prodigy") == {"after 3": 1, "after 10": 1, "time": 1}
 
 
 def test_a_plain_peer_does_not_pay_for_an_average():
     # Its average costs half of its time: twice as slow as it was, its plain losses are reached in our full time.
-    found = calibrated.ratios(one(run(FALLING), run(FALLING, share=0.5)))
-    assert found["time"] == 1
-    assert found["plain time"] == 2
+    quotients = calibrated.ratios(one(run(FALLING), run(FALLING, share=0.5)))
+    assert quotients["time"] == 1
+    assert quotients["plain time"] == 2
 
 
 def test_whoever_never_arrives_has_no_time():
-    found = calibrated.ratios(one(run([0.5] * 10), run(FALLING)))
-    assert found["time"] == math.inf
-    assert found["after 10"] == pytest.approx(0.5 / FALLING[-1])
+    quotients = calibrated.ratios(one(run([0.5] * 10), run(FALLING)))
+    assert quotients["time"] == math.inf
+    assert quotients["after 10"] == pytest.approx(0.5 / FALLING[-1])
 
 
 def condensed(one, dozen="fresh"):
-    return one | {"dozen": dozen, "seeds": 1, "found": calibrated.condense(one, TINY)}
+    return one | {"dozen": dozen, "seeds": 1, "reported": calibrated.condense(one, TINY)}
 
 
 def test_the_report_counts_what_was_asked():
@@ -83,32 +83,32 @@ def small():
 
 
 def test_each_runs_as_it_would_alone(small):
-    found, entries = small
+    raced, entries = small
     for name in ("calibrated", "adam"):
         alone = lockstep.race(TINY, TINY.data(), {name: entries[name]}, 0, 3)
-        assert alone[name]["losses"] == found[name]["losses"]
-        assert alone[name]["averaged_losses"] == found[name]["averaged_losses"]
+        assert alone[name]["losses"] == raced[name]["losses"]
+        assert alone[name]["averaged_losses"] == raced[name]["averaged_losses"]
 
 
 def test_clocks_run_and_a_wild_rate_diverges(small):
-    found, _ = small
+    raced, _ = small
     for name in ("calibrated", "adam"):
-        assert found[name]["losses"] != found[name]["averaged_losses"]
-    for one_run in found.values():
+        assert raced[name]["losses"] != raced[name]["averaged_losses"]
+    for one_run in raced.values():
         assert sorted(one_run["cpu_seconds"]) == one_run["cpu_seconds"]
         assert one_run["averaging_seconds"][-1] < one_run["cpu_seconds"][-1]
-    assert [name for name, one_run in found.items() if one_run["diverged"]] == ["wild"]
-    assert found["wild"]["losses"] == [None] * 3
-    assert found["calibrated"]["rate"] > 0
+    assert [name for name, one_run in raced.items() if one_run["diverged"]] == ["wild"]
+    assert raced["wild"]["losses"] == [None] * 3
+    assert raced["calibrated"]["rate"] > 0
 
 
 def test_a_network_is_tuned_on_the_held_out_part_and_run_from_every_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(calibrated, "DEFAULTS", OF_TORCH)
-    found = calibrated.trials(TINY, Plan(tmp_path, seeds=2))
-    assert set(found["tuned"].values()) <= set(RATES)
-    assert {len(runs) for runs in found["runs"].values()} == {2}
+    outcome = calibrated.trials(TINY, Plan(tmp_path, seeds=2))
+    assert set(outcome["tuned"].values()) <= set(RATES)
+    assert {len(runs) for runs in outcome["runs"].values()} == {2}
     assert len(list((tmp_path / "calibrated" / "runs").iterdir())) == 3
-    assert calibrated.trials(TINY, Plan(tmp_path, seeds=2)) == found
+    assert calibrated.trials(TINY, Plan(tmp_path, seeds=2)) == outcome
 
 
 @pytest.mark.parametrize("name", FRESH)
@@ -132,11 +132,13 @@ def shipped():
 
 
 def within(networks, name, most):
-    return sum(one["found"]["ratios"][name] is not None and one["found"]["ratios"][name] <= most for one in networks)
+    return sum(
+        one["reported"]["ratios"][name] is not None and one["reported"]["ratios"][name] <= most for one in networks
+    )
 
 
 def means(networks, peer, key):
-    values = [one["found"]["against"][peer][key] for one in networks]
+    values = [one["reported"]["against"][peer][key] for one in networks]
     return calibrated.geometric([value for value in values if value])
 
 
@@ -153,14 +155,14 @@ def test_what_the_page_says_of_the_fresh_networks_is_so(shipped):
     assert 0.35 < within(networks.values(), "after 3", 1.15) / len(networks) < 0.65
     assert within(networks.values(), "after 10", 1.15) > 0.6 * len(networks)
     assert within(networks.values(), "plain time", 1.15) < 0.55 * len(networks)
-    lost = {name for name, one in networks.items() if one["found"]["ratios"]["time"] is None}
+    lost = {name for name, one in networks.items() if one["reported"]["ratios"]["time"] is None}
     assert lost == {"copier", "diabetes"}
 
 
 def test_what_the_page_says_of_prices_is_so(shipped):
-    assert sum(one["found"]["diverged"] for one in shipped["networks"].values()) == 0
+    assert sum(one["reported"]["diverged"] for one in shipped["networks"].values()) == 0
     for one in shipped["networks"].values():
-        ours, theirs = one["found"]["milliseconds"]
+        ours, theirs = one["reported"]["milliseconds"]
         assert ours / theirs < (1.35 if theirs > 4 else 2.0)
 
 

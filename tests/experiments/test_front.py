@@ -35,10 +35,10 @@ def test_every_experiment_of_the_package_is_in_the_registry():
     modules = [
         importlib.import_module(f"{experiments.__name__}.{one.name}") for one in iter_modules(experiments.__path__)
     ]
-    found = [
+    defined = [
         one for module in modules for one in (*getattr(module, "EXPERIMENTS", ()), getattr(module, "EXPERIMENT", None))
     ]
-    assert {id(one) for one in found if one} == {id(one) for one in REGISTRY.values()}
+    assert {id(one) for one in defined if one} == {id(one) for one in REGISTRY.values()}
     assert all(name == one.name for name, one in REGISTRY.items())
 
 

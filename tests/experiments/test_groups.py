@@ -18,8 +18,8 @@ def looks(slopes, curvature):
 def test_without_noise_every_group_gets_newton_s_rate_within_the_bound():
     curvature = np.array([[3.0, 1.0], [1.0, 2.0]])
     slope = np.array([2.0, 1.5])
-    found = proportions(looks([slope, slope], curvature), rate=0.5, bound=10.0, pooled=True)
-    assert 0.5 * found == pytest.approx(np.linalg.solve(curvature, slope), rel=1e-12)
+    factors = proportions(looks([slope, slope], curvature), rate=0.5, bound=10.0, pooled=True)
+    assert 0.5 * factors == pytest.approx(np.linalg.solve(curvature, slope), rel=1e-12)
     bounded = proportions(looks([slope, slope], curvature), rate=0.1, bound=2.0, pooled=True)
     assert bounded.tolist() == [2.0, 2.0]
 

@@ -97,7 +97,7 @@ def _held(shipped, part):
     ends = {
         m: [one_sample.accuracies(one["methods"][m][part]) for one in shipped.values()] for m in one_sample.ENTRANTS
     }
-    return {m: sum(int((some >= one_sample.WANTED).sum()) for some in found) for m, found in ends.items()}
+    return {m: sum(int((some >= one_sample.WANTED).sum()) for some in accuracies) for m, accuracies in ends.items()}
 
 
 def test_further_seeds_reach_the_accuracy_as_the_page_says(shipped):

@@ -58,9 +58,9 @@ def test_renewed_results_differ_by_nothing_but_the_statistics():
     runs = [run([0.5, 0.2, 0.1, 0.05]) | {"renewed_losses": [0.4, 0.1, 0.05, 0.025]}]
     peer = {f"for {budget} epochs": {"lr": 0.1, "runs": runs} for budget in untuned.BUDGETS}
     one = {"title": "a network", "adaptive": runs, "one-group": runs, "adam": peer, "sgd": peer}
-    found = untuned.with_renewed_statistics(one)
-    assert "renewed" in found["title"]
-    for some in (found["adaptive"], found["one-group"], found["sgd"]["for 3 epochs"]["runs"]):
+    renewed = untuned.with_renewed_statistics(one)
+    assert "renewed" in renewed["title"]
+    for some in (renewed["adaptive"], renewed["one-group"], renewed["sgd"]["for 3 epochs"]["runs"]):
         assert untuned.mean_loss(some, 3) == pytest.approx(0.05)
     assert untuned.mean_loss(one["adaptive"], 3) == pytest.approx(0.1)
     assert untuned.with_renewed_statistics(one | {"adaptive": [run([0.5])]}) is None
@@ -125,13 +125,13 @@ def test_what_the_page_says_of_the_six_networks_is_so(shipped):
     assert set(ratios) == set(SIX)
     assert not any(entry["diverged"] for one in shipped["networks"].values() for entry in one["adaptive"])
     behind = {"lenet", "vgg-batch-norm"}
-    for name, found in ratios.items():
-        assert (found["after 3"] > 1.5) == (found["after 10"] > 5) == (found["time"] == math.inf) == (name in behind)
-        assert found["after 3"] < 1 or name in behind
-        assert found["after 10"] < 1 or name in behind | {"autoencoder"}
-        assert found["time"] > 2.5
-    assert max(found["time"] for name, found in ratios.items() if name not in behind) < 6
-    assert sum(found["time"] <= 5 for found in ratios.values()) == 3
+    for name, ratio in ratios.items():
+        assert (ratio["after 3"] > 1.5) == (ratio["after 10"] > 5) == (ratio["time"] == math.inf) == (name in behind)
+        assert ratio["after 3"] < 1 or name in behind
+        assert ratio["after 10"] < 1 or name in behind | {"autoencoder"}
+        assert ratio["time"] > 2.5
+    assert max(ratio["time"] for name, ratio in ratios.items() if name not in behind) < 6
+    assert sum(ratio["time"] <= 5 for ratio in ratios.values()) == 3
     assert [round(ratios[name]["after 3"], 1) for name in ("lenet", "vgg-batch-norm")] == [1.6, 5.0]
     assert [round(ratios[name]["after 10"]) for name in ("lenet", "vgg-batch-norm")] == [6, 14]
 
@@ -140,10 +140,10 @@ def test_what_the_page_says_of_one_group_is_so(shipped):
     networks = shipped["networks"]
     assert not any(entry["diverged"] for one in networks.values() for entry in one["one-group"])
     single = {name: untuned.ratios(one, "one-group") for name, one in networks.items()}
-    assert max(found["after 3"] for found in single.values()) < 1.3
-    assert sum(found["after 10"] <= 1.01 for found in single.values()) == 5
+    assert max(ratio["after 3"] for ratio in single.values()) < 1.3
+    assert sum(ratio["after 10"] <= 1.01 for ratio in single.values()) == 5
     assert 0.3 < single["vgg-batch-norm"]["after 10"] < 0.4
-    assert all(2.5 < found["time"] < 7 for found in single.values())
+    assert all(2.5 < ratio["time"] < 7 for ratio in single.values())
     for name in ("tanh", "deep-tanh", "elu"):
         assert single[name]["after 10"] > untuned.ratios(networks[name])["after 10"]
 
@@ -158,28 +158,28 @@ def test_what_the_page_says_of_six_other_networks_is_so(unseen):
     assert set(networks) == set(UNSEEN)
     assert not any(entry["diverged"] for one in networks.values() for ours in untuned.OURS for entry in one[ours])
     tensors, single = ({name: untuned.ratios(one, ours) for name, one in networks.items()} for ours in untuned.OURS)
-    assert {name for name, found in tensors.items() if found["after 3"] < 1} == set(UNSEEN) - {"residual"}
-    assert {name for name, found in tensors.items() if found["after 10"] > 1} == {"pooled", "residual"}
+    assert {name for name, ratio in tensors.items() if ratio["after 3"] < 1} == set(UNSEEN) - {"residual"}
+    assert {name for name, ratio in tensors.items() if ratio["after 10"] > 1} == {"pooled", "residual"}
     assert (
         0.9
-        < min(found["after 3"] for found in single.values())
-        < max(found["after 3"] for found in single.values())
+        < min(ratio["after 3"] for ratio in single.values())
+        < max(ratio["after 3"] for ratio in single.values())
         < 1.65
     )
     assert max(single, key=lambda name: single[name]["after 10"]) == "relu"
     assert single["relu"]["after 10"] > 20
     small = {"relu", "layer-norm", "pooled", "regression"}
     assert all(2.5 < tensors[name]["time"] < 7 for name in small)
-    assert all(found["time"] > 20 for name, found in tensors.items() if name not in small)
-    assert all(4.5 < found["time"] < 9 for found in single.values())
+    assert all(ratio["time"] > 20 for name, ratio in tensors.items() if name not in small)
+    assert all(4.5 < ratio["time"] < 9 for ratio in single.values())
 
 
 def test_what_the_page_says_of_renewed_statistics_is_so(shipped, unseen):
     both = shipped["networks"] | unseen["networks"]
     looks = {name: (untuned.ratios(one), untuned.with_renewed_statistics(one)) for name, one in both.items()}
-    found = {name: (as_is, untuned.ratios(look)) for name, (as_is, look) in looks.items() if look}
-    assert set(found) == {"vgg-batch-norm", "residual"}
-    ratios = {name: [(a[key], b[key]) for key in ("after 3", "after 10")] for name, (a, b) in found.items()}
+    pairs = {name: (as_is, untuned.ratios(look)) for name, (as_is, look) in looks.items() if look}
+    assert set(pairs) == {"vgg-batch-norm", "residual"}
+    ratios = {name: [(a[key], b[key]) for key in ("after 3", "after 10")] for name, (a, b) in pairs.items()}
     assert np.allclose(ratios["vgg-batch-norm"], [(5.0, 2.0), (13.6, 6.5)], rtol=0.03)
     assert np.allclose(ratios["residual"], [(2.5, 0.63), (20.6, 1.9)], rtol=0.03)
 

@@ -33,19 +33,19 @@ ROUNDING = 1e-9
 
 def faults(summary: gn.Summary, finite: Finite) -> list[str]:
     """What disagrees: each number may differ by ten times the differences' estimated error, and rounding."""
-    found = []
+    complaints = []
     for name, settled in SETTLED.items():
         expected, got = getattr(finite, name), getattr(summary, name)
         gap = (got - expected.value).abs().reshape(len(got), -1).amax(1)
         if not (expected.error <= settled * expected.scale).all():
-            found.append(f"{name}: the differences did not settle: {(expected.error / expected.scale).max():.1e}")
+            complaints.append(f"{name}: the differences did not settle: {(expected.error / expected.scale).max():.1e}")
         # What is not exact says how far off it may be.
         allowed = 10 * (expected.error + summary.errors.get(name, 0.0)) + ROUNDING * expected.scale
         if not (gap <= allowed).all():
-            found.append(
+            complaints.append(
                 f"{name}: off by {gap.max() / expected.scale:.1e}, differences by {expected.error.max() / expected.scale:.1e}"
             )
-    return found
+    return complaints
 
 
 def wide(problem: Problem) -> Callable[[], Tensor]:

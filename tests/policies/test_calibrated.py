@@ -35,8 +35,8 @@ PROPOSERS = {
 def batches(steps, dtype=DTYPE, seed=0):
     data = gn.datasets.digits()
     loader = data.batches(100, torch.Generator().manual_seed(seed))
-    found = [(x.to(dtype), y) for _ in range(1 + steps // len(loader)) for x, y in loader]
-    return found[:steps]
+    drawn = [(x.to(dtype), y) for _ in range(1 + steps // len(loader)) for x, y in loader]
+    return drawn[:steps]
 
 
 def network(dtype=DTYPE):
@@ -65,7 +65,7 @@ def test_the_parabola_is_the_loss_of_a_quadratic_along_the_last_step():
     summary = gn.summarize(model, partition, u, order=2)
     previous = {"theta": model.theta.detach().clone()}
     Line(Objective(partition, model), Proposal(u)).move(torch.tensor([0.7], dtype=DTYPE))
-    line = Line(Objective(partition, model), Proposal({}))
+    line = Line(Objective(partition, model), Proposal(u))
     stand = model.theta.detach().clone()
     look = look_back(line, previous, 0.7)
     # Two losses of size 1 are subtracted and divided by 0.7^2: a few roundings.
@@ -126,7 +126,7 @@ def test_the_unit_of_the_parameters_of_the_loss_and_of_the_proposer_s_rate_drop_
 def test_a_rate_with_a_unit_is_noticed():
     class Fixed(Calibrated):
         def _start(self, line, settings):
-            state = {"eta": torch.tensor([1e-3], dtype=DTYPE), "step": 0, "sums": [0.0, 0.0], "found": None}
+            state = {"eta": torch.tensor([1e-3], dtype=DTYPE), "step": 0, "sums": [0.0, 0.0], "early_rate": None}
             return None, self._advance(line, settings, state)
 
     plain, _ = trained(network(), 5, policy=Fixed())
@@ -281,10 +281,10 @@ def test_late_the_rate_changes_by_a_tenth_at_most_and_keeps_a_part_of_what_was_f
     optimizer = gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated())
     for x, y in batches(16):
         optimizer.step(lambda x=x, y=y: F.cross_entropy(model(x), y))
-    found = optimizer.state["grouped_newton"]["policy"]["found"]
-    assert found == float(optimizer.learning_rates)
+    early_rate = optimizer.state["grouped_newton"]["policy"]["early_rate"]
+    assert early_rate == float(optimizer.learning_rates)
     # The parameters are pushed and pulled: every look finds that the last step went up.
-    rates, sign = [found], 1.0
+    rates, sign = [early_rate], 1.0
     for _ in range(300):
         sign = -sign
         optimizer.step(
@@ -295,7 +295,7 @@ def test_late_the_rate_changes_by_a_tenth_at_most_and_keeps_a_part_of_what_was_f
         rates.append(float(optimizer.learning_rates))
     factors = [after / before for before, after in itertools.pairwise(rates)]
     assert all(0.9 - 1e-12 <= factor <= 1.1 + 1e-12 for factor in factors)
-    assert min(rates) == pytest.approx(0.2 * found, rel=1e-12)
+    assert min(rates) == pytest.approx(0.2 * early_rate, rel=1e-12)
 
 
 def test_a_step_that_was_far_too_long_is_shortened_and_the_proposer_does_not_learn_of_it():
@@ -347,7 +347,7 @@ def test_nothing_diverges_on_a_noisy_quadratic(seed):
 def test_a_rate_that_diverges_there_is_noticed():
     class Reckless(Calibrated):
         def _judge(self, look, state):
-            return state | {"eta": 1.3 * state["eta"], "found": 1.0}, 1.0, 1.0
+            return state | {"eta": 1.3 * state["eta"], "early_rate": 1.0}, 1.0, 1.0
 
     start, end = noisy_quadratic(Reckless(), 0)
     assert end > start

@@ -246,25 +246,25 @@ def test_a_result_takes_the_largest_halved_rate_that_descends():
         steep, lr = (float(x) for x in torch.rand(2, generator=generator) * torch.tensor([400.0, 1.0]) + 0.01)
         loss = lambda t, k=steep: -t + k * t * t  # noqa: E731
         calls = []
-        result = backtracking_line_search(
+        search = backtracking_line_search(
             lambda t, f=loss, c=calls: c.append(t) or f(t), 0.0, predicted=1.0, tested=1.0, lr=lr
         )
         rates = [lr / 2**k for k in range(9)]
         falling = [t for t in rates if loss(t) < 0]
-        assert result.rate == (falling[0] if falling else 0.0)
-        assert calls[-1] == result.rate  # the parameters are where the last evaluation left them
-        assert result.loss == loss(result.rate)
-        assert result.rho == pytest.approx(-loss(1.0))
+        assert search.rate == (falling[0] if falling else 0.0)
+        assert calls[-1] == search.rate  # the parameters are where the last evaluation left them
+        assert search.loss == loss(search.rate)
+        assert search.rho == pytest.approx(-loss(1.0))
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_full_step_into_the_void_counts_as_a_bad_prediction(broken):
-    result = backtracking_line_search(
+    search = backtracking_line_search(
         lambda t: broken if t > 0.3 else 1.0 - t, before=1.0, predicted=1.0, tested=1.0, lr=1.0
     )
-    assert result.rho == -math.inf
-    assert update_regularization(1.0, result.rho) == 2.0
-    assert result.rate == 0.25
+    assert search.rho == -math.inf
+    assert update_regularization(1.0, search.rho) == 2.0
+    assert search.rate == 0.25
 
 
 def test_a_uniform_step_minimises_the_quadratic_model_along_u():

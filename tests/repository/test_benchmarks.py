@@ -102,7 +102,7 @@ def test_a_peer_agrees_with_the_oracle(peer: str, groups: str) -> None:
     result = agreement.agree("tiny", groups, 5, orders)
     assert agreement.passes(result)
     assert not agreement.disagreeing(result)
-    assert all(set(found) >= {"2"} for found in result["peers"].values())
+    assert all(set(errors) >= {"2"} for errors in result["peers"].values())
 
 
 def test_a_peer_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,11 +188,11 @@ def test_peak_memory_sees_what_was_freed_again() -> None:
 
 
 def test_sizes_of_a_tape() -> None:
-    found = measure.tape("tiny", "by tensor")
+    sizes = measure.tape("tiny", "by tensor")
     hidden, logits, scalar = 32 * 32 * 4, 32 * 10 * 4, 4
-    assert found["recorded"] == 2 * hidden + 2 * logits + scalar
-    assert found["alive"] == 2 * hidden  # tanh: its input and its output
-    assert (found["S"], found["missing"]) == (4, None)
+    assert sizes["recorded"] == 2 * hidden + 2 * logits + scalar
+    assert sizes["alive"] == 2 * hidden  # tanh: its input and its output
+    assert (sizes["S"], sizes["missing"]) == (4, None)
 
 
 def test_bound_of_the_memory() -> None:
@@ -269,8 +269,8 @@ def test_no_times_where_the_exact_ways_disagree(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_exact_way_is_timed_or_says_why_not(batch: int) -> None:
-    found = one_sample.time(5, 1, batch, "float64", list(one_sample.WAYS), seconds=0.01)
-    assert all(way["seconds"] > 0 for way in found["ways"].values())
+    timings = one_sample.time(5, 1, batch, "float64", list(one_sample.WAYS), seconds=0.01)
+    assert all(way["seconds"] > 0 for way in timings["ways"].values())
     deep = one_sample.time(5, 2, batch, "float32", ["sweep", "shortcut"], seconds=0.01)
     assert deep["ways"]["shortcut"]["why"].startswith("ValueError: expected a network of one or two layers")
 

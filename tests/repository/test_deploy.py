@@ -43,7 +43,7 @@ def targets() -> set[str]:
 def unknown(lines: list[str]) -> list[str]:
     """The lines that make does not run, or that are not the same call of Python as in the Makefile."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(BIN)/pytest", "$(BIN)/python -m pytest")
-    found = []
+    strangers = []
     for line in lines:
         words = shlex.split(line)
         if words[0] == "make":
@@ -51,8 +51,8 @@ def unknown(lines: list[str]) -> list[str]:
             known = bool(named) and set(named) <= targets()
         else:
             known = words[:2] == ["python", "-m"] and f"python -m {words[2]}" in makefile
-        found += [] if known else [line]
-    return found
+        strangers += [] if known else [line]
+    return strangers
 
 
 # -- workflows -----------------------------------------------------------------------------------------------------
@@ -99,8 +99,8 @@ def run(*words: object) -> "subprocess.CompletedProcess[str]":
 
 def linter(name: str) -> str:
     beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    return found or pytest.skip(f"needs {name}: make lint-deploy installs it")
+    path = str(beside) if beside.exists() else shutil.which(name)
+    return path or pytest.skip(f"needs {name}: make lint-deploy installs it")
 
 
 def test_actionlint_accepts_the_workflows_and_no_others(tmp_path: Path) -> None:

@@ -134,21 +134,21 @@ def test_forward_import_is_allowed() -> None:
 
 def modules() -> dict[str, Path]:
     """Every module by the name under which it is imported: those of the tests start below ``tests``."""
-    found = {}
+    paths = {}
     for root, folder in ((ROOT, "gnewton"), (ROOT, "benchmarks"), (ROOT / "tests", ".")):
         for path in sorted((root / folder).rglob("*.py")):
-            found[".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")] = path
-    return found
+            paths[".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")] = path
+    return paths
 
 
 def dependencies(sources: Mapping[str, str], packages: Container[str] = ()) -> dict[str, set[str]]:
     """For each module the modules that it imports anywhere in its source; those in ``packages`` are folders."""
-    found: dict[str, set[str]] = {}
+    graph: dict[str, set[str]] = {}
     for name, source in sources.items():
         home = name if name in packages else name.rpartition(".")[0]
         names = {nearest(one, sources) for one in targets(source, home)}
-        found[name] = {one for one in names if one is not None and one != name}
-    return found
+        graph[name] = {one for one in names if one is not None and one != name}
+    return graph
 
 
 def nearest(name: str, known: Container[str]) -> str | None:

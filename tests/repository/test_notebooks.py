@@ -191,7 +191,7 @@ def sets_its_tables(notebook: NotebookNode) -> list[str]:
 def measures_in_code(notebook: NotebookNode) -> list[str]:
     """A measured number in prose goes stale; constants of the problem are exempt by the tag ``given``."""
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown" and "given" not in tags(cell)]
-    return [f"measured number in prose: {found.group()!r}" for text in prose for found in UNIT.finditer(text)]
+    return [f"measured number in prose: {match.group()!r}" for text in prose for match in UNIT.finditer(text)]
 
 
 def has_no_output_widget(notebook: NotebookNode) -> list[str]:
@@ -225,7 +225,7 @@ def is_set_up_once(notebook: NotebookNode) -> list[str]:
 
 
 def names_no_machine(notebook: NotebookNode) -> list[str]:
-    return [f"path or address: {found.group()!r}" for text in texts(notebook) for found in MACHINE.finditer(text)]
+    return [f"path or address: {match.group()!r}" for text in texts(notebook) for match in MACHINE.finditer(text)]
 
 
 def titles(cell: NotebookNode) -> list[str]:
@@ -258,8 +258,8 @@ def checks_readiness(notebook: NotebookNode) -> list[str]:
     )
     if not all(is_quiz(cell) for cell in rest[:READINESS]):
         complaints.append(f"{READY!r} is not followed by {READINESS} quizzes")
-    if (found := sum(is_quiz(cell) for cell in rest[READINESS:])) < ALONG_THE_WAY:
-        complaints.append(f"{found} quizzes along the way")
+    if (count := sum(is_quiz(cell) for cell in rest[READINESS:])) < ALONG_THE_WAY:
+        complaints.append(f"{count} quizzes along the way")
     return complaints
 
 
@@ -283,11 +283,11 @@ def links_its_words(notebook: NotebookNode) -> list[str]:
 
 def places() -> set[str]:
     """What a notebook can link to without a network: notebooks, the book's pages, their sections."""
-    found = {path.name for path in NOTEBOOKS}
+    links = {path.name for path in NOTEBOOKS}
     for page in (ROOT / "book").glob("*.md"):
         headings = re.findall(r"(?m)^#+ (.*)$", page.read_text(encoding="utf-8"))
-        found |= {f"../{page.name}"} | {f"../{page.name}#{anchor(heading)}" for heading in headings}
-    return found
+        links |= {f"../{page.name}"} | {f"../{page.name}#{anchor(heading)}" for heading in headings}
+    return links
 
 
 def anchor(heading: str) -> str:
@@ -743,12 +743,12 @@ def test_gaps_in_numbers_are_refused(names: list[str]) -> None:
 def trainers(source: str) -> set[str]:
     """The widgets of a module that trains, examples in docstrings aside."""
     code = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith((">>>", "...")))
-    found = re.findall(r"(?m)^class (\w+)\(FigureWidget\)", code)
-    return set(found) if re.search(r"\boptimizer\.step\(|\bfit\(", code) else set()
+    names = re.findall(r"(?m)^class (\w+)\(FigureWidget\)", code)
+    return set(names) if re.search(r"\boptimizer\.step\(|\bfit\(", code) else set()
 
 
 def test_every_widget_that_trains_is_known_to_the_flow() -> None:
     modules = (ROOT / "gnewton" / "teaching" / "widgets").glob("*.py")
-    found = set().union(*(trainers(path.read_text(encoding="utf-8")) for path in modules))
-    assert found >= {"DeepRates", "InvarianceTwins", "SampleSpectrum"}  # the search finds what it should
-    assert found <= TRAINS
+    names = set().union(*(trainers(path.read_text(encoding="utf-8")) for path in modules))
+    assert names >= {"DeepRates", "InvarianceTwins", "SampleSpectrum"}  # the search finds what it should
+    assert names <= TRAINS

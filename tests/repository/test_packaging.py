@@ -145,9 +145,9 @@ def commands(text: str) -> set[str]:
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_documented_commands_exist(document: str) -> None:
-    found = commands(read(document))
-    assert {"lab", "test"} <= found
-    assert found <= targets()
+    named = commands(read(document))
+    assert {"lab", "test"} <= named
+    assert named <= targets()
 
 
 def test_unknown_command_is_noticed() -> None:

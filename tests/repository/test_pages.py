@@ -30,15 +30,15 @@ def named(paths: list[Path]) -> list[object]:
 
 def examples(page: str) -> list[tuple[str, str | None, bool]]:
     """(code, the lines that it prints or None where none are shown, whether they are rough) of each Python block."""
-    found: list[tuple[str, str | None, bool]] = []
+    blocks: list[tuple[str, str | None, bool]] = []
     follows = False
     for language, more, content, next_is_text in BLOCK.findall(page):
         if language == "python":
-            found.append((content, None, False))
+            blocks.append((content, None, False))
         elif language == "text" and follows:
-            found[-1] = (found[-1][0], content, more.strip() == "roughly")
+            blocks[-1] = (blocks[-1][0], content, more.strip() == "roughly")
         follows = language == "python" and bool(next_is_text)
-    return found
+    return blocks
 
 
 def agree(shown: str, printed: str, roughly: bool) -> bool:

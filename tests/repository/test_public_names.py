@@ -1,9 +1,11 @@
-"""Every public function and class: few arguments by position, each of many described."""
+"""Every public function and class: few arguments by position, each of many described; and a word that names nothing."""
 
+import ast
 import enum
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,3 +96,42 @@ def test_the_walk_finds_what_it_should_and_the_tests_can_fail() -> None:
     assert not has_few_by_position(four)
     assert not any(has_few_by_position(PUBLIC[name]) for name in BY_POSITION), "an exception that is none"
     assert not describes_many(four)
+
+
+# It says that something was looked for, and not what it is.
+EMPTY = "found"
+
+
+def lines_that_name(word: str, source: str) -> list[int]:
+    """The lines on which the word names a function, a class, a variable, an argument, an attribute or an import."""
+    fields = ("id", "arg", "attr", "name", "asname")
+    nodes = [node for node in ast.walk(ast.parse(source)) if word in [getattr(node, f, None) for f in fields]]
+    return [node.lineno for node in nodes]
+
+
+def test_a_name_says_what_a_thing_is() -> None:
+    root = Path(__file__).parents[2]
+    paths = [path for folder in ("gnewton", "tests", "benchmarks", "tools") for path in (root / folder).rglob("*.py")]
+    assert Path(__file__) in paths
+    lines = [f"{p}:{n}" for p in paths for n in lines_that_name(EMPTY, p.read_text(encoding="utf-8"))]
+    assert not lines, f"call it by what it is (rate, table, matches), not {EMPTY}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "def found(): ...",
+        "class found: ...",
+        "def f(found): ...",
+        "f(found=1)",
+        "x.found = 1",
+        "found = 1",
+        "import a as found",
+        "print(f'{found}')",
+        "try: ...\nexcept E as found: ...",
+    ],
+)
+def test_the_word_is_noticed_as_a_name_and_not_in_prose(line: str) -> None:
+    prose = "# found\n'found'\n"
+    assert lines_that_name(EMPTY, prose) == []
+    assert len(lines_that_name(EMPTY, prose + line)) == 1

@@ -38,9 +38,9 @@ def dry_run(folder: Path, target: str) -> str:
 
 def complaints(printed: str, folder: Path) -> list[str]:
     """What would fail in a fresh clone: a path that a space breaks, or a program started before its folders are there."""
-    found = ["names the folder, whose name may have a space"] if str(folder) in printed else []
+    reasons = ["names the folder, whose name may have a space"] if str(folder) in printed else []
     installs = [printed.find(words) for words in ("mkdir -p .cache", "-m venv", "-m pip install")]
-    return found + ([] if installs == sorted(installs) and installs[0] >= 0 else ["installs before .cache is made"])
+    return reasons + ([] if installs == sorted(installs) and installs[0] >= 0 else ["installs before .cache is made"])
 
 
 @pytest.mark.parametrize("target", sorted(set(targets()) - INSTALLS_NOTHING))
@@ -66,8 +66,8 @@ def test_a_target_that_breaks_it_is_noticed(tmp_path: Path, recipe: str, complai
     folder = clone(tmp_path)
     with (folder / "Makefile").open("a", encoding="utf-8") as makefile:
         makefile.write(f"\nplanted:\n\t{recipe}\n")
-    (found, *_) = complaints(dry_run(folder, "planted"), folder)
-    assert found.startswith(complaint)
+    (reason, *_) = complaints(dry_run(folder, "planted"), folder)
+    assert reason.startswith(complaint)
 
 
 def test_another_torch_is_asked_for_with_its_version(tmp_path: Path) -> None:

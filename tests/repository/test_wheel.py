@@ -89,8 +89,8 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def one(folder: Path, pattern: str) -> Path:
-    (found,) = folder.glob(pattern)
-    return found
+    (match,) = folder.glob(pattern)
+    return match
 
 
 @wheel

@@ -27,8 +27,8 @@ def summary(model: nn.Module, forward=None, engine: str = "tape") -> gn.Summary:
     return gn.summarize(lambda: F.cross_entropy((forward or model)(X), Y), partition, u, engine=engine)
 
 
-def close(found: gn.Summary, expected: gn.Summary) -> bool:
-    pairs = zip(found.tensors(), expected.tensors(), strict=True)
+def close(computed: gn.Summary, expected: gn.Summary) -> bool:
+    pairs = zip(computed.tensors(), expected.tensors(), strict=True)
     return all(torch.allclose(a, b, rtol=1e-9, atol=1e-11) for a, b in pairs)
 
 
@@ -45,8 +45,8 @@ def test_a_reentrant_checkpoint_is_refused_and_differences_work() -> None:
 
     with pytest.raises(NotImplementedError, match="differences"):
         summary(model, forward, engine="auto")
-    found, expected = summary(model, forward, engine="differences"), summary(model)
-    assert torch.allclose(found.hessian, expected.hessian, atol=1e-5)
+    differences, expected = summary(model, forward, engine="differences"), summary(model)
+    assert torch.allclose(differences.hessian, expected.hessian, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [orthogonal, spectral_norm, weight_norm])

@@ -117,8 +117,8 @@ def functions(name: str) -> list[Any]:
 def scalars(out: Any) -> Tensor | None:
     """All that has a derivative in what a function returned, in a row; None where nothing has, or not everywhere."""
     outputs = out if isinstance(out, tuple | list) else [out]
-    found = [t.flatten() for t in outputs if isinstance(t, Tensor) and t.requires_grad and t.dtype == DTYPE]
-    row = torch.cat(found) if found else torch.zeros(0)
+    rows = [t.flatten() for t in outputs if isinstance(t, Tensor) and t.requires_grad and t.dtype == DTYPE]
+    row = torch.cat(rows) if rows else torch.zeros(0)
     return row if row.numel() and bool(torch.isfinite(row).all()) else None
 
 

@@ -6,7 +6,7 @@ second differences along u_s give D3_sss, both by the five-point stencils, whose
     truncation  c h^4,  and rounding  c' eps |g| / h  (H-bar)  or  c' eps |g| / h^2  (D3).
 
 Four steps h are tried, each a tenth of the one before. Two successive ones differ by about the larger of their errors, so
-for each group the pair that differs least gives the numbers and an estimate of their error. Across a corner of the loss (ReLU,
+for each group the pair that differs least, roundings added, gives the numbers and an estimate of their error. Across a corner of the loss (ReLU,
 max pooling) a difference is wrong by O(1 / h) times the jump of the slope: it then disagrees with the next step's, and a
 smaller step wins.
 No line of gnewton is in it, except that a group's part of u comes from ``Partition.restrict`` and sums from ``Partition.sums``.
@@ -52,16 +52,18 @@ def finite_differences(loss: Callable[[], Tensor], partition: gn.Partition, u: d
     trainable = {n: p for n, p in partition.parameters.items() if p.requires_grad}
     parts = [partition.restrict(u, s) for s in range(len(partition))]
 
-    def slopes(s: int = 0, eta: float = 0.0) -> Tensor:
-        with _moved(trainable, parts[s], eta):
-            found = torch.autograd.grad(loss(), list(trainable.values()), allow_unused=True)
-        return partition.sums({n: g * u[n] for n, g in zip(trainable, found, strict=True) if g is not None})
+    def slopes(s: int = 0, eta: float = 0.0, sizes: bool = False) -> Tensor:
+        with _at(trainable, parts[s], eta):
+            gradients = torch.autograd.grad(loss(), list(trainable.values()), allow_unused=True)
+        products = {n: g * u[n] for n, g in zip(trainable, gradients, strict=True) if g is not None}
+        return partition.sums({n: p.abs() for n, p in products.items()} if sizes else products)
 
-    here = slopes()
+    here, rounding = slopes(), torch.finfo(torch.float64).eps * slopes(sizes=True).max()
     tried = [[_differences(slopes, s, h, here) for s in range(len(partition))] for h in STEPS]
     hessians = [torch.stack([row for row, _ in rows]) for rows in tried]
     thirds = [torch.stack([third for _, third in rows]) for rows in tried]
-    return Finite(here, _settled(hessians), _settled(thirds))
+    roundings = torch.stack([rounding / torch.tensor([h, h**2], dtype=torch.float64) for h in STEPS[1:]])
+    return Finite(here, _settled(hessians, roundings[:, 0]), _settled(thirds, roundings[:, 1]))
 
 
 def _differences(slopes: Callable[[int, float], Tensor], s: int, h: float, here: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,14 +73,15 @@ def _differences(slopes: Callable[[int, float], Tensor], s: int, h: float, here:
     return first, second[s]
 
 
-def _settled(values: list[Tensor]) -> Estimate:
-    errors = torch.stack([(a - b).abs().reshape(len(a), -1).amax(1) for a, b in pairwise(values)])
+def _settled(values: list[Tensor], roundings: Tensor) -> Estimate:
+    # Two differences may agree by luck to more digits than roundings leave them.
+    errors = torch.stack([(a - b).abs().reshape(len(a), -1).amax(1) for a, b in pairwise(values)]) + roundings[:, None]
     best = errors.argmin(0)
     return Estimate(torch.stack([values[k + 1][s] for s, k in enumerate(best.tolist())]), errors.amin(0))
 
 
 @contextmanager
-def _moved(parameters: dict[str, Tensor], along: dict[str, Tensor], eta: float) -> Iterator[None]:
+def _at(parameters: dict[str, Tensor], along: dict[str, Tensor], eta: float) -> Iterator[None]:
     before = {n: p.detach().clone() for n, p in parameters.items()}
     with torch.no_grad():
         for n, p in parameters.items():

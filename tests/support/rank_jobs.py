@@ -338,10 +338,10 @@ def answers(rank: int, what: str) -> dict[str, Tensor]:
         return gn.direction.gradient(loss, partition, batches)
     if what == "suggestion":
         # As many batches on every rank; the whole batches of one process are theirs together.
-        found = gn.suggest_learning_rates(
+        suggested = gn.suggest_learning_rates(
             loss, partition, [(x[:9], y[:9]), (x[9:], y[9:])] if world() > 1 else whole_batches()
         )
-        return {"rates": found.learning_rates, "low": found.low, "high": found.high}
+        return {"rates": suggested.learning_rates, "low": suggested.low, "high": suggested.high}
     if what == "stochastic":
         optimizer = gn.StochasticNewton(partition, lr=0.05, lr_direction=0.05)
         values = [float(optimizer.step(loss, samples=len(x))) for _ in range(5)]

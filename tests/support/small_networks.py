@@ -85,10 +85,10 @@ def unrow(model: nn.Module, values: Tensor) -> dict[str, Tensor]:
     }
 
 
-def gap(found: Tensor, expected: Tensor) -> float:
+def gap(computed: Tensor, expected: Tensor) -> float:
     """The largest relative error of rows, in the Euclidean norm."""
-    assert found.shape == expected.shape
-    return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+    assert computed.shape == expected.shape
+    return float(((computed - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
 
 
 def chain(widths, activation, output=None, biases=None):

@@ -207,9 +207,9 @@ class Flow:
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 return max(self.level(body), self.level(orelse), min(self.level(test), TRUTH))
             case ast.BinOp(left=left, right=right, op=op):
-                found = max(self.level(left), self.level(right))
+                level = max(self.level(left), self.level(right))
                 kept = isinstance(op, ast.BitAnd | ast.BitOr | ast.Mod) or isinstance(left, ast.JoinedStr)
-                return found if kept else RUN * (found > CLEAN)
+                return level if kept else RUN * (level > CLEAN)
             case ast.Call():
                 return self.called(node)
             case ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
@@ -236,19 +236,19 @@ class Flow:
 
     def called(self, node: ast.Call) -> int:
         name, given = name_of(node.func), [*node.args, *(keyword.value for keyword in node.keywords)]
-        found = max((self.level(argument) for argument in given), default=CLEAN)
+        level = max((self.level(argument) for argument in given), default=CLEAN)
         of = self.level(node.func.value) if isinstance(node.func, ast.Attribute) else CLEAN
         self.replay(node)
         if self.is_run(node):
             self.change(node)
             return RUN
         if name in SAYS:
-            return min(max(found, of), TRUTH)
+            return min(max(level, of), TRUTH)
         if name in CARRIES:
-            return max(found, of)
+            return max(level, of)
         if name in FILLS and isinstance(node.func, ast.Attribute):
-            self.raise_to(node.func.value, found)
-        return RUN if max(found, of, self.of_function(name)) else CLEAN
+            self.raise_to(node.func.value, level)
+        return RUN if max(level, of, self.of_function(name)) else CLEAN
 
     def change(self, node: ast.Call) -> None:
         """A run changes what it is given, and the thing whose method it is."""

@@ -142,8 +142,8 @@ MAKERS: dict[type[FigureWidget], Make] = {
 def every_widget() -> set[type[FigureWidget]]:
     """The widgets that the modules of the course define, found by looking."""
     modules = [importlib.import_module(f"{widgets.__name__}.{one.name}") for one in iter_modules(widgets.__path__)]
-    found = {one for module in modules for one in vars(module).values() if isinstance(one, type)}
-    return {one for one in found if issubclass(one, FigureWidget) and one is not FigureWidget}
+    kinds = {one for module in modules for one in vars(module).values() if isinstance(one, type)}
+    return {one for one in kinds if issubclass(one, FigureWidget) and one is not FigureWidget}
 
 
 def controls(widget: FigureWidget) -> dict[str, Handle]:

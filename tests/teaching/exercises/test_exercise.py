@@ -32,10 +32,10 @@ def advice(exercise, function):
 
 
 def test_numbers_are_those_of_the_notebooks_without_gaps():
-    found = [exercise.number for exercise in EXERCISES]
-    assert len(set(found)) == len(found)
-    for notebook in {number[:2] for number in found}:
-        own = [number for number in found if number.startswith(notebook)]
+    numbers = [exercise.number for exercise in EXERCISES]
+    assert len(set(numbers)) == len(numbers)
+    for notebook in {number[:2] for number in numbers}:
+        own = [number for number in numbers if number.startswith(notebook)]
         assert own == [f"{notebook}.{n}" for n in range(1, len(own) + 1)]
         assert len(own) <= 4
     assert all(find(exercise.number) is exercise for exercise in EXERCISES)

@@ -92,9 +92,9 @@ def test_rates_follow_the_units_of_the_layers(data):
     one, two = (layers_of(model, data, 40) for model in (plain, twin))
     for quantity, power in {"gradient": -0.5, "curvature": -1.0, "own rate": 1.0, "η*": 1.0}.items():
         # The step solves an indefinite system of eight equations: more roundings than the rest.
-        found, expected = two.quantities[quantity], one.quantities[quantity]
-        np.testing.assert_allclose(found["weight"], expected["weight"] * fan_in**power, rtol=1e-6)
-        np.testing.assert_allclose(found["bias"], expected["bias"], rtol=1e-6)
+        values, expected = two.quantities[quantity], one.quantities[quantity]
+        np.testing.assert_allclose(values["weight"], expected["weight"] * fan_in**power, rtol=1e-6)
+        np.testing.assert_allclose(values["bias"], expected["bias"], rtol=1e-6)
     np.testing.assert_allclose(two.interactions, one.interactions, rtol=1e-8)
 
 

@@ -71,14 +71,14 @@ def test_the_twin_is_torchs_own_parametrization():
     model = gn.models.perceptron([5, 8, 10], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     parametrize.register_parametrization(model[0], "weight", Times(3.0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    found = []
+    curve = []
     for _ in range(STEPS + 1):
         loss = F.cross_entropy(model(x), y)
-        found.append(loss.item())
+        curve.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    np.testing.assert_allclose(losses(x, y, METHODS["SGD"], 3.0, "the first layer"), found, rtol=1e-9)
+    np.testing.assert_allclose(losses(x, y, METHODS["SGD"], 3.0, "the first layer"), curve, rtol=1e-9)
 
 
 def test_a_rescaled_model_is_the_same_function_and_holds_its_parameters():

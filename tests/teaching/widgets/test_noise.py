@@ -35,11 +35,11 @@ def test_one_draw_is_what_the_library_computes(strength):
         rows = torch.randint(40, (DRAWS, k), generator=drawn)
     batch = torch.arange(240).reshape(40, 6)[rows[7]].flatten()
     here, whole = (gn.summarize(f, PARTITION, U) for f in (lambda: LOSS(batch), LOSS))
-    found = {name: values[1, 7] for name, values in scatter(PARTS_OF_SIX, strength).items()}
-    np.testing.assert_allclose(found["g-bar"], here.gradient / whole.gradient)
-    np.testing.assert_allclose(found["diagonal of H-bar"], here.hessian.diagonal() / whole.hessian.diagonal())
+    ratios = {name: values[1, 7] for name, values in scatter(PARTS_OF_SIX, strength).items()}
+    np.testing.assert_allclose(ratios["g-bar"], here.gradient / whole.gradient)
+    np.testing.assert_allclose(ratios["diagonal of H-bar"], here.hessian.diagonal() / whole.hessian.diagonal())
     rates = [gn.newton_step(s, cubic=strength).learning_rates for s in (here, whole)]
-    np.testing.assert_allclose(found["η*"], rates[0] / rates[1], rtol=1e-6)
+    np.testing.assert_allclose(ratios["η*"], rates[0] / rates[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("quantity", ["g-bar", "diagonal of H-bar"])
