@@ -279,15 +279,6 @@ def test_float32_models_under_accumulation_in_float64():
     torch.testing.assert_close(got.hessian, exact.hessian, rtol=0, atol=2e-5 * exact.hessian.abs().max().item())
 
 
-def test_orders_hold_what_was_asked():
-    case = build("perceptron")
-    partition = gn.Partition.single(case.model)
-    first, second = (summarized(case, partition, order=order) for order in (1, 2))
-    assert first.hessian is None
-    assert second.third is None
-    assert second.hessian is not None
-
-
 def test_without_a_direction_it_is_along_the_gradient():
     case = build("perceptron")
     partition = gn.Partition.by_tensor(case.model)

@@ -93,16 +93,6 @@ def test_nothing_leaks_over_1000_calls():
     assert bytes_after - bytes_before < 100_000
 
 
-def test_runs_on_the_meta_device():
-    case = build("perceptron")
-    case.model.to("meta")
-    case.x, case.y = case.x.to("meta"), case.y.to("meta")
-    groups = PARTITIONS["by tensor"](case.model)
-    u = {n: torch.empty_like(p) for n, p in groups.parameters.items()}
-    gradient, hessian, third, full = summary(case.loss(), groups, u, full_third=True)
-    assert [t.device.type for t in (gradient, hessian, third, full)] == ["meta"] * 4
-
-
 @pytest.mark.accelerator
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_follows_the_parameters_device(device):

@@ -144,16 +144,17 @@ def to(problem, where):
         problem.y = problem.y.to(where)
 
 
+@pytest.mark.parametrize("engine", ["tape", "nested"])
 @pytest.mark.parametrize("name", ["perceptron", "regression", "convolution"])
-def test_runs_on_the_meta_device(name):
+def test_runs_on_the_meta_device(name, engine):
     problem = build(name)
     to(problem, "meta")
     partition = gn.Partition.by_tensor(problem.model)
     u = {n: torch.empty_like(p) for n, p in partition.parameters.items()}
     s = len(partition)
-    got = gn.summarize(problem.loss, partition, u, full_third=True, engine="tape")
+    got = gn.summarize(problem.loss, partition, u, full_third=True, engine=engine)
     assert [tuple(getattr(got, n).shape) for n in ORDERS] == [(s,), (s, s), (s,), (s, s, s)]
-    cheap = gn.summarize(problem.loss, partition, u, engine="tape")
+    cheap = gn.summarize(problem.loss, partition, u, engine=engine)
     assert {t.device.type for r in (got, cheap) for t in (r.value, r.gradient, r.hessian, r.third)} == {"meta"}
 
 
