@@ -48,7 +48,9 @@ def with_figures(notebook: dict[str, Any], name: str) -> dict[str, Any]:
                 _move(output, json.loads(described), f"{name}-{index}.png")
             elif "image/png" in output.get("data", {}):
                 output["data"]["image/png"] = lighten_picture(output["data"]["image/png"])
+                _widen(cell, output["data"]["image/png"])
             _adapt(cell, output)
+        _break_lines(cell)
     return notebook
 
 
@@ -60,6 +62,21 @@ def _move(output: dict[str, Any], described: dict[str, Any], file: str) -> None:
         return
     (STATIC / file).write_bytes(base64.b64decode(data.pop("image/png")))
     data["text/html"] = figure(described, f"../_static/figures/{file}")
+
+
+def _widen(cell: dict[str, Any], picture: str) -> None:
+    """A picture of several panels gets a class: on a telephone it scrolls, since shrunk its letters could not be read."""
+    from PIL import Image
+
+    if Image.open(io.BytesIO(base64.b64decode(picture))).width > 800:
+        cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})["classes"] = "several-panels"
+
+
+def _break_lines(cell: dict[str, Any]) -> None:
+    """Printed sentences break where the window ends; a table, whose columns stand apart by more than one space, scrolls."""
+    printed = ["".join(output.get("text", "")) for output in cell.get("outputs", [])]
+    if any(printed) and not any(re.search(r"\S {2,}\S", text) for text in printed):
+        cell["metadata"].setdefault("tags", []).append("sentences")
 
 
 def _adapt(cell: dict[str, Any], output: dict[str, Any]) -> None:

@@ -101,27 +101,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gnewton {version('gnewton')}")
     add = partial(_command, parser.add_subparsers(dest="command", required=True, metavar="COMMAND"))
 
-    lab = add("lab", _lab, "open the course in JupyterLab, on your own copy", LAB)
+    _add_lab_arguments(add("lab", _lab, "open the course in JupyterLab, on your own copy", LAB))
+    add("check", _check, "say what is installed, on which device it runs, what is missing")
+    book = add("book", _book, "open the course as a web book, offline")
+    book.add_argument("--no-browser", action="store_true", help="print its address and open nothing")
+    _add_student_arguments(add("student", _student, "write the notebooks without solutions and outputs", STUDENT))
+    experiments = add("experiments", _experiments, "list, run or resume the experiments (--help: their own options)")
+    experiments.set_defaults(others=("",))  # all that follows
+    return parser
+
+
+def _add_lab_arguments(lab: argparse.ArgumentParser) -> None:
     lab.set_defaults(others="--")
     folder = f"your copy: made if it is not there; what you changed in it is never overwritten ({FOLDER})"
     lab.add_argument("folder", nargs="?", type=Path, default=FOLDER, help=folder)
     lab.add_argument("--no-browser", action="store_true", help="print JupyterLab's address and open nothing")
     lab.add_argument("--port", type=int, help="of JupyterLab (8888, or the next that is free)")
 
-    add("check", _check, "say what is installed, on which device it runs, what is missing")
 
-    book = add("book", _book, "open the course as a web book, offline")
-    book.add_argument("--no-browser", action="store_true", help="print its address and open nothing")
-
-    student = add("student", _student, "write the notebooks without solutions and outputs", STUDENT)
+def _add_student_arguments(student: argparse.ArgumentParser) -> None:
     student.add_argument("folder", nargs="?", type=Path, default=Path("student"), help="where they go (student)")
     student.add_argument(
         "--format", choices=["plain", "otter", "nbgrader"], default="plain", help="for which grader (plain)"
     )
-
-    experiments = add("experiments", _experiments, "list, run or resume the experiments (--help: their own options)")
-    experiments.set_defaults(others=("",))  # all that follows
-    return parser
 
 
 def _command(

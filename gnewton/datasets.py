@@ -297,7 +297,16 @@ def _torchvision(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Dataset:
-    row = _row(shape, size)
+    row, parts = _row(shape, size), _torchvision_parts(name, root, download)
+    # Grey pictures come as (N, H, W), coloured ones as (N, H, W, 3).
+    pixels = [torch.as_tensor(np.asarray(part.data)).reshape(-1, *size[1:], size[0]) for part in parts]
+    x = [part.movedim(3, 1).reshape(-1, *row) for part in pixels]
+    y = [torch.as_tensor(np.asarray(part.targets)).long() for part in parts]
+    return _pictures(x, y, name.lower(), f"{name}, by torchvision.", dtype, device)
+
+
+def _torchvision_parts(name: str, root: str | Path, download: bool) -> list[Any]:
+    """torchvision's own data sets, training and test part; an error that says what to do where there are none."""
     try:
         from torchvision import datasets
     # Beside a build of torch that it does not fit, torchvision raises RuntimeError while it is imported.
@@ -307,7 +316,7 @@ def _torchvision(
             "fits your torch (pip install 'gnewton[vision]'), or use mnist_5k(), which needs neither it nor a network"
         ) from error
     try:
-        parts = [getattr(datasets, name)(root, train=train, download=download) for train in (True, False)]
+        return [getattr(datasets, name)(root, train=train, download=download) for train in (True, False)]
     # torchvision raises either of them for files that are missing and for downloads that failed.
     except (OSError, RuntimeError) as error:
         if download:
@@ -318,11 +327,6 @@ def _torchvision(
         raise FileNotFoundError(
             f"expected the files of {name} in '{root}', got none; pass download=True where there is a network, or use mnist_5k()"
         ) from error
-    # Grey pictures come as (N, H, W), coloured ones as (N, H, W, 3).
-    pixels = [torch.as_tensor(np.asarray(part.data)).reshape(-1, *size[1:], size[0]) for part in parts]
-    x = [part.movedim(3, 1).reshape(-1, *row) for part in pixels]
-    y = [torch.as_tensor(np.asarray(part.targets)).long() for part in parts]
-    return _pictures(x, y, name.lower(), f"{name}, by torchvision.", dtype, device)
 
 
 def _pictures(

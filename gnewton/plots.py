@@ -106,7 +106,7 @@ def heat_map(
     ax: Axes | None = None,
     decades: float = 3.0,
     norm: SymLogNorm | None = None,
-    label: str = "H-bar (unit of the loss)",
+    label: str = "H̄ (unit of the loss)",
 ) -> Axes:
     """Heat map of the summary Hessian (H-bar), one row and one column per group.
 

@@ -264,13 +264,10 @@ def _polish(p: Problem, basis: _Basis, point: _Point) -> Minimum:
         sigma = p.cubic * r / 2
         residual = _residual(p.g, p.H, eta) - sigma * metric * eta
         decrease = math.fsum((p.g + residual) * eta) / 2 + sigma * r**2 / 6
-        f, z = X.T @ residual, X.T @ (metric * eta)
+        f = X.T @ residual
         y, V = _ratio(f, point.a), np.eye(len(f))
         if unsure.any() or not f @ y <= 1e-16 * decrease:
-            N = np.diag(point.a)
-            for j in np.flatnonzero(unsure):
-                N[j] = N[:, j] = X.T @ (sigma * metric * X[:, j] - _residual(0 * p.g, p.H, X[:, j]))
-            nu, V = np.linalg.eigh(N + np.outer(z, z) * (p.cubic / (2 * r) if r else 0.0))
+            nu, V = np.linalg.eigh(_second_derivative(p, X, point.a, unsure, eta))
             # Rounding of sigma D² is all that is left in the flat directions of a repeated lowest curvature.
             f = V.T @ f
             y = _ratio(f, np.maximum(nu, EPS * nu[-1] * min(1.0, sigma / basis.centre if basis.centre else 1.0)))
@@ -284,6 +281,16 @@ def _polish(p: Problem, basis: _Basis, point: _Point) -> Minimum:
     if not (gain <= 1e-10 and _is_psd(p.H, sigma * metric)):
         raise p.bug(f"{gain:.1e} of the decrease may be missing")
     return Minimum(eta, decrease, point.hard)
+
+
+def _second_derivative(p: Problem, X: Array, a: Array, unsure: Array, eta: Array) -> Array:
+    """Xᵀ (H + sigma D² + (λ / 2r) D² eta etaᵀ D²) X: a is the diagonal of its first part, exact rows replace the unsure ones."""
+    metric, r = p.d**2, math.hypot(*(p.d * eta))
+    sigma, z, N = p.cubic * r / 2, X.T @ (metric * eta), np.diag(a)
+    for j in np.flatnonzero(unsure):
+        N[j] = N[:, j] = X.T @ (sigma * metric * X[:, j] - _residual(0 * p.g, p.H, X[:, j]))
+    second: Array = N + np.outer(z, z) * (p.cubic / (2 * r) if r else 0.0)
+    return second
 
 
 def _ratio(f: Array, a: Array) -> Array:

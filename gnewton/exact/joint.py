@@ -63,14 +63,18 @@ def _backward(passes: Passes, rho: Tensor, extras: list[Extra]) -> list[tuple[Te
         steps.append((Q, h, solution))
         costates = Q @ solution
         costates[:, -1] += h.flatten()
-        P = F.mT @ costates
-        s, width = passes.slopes[i - 1], a.shape[1]
-        pull = P[:, -1].reshape(B, width) + r * sum((e.on_delta(passes, i) / B for e in extras), torch.zeros_like(a))
-        Q = P[:, :-1] + r * torch.kron(delta @ delta.mT, torch.eye(width, dtype=Q.dtype, device=Q.device))
-        Q = Q * s.flatten()[:, None] * s.flatten()
-        Q = (Q + Q.mT) / 2 + torch.diag(passes.curvatures[i - 1].flatten() / B)
-        h = s * pull
+        pulled = sum((e.on_delta(passes, i) / B for e in extras), torch.zeros_like(a))
+        Q, h = _through_activation(passes, i - 1, F.mT @ costates, r * pulled, r * (delta @ delta.mT))
     return steps[::-1]
+
+
+def _through_activation(passes: Passes, i: int, P: Tensor, pulled: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Q and h of layer i, from [P | p] of its outputs, what the weight decay adds to p, and -Delta Delta^T / rho."""
+    s, width = passes.slopes[i], pulled.shape[1]
+    Q = P[:, :-1] + torch.kron(gram, torch.eye(width, dtype=P.dtype, device=P.device))
+    Q = Q * s.flatten()[:, None] * s.flatten()
+    Q = (Q + Q.mT) / 2 + torch.diag(passes.curvatures[i].flatten() / passes.samples)
+    return Q, s * (P[:, -1].reshape(passes.samples, width) + pulled)
 
 
 def _forward(

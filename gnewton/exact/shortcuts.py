@@ -37,14 +37,9 @@ def one_hidden_layer(passes: Passes, rho: list[Tensor], extras: list[Extra]) -> 
     """
     r1, r2, s, delta = 1 / rho[0], 1 / rho[1], passes.slopes[0], passes.deltas[1]
     C = passes.loss.hessian()
-    A = C * (r2 * passes.lengths[1])[:, :, None]
-    A.diagonal(dim1=1, dim2=2).add_(1)
-    f2 = -r2 * sum((extra.on_input(passes, 1) for extra in extras), passes.lengths[1] * delta)
+    inverse, m = _output_pivot(passes, C, r2, extras)
+    X = C @ inverse
     G = torch.addcmul(passes.weights[1], (-r2 * delta)[:, :, None], passes.inputs[1][:, None, :]) * s[:, None, :]
-    inverse = solve(
-        A, torch.cat([torch.eye(A.shape[1], dtype=A.dtype, device=A.device).expand_as(A), f2[:, :, None]], 2)
-    )
-    X, m = C @ inverse[:, :, :-1], inverse[:, :, -1]
     pulled = sum((extra.on_delta(passes, 1) for extra in extras), torch.zeros_like(s))
     h = transposed_times(G, times(C, m) + delta) - s * r2 * pulled
     D = passes.curvatures[0] - s * s * delta.square().sum(1, keepdim=True) * r2
@@ -58,10 +53,20 @@ def one_hidden_layer(passes: Passes, rho: list[Tensor], extras: list[Extra]) -> 
     z1 = z1 - c * e * transposed_times(G, times(X, solve(inner, times(G, z1)[:, :, None])[:, :, 0]))
     pushed = times(G, z1)
     left1 = D * z1 + transposed_times(G, times(X, pushed)) + h
-    z2 = times(inverse[:, :, :-1], pushed) + m
+    z2 = times(inverse, pushed) + m
     left2 = times(C, z2) + delta
     rest = [([-r1, -r2], extra) for extra in extras]
     return SampleDirections(passes, [-r1 * left1, -r2 * left2], passes.deltas, [None, -r2 * s * z1], rest, z2)
+
+
+def _output_pivot(passes: Passes, C: Tensor, r2: Tensor, extras: list[Extra]) -> tuple[Tensor, Tensor]:
+    """A_2^{-1} and m = A_2^{-1} f_2 of the output layer, C being the Hessian of the loss in the outputs."""
+    A = C * (r2 * passes.lengths[1])[:, :, None]
+    A.diagonal(dim1=1, dim2=2).add_(1)
+    f2 = -r2 * sum((extra.on_input(passes, 1) for extra in extras), passes.lengths[1] * passes.deltas[1])
+    identity = torch.eye(A.shape[1], dtype=A.dtype, device=A.device).expand_as(A)
+    solution = solve(A, torch.cat([identity, f2[:, :, None]], 2))
+    return solution[:, :, :-1], solution[:, :, -1]
 
 
 def is_safe(passes: Passes, rho: list[Tensor]) -> Tensor:

@@ -98,6 +98,24 @@ def _tuning_runs(method: Method) -> int:
 
 def _entry(method: Method, problem: Problem, plan: Plan, advance: Callable[[], Any]) -> Results:
     """The validation loss of each setting, the chosen one, its runs, and whether further seeds reach the accuracy."""
+    run = _runner(method, problem, plan, advance)
+    tried = [run("tuning", one, 0) for one in method.settings] if _tuning_runs(method) else []
+    losses = [math.inf if one["diverged"] else one["test_losses"][-1] for one in tried]
+    settings = method.settings[min(range(len(losses)), key=losses.__getitem__)] if tried else method.settings[0]
+    tuning = [{"settings": s, "validation_loss": finite(v)} for s, v in zip(method.settings, losses, strict=False)]
+    return {
+        "title": method.title,
+        "tuning": tuning,
+        "settings": settings,
+        "runs": [_shown(seed, run("test", settings, seed)) for seed in range(plan.seeds)],
+        "fresh": [_shown_fresh(seed, run("fresh", settings, seed)) for seed in _fresh(plan)],
+    }
+
+
+def _runner(
+    method: Method, problem: Problem, plan: Plan, advance: Callable[[], Any]
+) -> Callable[[str, Settings, int], Run]:
+    """(part, settings, seed) -> the run, from its file where it was computed before."""
     lengths = {"tuning": (TUNED_FOR, 1), "test": (plan.epochs(problem), LOOKS), "fresh": (TUNED_FOR, LOOKS)}
 
     def run(part: str, settings: Settings, seed: int) -> Run:
@@ -114,35 +132,23 @@ def _entry(method: Method, problem: Problem, plan: Plan, advance: Callable[[], A
         advance()
         return measured
 
-    tried = [run("tuning", one, 0) for one in method.settings] if _tuning_runs(method) else []
-    losses = [math.inf if one["diverged"] else one["test_losses"][-1] for one in tried]
-    settings = method.settings[min(range(len(losses)), key=losses.__getitem__)] if tried else method.settings[0]
-    measures = ("train_losses", "test_losses", "test_accuracies", "cpu_seconds", "diverged")
-    runs = [run("test", settings, seed) for seed in range(plan.seeds)]
-    return {
-        "title": method.title,
-        "tuning": [
-            {"settings": s, "validation_loss": finite(v)} for s, v in zip(method.settings, losses, strict=False)
-        ],
-        "settings": settings,
-        "runs": [
-            {"seed": seed, "first": round_numbers(float(np.mean(one["losses"][: len(digits().train_x)])))}
-            | {"reached": epochs_to_accuracy(one["test_accuracies"])}
-            | {
-                name: round_numbers(one[name] if name == "diverged" else one[name][LOOKS - 1 :: LOOKS])
-                for name in measures
-            }
-            for seed, one in enumerate(runs)
-        ],
-        "fresh": [
-            {
-                "seed": seed,
-                "reached": epochs_to_accuracy(one["test_accuracies"]),
-                "test_accuracies": one["test_accuracies"][-1:],
-            }
-            for seed, one in ((seed, run("fresh", settings, seed)) for seed in _fresh(plan))
-        ],
-    }
+    return run
+
+
+def _shown(seed: int, run: Run) -> Results:
+    """What is shipped of a run: its first epoch, when it reached the accuracy, and each end of an epoch."""
+    first, reached = np.mean(run["losses"][: len(digits().train_x)]), epochs_to_accuracy(run["test_accuracies"])
+    ends = ("train_losses", "test_losses", "test_accuracies", "cpu_seconds")
+    return (
+        {"seed": seed, "first": round_numbers(float(first)), "reached": reached}
+        | {name: round_numbers(run[name][LOOKS - 1 :: LOOKS]) for name in ends}
+        | {"diverged": round_numbers(run["diverged"])}
+    )
+
+
+def _shown_fresh(seed: int, run: Run) -> Results:
+    accuracies = run["test_accuracies"]
+    return {"seed": seed, "reached": epochs_to_accuracy(accuracies), "test_accuracies": accuracies[-1:]}
 
 
 def _fresh(plan: Plan) -> range:

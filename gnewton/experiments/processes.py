@@ -100,14 +100,18 @@ def _measure(rank: int, settings: dict[str, Any] | None, blocks: int, steps: int
     if settings is None:
         step, sent = _adam_step(model, proposer, x, y)
     else:
-        optimizer, ranks = GroupedNewton(partition, proposer, **settings), partition.ranks
-        step, sent = (
-            (lambda: optimizer.step(lambda: F.cross_entropy(model(x), y))),
-            lambda: (ranks.sent, ranks.collectives),
-        )
+        step, sent = _newton_step(model, GroupedNewton(partition, proposer, **settings), x, y)
     for _ in range(steps):
         step()
-    before, seconds, processor = sent(), [], []
+    before, times = sent(), _times(step, blocks, steps)
+    bytes_sent, collectives = ((after - then) / (blocks * steps) for after, then in zip(sent(), before, strict=True))
+    counts = {"bytes": bytes_sent, "collectives": collectives}
+    return counts | times | {"scalars": sum(partition.sizes), "groups": len(partition)}
+
+
+def _times(step: Callable[[], Any], blocks: int, steps: int) -> dict[str, list[float]]:
+    """Mean seconds a step of each block, by the clock and by the processor."""
+    seconds, processor = [], []
     for _ in range(blocks):
         torch.distributed.barrier()
         start, work = time.perf_counter(), time.process_time()
@@ -115,20 +119,22 @@ def _measure(rank: int, settings: dict[str, Any] | None, blocks: int, steps: int
             step()
         seconds.append((time.perf_counter() - start) / steps)
         processor.append((time.process_time() - work) / steps)
-    taken = blocks * steps
-    bytes_sent, collectives = ((after - then) / taken for after, then in zip(sent(), before, strict=True))
-    counts = {"bytes": bytes_sent, "collectives": collectives}
-    return counts | {
-        "seconds": seconds,
-        "processor": processor,
-        "scalars": sum(partition.sizes),
-        "groups": len(partition),
-    }
+    return {"seconds": seconds, "processor": processor}
 
 
-def _adam_step(
-    model: nn.parallel.DistributedDataParallel, adam: torch.optim.Optimizer, x: Tensor, y: Tensor
-) -> tuple[Callable[[], Any], Callable[[], tuple[int, int]]]:
+# A step, and what has been sent so far: bytes and collectives.
+_Steps = tuple[Callable[[], Any], Callable[[], tuple[int, int]]]
+
+
+def _newton_step(model: nn.parallel.DistributedDataParallel, optimizer: GroupedNewton, x: Tensor, y: Tensor) -> _Steps:
+    ranks = optimizer.partition.ranks
+    return (
+        lambda: optimizer.step(lambda: F.cross_entropy(model(x), y)),
+        lambda: (ranks.sent, ranks.collectives),
+    )
+
+
+def _adam_step(model: nn.parallel.DistributedDataParallel, adam: torch.optim.Optimizer, x: Tensor, y: Tensor) -> _Steps:
     """A step of Adam, and what has been sent so far: DistributedDataParallel's own buckets, counted."""
     from torch.distributed import GradBucket  # not on every system
 

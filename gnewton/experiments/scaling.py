@@ -88,37 +88,40 @@ def predict(numbers: Results, name: str, devices: int) -> float:
 
 def report(numbers: Results) -> str:
     """Two tables: what was measured, and what the model says."""
-    some = next(iter(numbers["methods"].values()))["processes"]
-    measured = [
+    one, link = next(iter(numbers["methods"].values()))["processes"]["1"], numbers["link"]
+    return "\n\n".join(
         [
-            method["title"],
-            f"{method['processes']['2']['bytes']:,.0f}",
-            f"{method['processes']['2']['collectives']:.3g}",
-            *(f"{one['processor_ms']:.3g} ({one['ms']:.3g})" for one in method["processes"].values()),
+            f"A perceptron of {one['scalars']:,} scalars in {one['groups']} groups, 128 samples a process, gloo on one machine of "
+            f"{numbers['cores_for_processes']} cores, which had other work as well. Milliseconds of each process's processor, and in brackets of the clock, in the fastest block of {STEPS} steps.",
+            _measured(numbers),
+            f"The link between two processes here: {1e6 * link['latency']:.3g} microseconds for an all-reduce, and "
+            f"{1e9 * link['seconds_per_byte']:.3g} nanoseconds a byte. With these constants the model says, in ms a step:",
+            _modelled(numbers),
         ]
-        for method in numbers["methods"].values()
+    )
+
+
+def _measured(numbers: Results) -> str:
+    """What a step sends, and its milliseconds on one machine."""
+    methods = {method["title"]: method["processes"] for method in numbers["methods"].values()}
+    sizes = next(iter(methods.values()))
+    header = ["method", "bytes a step", "all-reduces a step"]
+    header += [f"ms, {size} process{'es' * (size != '1')}" for size in sizes]
+    rows = [
+        [title, f"{processes['2']['bytes']:,.0f}", f"{processes['2']['collectives']:.3g}"]
+        + [f"{one['processor_ms']:.3g} ({one['ms']:.3g})" for one in processes.values()]
+        for title, processes in methods.items()
     ]
-    header = [
-        "method",
-        "bytes a step",
-        "all-reduces a step",
-        *(f"ms, {size} process{'es' * (size != '1')}" for size in some),
-    ]
-    modelled = [
+    return markdown(header, rows)
+
+
+def _modelled(numbers: Results) -> str:
+    """Milliseconds a step on many devices."""
+    rows = [
         [method["title"], *(f"{predict(numbers, name, devices):.3g}" for devices in DEVICES)]
         for name, method in numbers["methods"].items()
     ]
-    scalars, groups, link = some["1"]["scalars"], some["1"]["groups"], numbers["link"]
-    return "\n\n".join(
-        [
-            f"A perceptron of {scalars:,} scalars in {groups} groups, 128 samples a process, gloo on one machine of "
-            f"{numbers['cores_for_processes']} cores, which had other work as well. Milliseconds of each process's processor, and in brackets of the clock, in the fastest block of {STEPS} steps.",
-            markdown(header, measured),
-            f"The link between two processes here: {1e6 * link['latency']:.3g} microseconds for an all-reduce, and "
-            f"{1e9 * link['seconds_per_byte']:.3g} nanoseconds a byte. With these constants the model says, in ms a step:",
-            markdown(["method", *(f"{devices:,} devices" for devices in DEVICES)], modelled),
-        ]
-    )
+    return markdown(["method", *(f"{devices:,} devices" for devices in DEVICES)], rows)
 
 
 def figures(numbers: Results) -> dict[str, plots.Figure]:

@@ -56,28 +56,14 @@ class RatioTest:
             return no_step(model, step, settings, age), state | {"eta": None, "cached_curvature": None}
         eta = step.learning_rates if step.status.ok else line.from_first(uniform_step(summary))
         eta, lr = smooth_rates(eta, state.get("eta"), settings), float(settings["lr"])
-        if eta.any():
-            tested = lr if age else 1.0
-            predicted = predicted_decrease(model, step, tested, eta) if step.status.ok else 0.0
-            search = backtracking_line_search(lambda t: line.loss_at(t * eta), line.value, predicted, tested, lr)
-        else:
-            search = LineSearchResult(lr, line.value, math.nan, 0, 0)
-        outcome = Outcome.of(
-            model,
-            step,
-            learning_rates=eta,
-            lr=search.rate,
-            predicted_decrease=predicted_decrease(model, step, search.rate, eta),
-            actual_decrease=line.value - search.loss,
-            rho=search.rho,
-            evaluations=search.evaluations,
-            age=age,
-        )
-        cached = None
+        tested = lr if age else 1.0
+        predicted = predicted_decrease(model, step, tested, eta) if step.status.ok else 0.0
+        search = _search(line, eta, predicted, tested, lr)
+        facts = search.facts(line.value) | {"predicted_decrease": predicted_decrease(model, step, search.rate, eta)}
+        outcome = Outcome.of(model, step, learning_rates=eta, age=age, **facts)
+        cached = state["cached_curvature"] if age and search.rho >= LOW_RATIO else None
         if age == 0 and settings["period"] > 1:
             cached = {"summary": summary.state_dict(), "lengths": line.lengths()}
-        elif age and search.rho >= LOW_RATIO:
-            cached = state["cached_curvature"]
         return outcome, {
             "eta": None if search.rate == 0 < lr else eta * 0.5**search.halvings,
             "age": age + 1,
@@ -92,6 +78,13 @@ class RatioTest:
             if summary is not None:
                 return summary, state["age"]
         return line.summary(order=3), 0
+
+
+def _search(line: Line, eta: Tensor, predicted: float, tested: float, lr: float) -> "LineSearchResult":
+    """The search along eta; nothing is evaluated where no group moves."""
+    if not eta.any():
+        return LineSearchResult(lr, line.value, math.nan, 0, 0)
+    return backtracking_line_search(lambda t: line.loss_at(t * eta), line.value, predicted, tested, lr)
 
 
 def _cached_summary(line: Line, cached: Mapping[str, Any]) -> Summary | None:
@@ -114,6 +107,11 @@ class LineSearchResult(NamedTuple):
     rho: float
     halvings: int
     evaluations: int
+
+    def facts(self, before: float) -> dict[str, Any]:
+        """The fields of an ``Outcome`` that the search knows; ``before`` is the loss at t = 0."""
+        lost = before - self.loss
+        return {"lr": self.rate, "actual_decrease": lost, "rho": self.rho, "evaluations": self.evaluations}
 
 
 def backtracking_line_search(

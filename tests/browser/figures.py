@@ -1,6 +1,7 @@
 """A figure on a page of the book: its description as it was saved, its keys as a reader presses them, and what is wrong with it."""
 
 import json
+import math
 import re
 from contextlib import contextmanager
 
@@ -236,3 +237,58 @@ def opened(browser, path):
         yield Page(context.new_page(), path.resolve().as_uri(), described(text), described(text, WALKER))
     finally:
         context.close()
+
+
+class Finger:
+    """A finger on the screen of a telephone, as the browser sees it."""
+
+    def __init__(self, page):
+        self.page, self.session = page, page.context.new_cdp_session(page)
+
+    def _send(self, what, *places):
+        points = [{"x": x, "y": y} for x, y in places]
+        self.session.send("Input.dispatchTouchEvent", {"type": what, "touchPoints": points})
+
+    def pull(self, x, y, up):
+        """From (x, y) upwards by so many pixels; returns by how many the page went along."""
+        before = self.page.evaluate("scrollY")
+        self._send("touchStart", (x, y))
+        for n in range(1, 13):
+            self._send("touchMove", (x, y - up * n / 12))
+            self.page.evaluate("() => new Promise(requestAnimationFrame)")
+        self._send("touchEnd")
+        self.page.wait_for_timeout(100)
+        return self.page.evaluate("scrollY") - before
+
+
+def handle_and_corner(panel, spec):
+    """Where the handle is on the screen, and the corner of its plane that is farthest from it."""
+    values = {control["name"]: control["values"][control["at"]] for control in spec["controls"]}
+    drag, frame = spec["drag"], panel.locator(".gn-frame").bounding_box()
+    if "angle" in drag:
+        turned = math.radians(values[drag["angle"]])
+        x, y = 1.5 * math.cos(turned), 1.5 * math.sin(turned)
+    else:
+        x, y = (2.0, 4.0 / values[drag["slope"]]) if "slope" in drag else (values[drag["x"]], values[drag["y"]])
+    limits = [spec["panels"][drag["panel"]][axis]["limits"] for axis in "xy"]
+    across, up = ((v - low) / (high - low) for v, (low, high) in zip((x, y), limits, strict=True))
+    place = lambda a, b: (frame["x"] + a * frame["width"], frame["y"] + (1 - b) * frame["height"])  # noqa: E731
+    corners = [(a, b) for a in (0.1, 0.9) for b in (0.1, 0.9)]
+    return place(across, up), place(*max(corners, key=lambda c: math.dist(c, (across, up))))
+
+
+def fingered(page, box, spec):
+    """What is wrong where a finger drags the handle, and where it scrolls beside it."""
+    panel, finger, said = box.locator("svg.gn-panel").nth(spec["drag"]["panel"]), Finger(page), []
+    values = lambda: [handle.input_value() for handle in box.locator("input, select").all()]  # noqa: E731
+    panel.evaluate("panel => panel.scrollIntoView({ block: 'center' })")
+    before, (handle, corner) = values(), handle_and_corner(panel, spec)
+    if scrolled := finger.pull(*handle, 60):
+        said.append(f"a finger on the handle scrolls the page by {scrolled:.0f} pixels")
+    if (moved := values()) == before:
+        said.append("a finger on the handle moves nothing")
+    if finger.pull(*corner, 60) < 20:
+        said.append("a finger beside the handle does not scroll the page")
+    if values() != moved:
+        said.append("a finger that scrolls the page moves the handle")
+    return said

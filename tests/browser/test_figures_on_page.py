@@ -9,7 +9,8 @@ import runpy
 from pathlib import Path
 
 import pytest
-from browser.figures import WALKER, described, opened
+from browser.figures import WALKER, described, fingered, opened
+from browser.reading import HEIGHT, NARROW
 from browser.test_book import PAGES
 
 from gnewton.teaching.scene import Axis, Mark, Panel, Scene, Shown, choice, slider, table, to_json
@@ -63,6 +64,46 @@ def test_figures_answer_without_a_network(browser, book_folder, name):
     with opened(browser, book_folder / f"{name}.html") as page:
         said = page.complaints(violations)
     assert not said, "\n".join(said)
+
+
+# -- on a telephone ------------------------------------------------------------------------------------------------------
+
+DRAGGED = ("notebooks/01-quadratics", "notebooks/04-newton-fails")
+
+
+def by_finger(browser, path, more=""):
+    """The complaints of all figures of a page that can be dragged; ``more`` is a script that runs before the page's own."""
+    context = browser.new_context(viewport={"width": NARROW, "height": HEIGHT}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.add_init_script(more)
+    page.goto(path.resolve().as_uri())
+    page.evaluate("() => window.MathJax?.startup?.promise")  # what is typeset late moves all below it
+    specs = described(path.read_text(encoding="utf-8"))
+    figures = [
+        (box, spec) for box, spec in zip(page.locator("figure.gn-figure").all(), specs, strict=True) if spec["drag"]
+    ]
+    said = [line for figure in figures for line in fingered(page, *figure)]
+    context.close()
+    return figures and said
+
+
+def test_every_page_with_a_handle_is_tried(book_folder):
+    texts = {name: (book_folder / f"{name}.html").read_text(encoding="utf-8") for name in PAGES}
+    assert tuple(name for name in PAGES if any(spec["drag"] for spec in described(texts[name]))) == DRAGGED
+
+
+@pytest.mark.parametrize("name", DRAGGED)
+def test_a_finger_drags_the_handle_and_scrolls_elsewhere(browser, book_folder, name):
+    said = by_finger(browser, book_folder / f"{name}.html")
+    assert not said, "\n".join(said)
+
+
+DEAF = "document.addEventListener('touchstart', event => event.stopImmediatePropagation(), true)"
+
+
+def test_a_handle_that_scrolls_away_is_noticed(browser, book_folder):
+    said = by_finger(browser, book_folder / f"{DRAGGED[0]}.html", DEAF)
+    assert [line for line in said if "on the handle scrolls" in line]
 
 
 # -- made-up figures: each breaks one law, and is refused for it ------------------------------------------------------

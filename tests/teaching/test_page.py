@@ -73,6 +73,23 @@ def test_a_question_shows_no_code():
     assert adapted(code(data, tags=["hide-input"]))["metadata"]["tags"] == ["remove-input"]
 
 
+def picture(width):
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, 10)).save(buffer, "PNG")
+    return {"image/png": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def test_only_a_picture_of_several_panels_scrolls_on_a_telephone():
+    assert adapted(code(picture(920)))["metadata"]["mystnb"]["image"]["classes"] == "several-panels"
+    assert "mystnb" not in adapted(code(picture(620)))["metadata"]
+
+
+def test_sentences_break_and_columns_do_not():
+    assert adapted(code(text="all of it: True\nand a line of its own\n"))["metadata"]["tags"] == ["sentences"]
+    assert adapted(code(text="a        0.5\nlonger   1.5\n"))["metadata"]["tags"] == []
+    assert adapted(code(picture(620)))["metadata"]["tags"] == []
+
+
 @pytest.mark.parametrize("exercise", every(), ids=lambda one: one.number)
 def test_an_exercise_has_all_its_hints_in_place_of_a_dead_verdict(capsys, exercise):
     def untouched(*_):

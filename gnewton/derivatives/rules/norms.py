@@ -72,16 +72,10 @@ class Standardize(Rule):
             slope = -(r**3) * v / 2
             curvature = 0.75 * r**5 * v[:, None] * v - r**3 * pairs / 2
             if m and pulled is not None:
-                along, level = torch.einsum("rcn,scn->rsc", pulled, a), (pulled * c).sum(2)
-                cross = torch.einsum("rsc,tc->rst", along, slope)
-                block = cross + cross.mT + torch.einsum("rc,stc->rst", level, curvature)
-                sums.full(m.groups, x.groups, x.groups, block)
+                sums.full(m.groups, x.groups, x.groups, _third_along(pulled, a, c, slope, curvature))
             along, level = (weights * a).sum(2), (weights * c).sum(1)
-            twist = -1.875 * torch.einsum("c,rc,sc,tc->rst", level * r**7, v, v, v)
-            # What is symmetric in two places only goes is spread over all three where blocks of D3 are added.
             mixed = torch.einsum("rc,stc->rst", along, curvature)
-            mixed = mixed + torch.einsum("rc,stc->rst", 0.75 * level * r**5 * v, pairs)
-            sums.full(x.groups, x.groups, x.groups, mixed + twist / 3)
+            sums.full(x.groups, x.groups, x.groups, _add_third_of_root(mixed, level, r, v, pairs))
             hvp = weights * slope[..., None] - c * (along * r**3)[..., None] / n
             hvp = hvp + (level * 1.5 * r**5 * v)[..., None] * c / n - (level * r**3)[:, None] * a / n
             out.append(GroupTangents(x.groups, _centre(hvp)))
@@ -90,6 +84,20 @@ class Standardize(Rule):
 
 
 register("standardize", Standardize())
+
+
+def _third_along(pulled: Tensor, a: Tensor, c: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
+    """The second derivative of y = c r along two tangents, times ``pulled``; slope and curvature are those of r."""
+    along, level = torch.einsum("rcn,scn->rsc", pulled, a), (pulled * c).sum(2)
+    cross = torch.einsum("rsc,tc->rst", along, slope)
+    return cross + cross.mT + torch.einsum("rc,stc->rst", level, curvature)
+
+
+def _add_third_of_root(mixed: Tensor, level: Tensor, r: Tensor, v: Tensor, pairs: Tensor) -> Tensor:
+    """``mixed`` and the third derivative of r, times ``level``; v and pairs are the first and second one of mean(c^2)."""
+    twist = -1.875 * torch.einsum("c,rc,sc,tc->rst", level * r**7, v, v, v)
+    # What is symmetric in two places only is spread over all three where blocks of D3 are added.
+    return mixed + torch.einsum("rc,stc->rst", 0.75 * level * r**5 * v, pairs) + twist / 3
 
 
 def to_cells(stacked: Tensor, axes: Sequence[int]) -> Tensor:

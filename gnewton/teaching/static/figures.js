@@ -301,7 +301,7 @@
     /** Left and right end and wished height of the plane in a panel so wide. */
     p.measure = (width, spec, room) => {
       const names = spec.y.names, longest = names.length ? Math.max(...names.map(one => one.length)) : 0;
-      const left = names.length ? Math.min(width * .5, 14 + 7.2 * longest) + (spec.y.label ? 18 : 0) : 58, right = width - Math.max(14, room);
+      const left = names.length ? Math.min(width * .5, 14 + 7.2 * longest) + (spec.y.label ? 18 : 0) : 64, right = width - Math.max(14, room);
       const height = spec.equal ? right - left : spec.height || (names.length ? Math.max(90, 30 * names.length) : Math.min(290, width * .72));
       return { left, right, height };
     };
@@ -478,8 +478,17 @@
     if (slope) return held ? { [pole]: nearest(values(pole), -x) } : { [slope]: nearest(values(slope), 2 * x / Math.max(y, 1e-9)) };
     return { ...(across && { [across]: nearest(values(across), x) }), ...(up && { [up]: nearest(values(up), y) }) };
   }
+  /** The point, nearest to (x, y), of what can be dragged: the start, the ray to it, the straight line or the pole. */
+  function handle(spec, state, x, y, held) {
+    const { angle, slope, pole, x: across, y: up } = spec.drag, at = name => spec.controls.find(c => c.name === name).values[state[name]];
+    if (held) return [-at(pole), y];
+    if (!angle && !slope) return [across ? at(across) : x, up ? at(up) : y];
+    const [a, b] = angle ? [Math.cos(at(angle) * Math.PI / 180), Math.sin(at(angle) * Math.PI / 180)] : [1, 2 / at(slope)];
+    const along = Math.max(0, (a * x + b * y) / (a * a + b * b));
+    return [along * a, along * b];
+  }
   function draggable(p, spec, state, move) {
-    let held = false;
+    let held = false, follows = false;
     const back = (axis, from, to, pixel) => axis.limits[0] + (pixel - from) / (to - from) * (axis.limits[1] - axis.limits[0]);
     const place = event => {
       const at = p.picture.getBoundingClientRect();
@@ -487,13 +496,22 @@
     };
     const follow = event => move(pulled(spec, ...place(event), held));
     const { pole } = spec.drag, now = () => spec.controls.find(c => c.name === pole).values[state[pole]];
+    const takes_pole = x => Boolean(pole) && Math.abs(p.X(Math.max(0, -now())) - p.X(x)) < 14; // pixels
+    const near = touch => {
+      const [x, y] = place(touch), [a, b] = handle(spec, state, x, y, takes_pole(x));
+      return Math.hypot(p.X(x) - p.X(a), p.Y(y) - p.Y(b)) < 28;
+    };
     p.picture.classList.add("gn-drag");
+    // A finger on the handle drags it, up and down too; anywhere else it scrolls the page, and moves nothing.
+    p.picture.addEventListener("touchstart", event => { if (event.touches.length === 1 && near(event.touches[0])) event.preventDefault(); }, { passive: false });
     p.picture.addEventListener("pointerdown", event => {
+      follows = event.pointerType !== "touch" || near(event);
+      if (!follows) return;
       p.picture.setPointerCapture(event.pointerId);
-      held = Boolean(pole) && Math.abs(p.X(Math.max(0, -now())) - p.X(place(event)[0])) < 14; // pixels
+      held = takes_pole(place(event)[0]);
       follow(event);
     });
-    p.picture.addEventListener("pointermove", event => { if (event.buttons) follow(event); });
+    p.picture.addEventListener("pointermove", event => { if (event.buttons && follows) follow(event); });
   }
 
   // -- a page: every <figure data-gnewton> holds its description as JSON ---------------------------------------------------

@@ -85,20 +85,7 @@ class CubicBound(FigureWidget):
             part = partition.restrict(direction, partition.names.index(name))
             values = losses_along(loss, partition, part, self._places[name] / one.metric)
             self._changes[name] = values - float(summary.value)
-        controls = (
-            choice("group", "group that moves", tuple(self._alone), group or next(iter(self._alone))),
-            slider("strength", "cubic strength λ_int", STRENGTHS, strength, "{:g}".format),
-        )
-        panel = Panel(Axis("x = D η of this group"), Axis("change of the loss"))
-        looks: tuple[tuple[int | str, dict[str, Any]], ...] = (
-            ("ink", {"width": 3}),
-            (1, {}),
-            (2, {}),
-            (0, {"every": 8}),
-        )
-        lines = (Mark("line", 0, look, name, more) for name, (look, more) in zip(CURVES, looks, strict=True))
-        dot = Mark("points", 0, "ink", "its minimum", {"shape": "circle", "size": 5})
-        super().__init__(Scene(controls, (panel,), (Mark("rule", 0, "muted", "", {"at": 0.0}), *lines, dot)))
+        super().__init__(_scene(tuple(self._alone), group or next(iter(self._alone)), strength))
 
     def numbers(self, group: str, strength: float) -> Shown:
         one, x, truth = self._alone[group], self._places[group][:POINTS], self._changes[group][:POINTS]
@@ -113,6 +100,24 @@ class CubicBound(FigureWidget):
         )
         limits = {"x": {"limits": (x.min(), x.max())}, "y": {"limits": loss_range(truth)}}
         return Shown([{}, *curves, {"x": [best], "y": [told]}], said, {0: limits})
+
+
+def _scene(groups: tuple[str, ...], group: str, strength: float) -> Scene:
+    """The change of the loss along one group, its three models, and the minimum of the last."""
+    controls = (
+        choice("group", "group that moves", groups, group),
+        slider("strength", "cubic strength λ_int", STRENGTHS, strength, "{:g}".format),
+    )
+    panel = Panel(Axis("x = D η of this group"), Axis("change of the loss"))
+    looks: tuple[tuple[int | str, dict[str, Any]], ...] = (
+        ("ink", {"width": 3}),
+        (1, {}),
+        (2, {}),
+        (0, {"every": 8}),
+    )
+    lines = (Mark("line", 0, look, name, more) for name, (look, more) in zip(CURVES, looks, strict=True))
+    dot = Mark("points", 0, "ink", "its minimum", {"shape": "circle", "size": 5})
+    return Scene(controls, (panel,), (Mark("rule", 0, "muted", "", {"at": 0.0}), *lines, dot))
 
 
 def by_group(summary: Summary, names: tuple[str, ...]) -> dict[str, Alone]:

@@ -55,8 +55,10 @@ class FourRates(FigureWidget):
             t: float(losses_along(loss, partition, partition.scale(u, torch.tensor(t * eta)), np.ones(1))[0])
             for t in product(PARTS, repeat=len(partition))
         }
-        first = parts or (0.0,) * len(partition)
-        names = partition.names
+        super().__init__(self._scene(partition.names, eta, parts or (0.0,) * len(partition)))
+
+    def _scene(self, names: tuple[str, ...], eta: Array, first: tuple[float, ...]) -> Scene:
+        """A slider and a bar for each rate; a bar for the loss before, promised and after."""
         controls = tuple(
             slider(f"rate_{i}", f"rate of {name}", PARTS, first[i], partial(_rate, float(eta[i])))
             for i, name in enumerate(names)
@@ -71,10 +73,10 @@ class FourRates(FigureWidget):
             "gradient": self._gradient,
             "hessian": self._hessian,
             "metric": self._metric,
-            "cubic": cubic,
+            "cubic": self._cubic,
             "losses": [float(f"{v:.6g}") for v in self._losses.values()],
         }
-        super().__init__(Scene(controls, panels, (Mark("bars"), Mark("bars", 1, 1, "", {"digits": 3})), "rates", given))
+        return Scene(controls, panels, (Mark("bars"), Mark("bars", 1, 1, "", {"digits": 3})), "rates", given)
 
     def numbers(self, **parts: float) -> Shown:
         t = np.array(list(parts.values()))

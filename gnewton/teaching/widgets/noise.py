@@ -62,6 +62,10 @@ class NoiseExplorer(FigureWidget):
             raise ValueError(f"expected groups that the data move, got g-bar = 0 for {still}; leave them out")
         self._scatter = {s: scatter(parts, s) for s in STRENGTHS}
         self._heights = np.random.default_rng(0).uniform(-0.3, 0.3, DRAWS)
+        super().__init__(self._scene(batch, quantity, strength))
+
+    def _scene(self, batch: int, quantity: str, strength: float) -> Scene:
+        """A dot for each batch, and how wide they scatter by the size of a batch."""
         controls = (
             slider("batch", "samples a batch", self._sizes, batch),
             choice("quantity", "quantity", QUANTITIES, quantity, {"g-bar": "ḡ", "diagonal of H-bar": "diagonal of H̄", "η*": "η*"}.__getitem__),
@@ -80,7 +84,7 @@ class NoiseExplorer(FigureWidget):
             *lines,
             Mark("rule", 1, "ink", "this size", {"dash": "2 3"}),
         )
-        super().__init__(Scene(controls, (over, spreads), marks, digits=3))
+        return Scene(controls, (over, spreads), marks, digits=3)
 
     def numbers(self, batch: int, quantity: str, strength: float) -> Shown:
         # lambda_int changes the rates alone: the other numbers are those of the first strength.

@@ -64,23 +64,7 @@ class RaceExplorer(FigureWidget):
         methods = next(iter(self._races.values()))["methods"]
         self._rows = tuple(methods)
         titles = tuple(one["title"] for one in methods.values())
-        panels = (
-            Panel(Axis(scale="log"), Axis("loss of the mini-batches", scale="log")),
-            Panel(Axis("loss of each seed (dotted: this or more)"), Axis(names=titles)),
-        )
-        places = range(len(titles))
-        marks = (
-            *(Mark("band", 0, i) for i in places),
-            *(
-                Mark("line", 0, i, title, {"every": 6, "shape": SHAPES[i], "end": True})
-                for i, title in enumerate(titles)
-            ),
-            Mark("rule", 0, "ink"),
-            *(Mark("line", 1, i, "", {"width": 5, "faint": 0.4, "dash": ""}) for i in places),
-            *(Mark("points", 1, i, "", {"shape": SHAPES[i], "size": 4}) for i in places),
-            Mark("rule", 1, "muted", "", {"dash": "2 3"}),
-        )
-        super().__init__(Scene(controls, panels, marks, digits=3, stacked=True))
+        super().__init__(Scene(controls, *_picture(titles), digits=3, stacked=True))
 
     def numbers(self, *, network: str, unit: str, shown: str, budget: float) -> Shown:
         race = self._races[network]
@@ -113,6 +97,24 @@ class RaceExplorer(FigureWidget):
             {"x": [v.min(), v.max()] if len(v) else [], "y": [i, i] if len(v) else []} for i, v in enumerate(losses)
         ]
         return spans + [{"x": v, "y": [i] * len(v)} for i, v in enumerate(losses)]
+
+
+def _picture(titles: tuple[str, ...]) -> tuple[tuple[Panel, ...], tuple[Mark, ...]]:
+    """The loss of every method over the steps or the seconds, and what each of its seeds reached."""
+    panels = (
+        Panel(Axis(scale="log"), Axis("loss of the mini-batches", scale="log")),
+        Panel(Axis("loss of each seed (dotted: this or more)"), Axis(names=titles)),
+    )
+    places = range(len(titles))
+    marks = (
+        *(Mark("band", 0, i) for i in places),
+        *(Mark("line", 0, i, title, {"every": 6, "shape": SHAPES[i], "end": True}) for i, title in enumerate(titles)),
+        Mark("rule", 0, "ink"),
+        *(Mark("line", 1, i, "", {"width": 5, "faint": 0.4, "dash": ""}) for i in places),
+        *(Mark("points", 1, i, "", {"shape": SHAPES[i], "size": 4}) for i in places),
+        Mark("rule", 1, "muted", "", {"dash": "2 3"}),
+    )
+    return panels, marks
 
 
 def is_shown(name: str, shown: str) -> bool:

@@ -52,7 +52,7 @@ class SampleSpectrum(FigureWidget):
     >>> import gnewton as gn
     >>> widget = SampleSpectrum(gn.datasets.digits())
     >>> widget.damping.value = 100.0; widget
-    SampleSpectrum: Sample 0 at the start, loss 2.6; ρ = 100: 0 of 34 eigenvalues below zero. Newton's direction: cosine 1.00 with -g, ... of its square in the last layer.
+    SampleSpectrum: Sample 0 at the start, loss 2.6; ρ = 100: 0 of 34 eigenvalues below zero. Newton's direction: cosine 1.00 with -g, ... of its squared length in the last layer.
     """
 
     def __init__(self, data: Dataset, *, state: str = STATES[0], sample: int = 0, damping: float = 0.1) -> None:
@@ -99,7 +99,7 @@ class SampleSpectrum(FigureWidget):
         edges: list[Numbers] = [{}] * (2 * len(point.starts[1:]))
         said = (
             f"Sample {sample} {state}, loss {point.loss:.2g}; ρ = {damping:g}: {below.sum()} of {len(shifted)} eigenvalues below zero. "
-            f"Newton's direction: cosine {point.newton[at]:.2f} with -g, {point.last[at]:.0%} of its square in the last layer."
+            f"Newton's direction: cosine {point.newton[at]:.2f} with -g, {point.last[at]:.0%} of its squared length in the last layer."
         )
         limits = {1: {"x": {"limits": (-1, len(shifted))}}}
         return Shown([{"shades": shades(point.hessian)}, *edges, *eigenvalues, *curves, {"at": damping}], said, limits)
