@@ -8,6 +8,7 @@ from typing import Any
 import ipywidgets
 from torch import Tensor
 
+from gnewton.derivatives.rules.linear import load_forward_mode
 from gnewton.teaching.scene import Scene, page_metadata, slider
 
 Sides = Callable[[Any], tuple[Tensor, Tensor]]
@@ -53,6 +54,7 @@ class Derivation:
 
     def residuals(self, seed: int = 0, **chosen: Any) -> list[float]:
         """The residual of every line on the example of this seed; ``chosen``: values of sliders, the first where not given."""
+        load_forward_mode()  # quietly: a reader's cell does not show torch's own warnings
         example = self.example(seed, **{name: values[0] for name, values in self.sliders.items()} | chosen)
         return [line.residual(example) for line in self.lines]
 

@@ -10,6 +10,7 @@ from torch.func import hessian, jacrev
 
 from gnewton.derivatives.operation import Operation, Variable
 from gnewton.derivatives.record import record
+from gnewton.derivatives.rules.linear import load_forward_mode
 from gnewton.derivatives.tape import Tape
 from gnewton.loss import Loss
 from gnewton.partition import Partition
@@ -42,6 +43,7 @@ def dissect(loss: Loss, partition: Partition, direction: Mapping[str, Tensor]) -
     tensor([[1330.,  480.],
             [ 480.,  200.]], dtype=torch.float64)
     """
+    load_forward_mode()
     tape = _check(record(loss, partition))
     adjoints = _adjoints(tape)
     eta = torch.zeros(len(partition), dtype=next(iter(direction.values())).dtype)
