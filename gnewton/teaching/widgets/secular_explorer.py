@@ -43,7 +43,9 @@ class SecularExplorer(FigureWidget):
             slider("strength", "cubic strength λ_int", STRENGTHS, strength, "{:g}".format),
         )
         equation = Panel(Axis("σ = λ_int |y| / 2", (0, REACH)), Axis("length of the step", (0, 1.3 * REACH)))
-        plane = [Axis(label, view) for label, view in (("y along the lowest curvature", VIEW[:2]), ("y across it", VIEW[2:]))]
+        plane = [
+            Axis(label, view) for label, view in (("y along the lowest curvature", VIEW[:2]), ("y across it", VIEW[2:]))
+        ]
         model = Panel(plane[0], plane[1], "the model m(y), and y(σ) right of the pole")
         dot = {"shape": "circle", "size": 5}
         marks = (
