@@ -37,9 +37,9 @@ def exact(plan: Plan) -> None:
     parts = [
         "## Exact directions of one sample's loss, one thread, CPU milliseconds",
         f"Three hidden layers of n units, tanh, 10 outputs. The ways agree to {max(agreement.values()):.0e} in float64.",
-        _times(curves["width"], "n", WIDTHS),
+        _times(curves["width"], "n"),
         f"Hidden layers of {DEEP_WIDTH} units.",
-        _times(curves["depth"], "layers", DEPTHS),
+        _times(curves["depth"], "layers"),
         "Slopes on log axes, between the last two points and over all.",
         table(["against", "B", "numbers", "way", "last", "all"], list(_slopes(curves))),
         "What was asked.",
@@ -73,7 +73,7 @@ def _seconds(result: Mapping[str, Any], way: str) -> float | None:
     return seconds
 
 
-def _times(curves: Curves, name: str, values: Sequence[int]) -> str:
+def _times(curves: Curves, name: str) -> str:
     header = ["B", "numbers", name, "parameters", *COMPARED]
     rows = [
         [batch, dtype, n, result["parameters"], *(_milliseconds(_seconds(result, way)) for way in COMPARED)]

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from support.problems import build
+from support.problems import build, unchanged, values
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -25,14 +25,6 @@ def optimizer_for(case, proposer=momentum, **options):
     partition = gn.Partition.by_tensor(case.model)
     defaults = {"lr": 0.3, "cubic": 1.0, "period": 2}
     return gn.GroupedNewton(partition, proposer and proposer(case.model), **(defaults | options))
-
-
-def values(model):
-    return [p.detach().clone() for p in model.parameters()]
-
-
-def unchanged(model, before):
-    return all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
 def state_of(optimizer):

@@ -23,7 +23,7 @@ from gnewton.experiments.networks import SIX, Problem
 from gnewton.experiments.peers import ADAM, DEFAULTS, OURS, RATES, Peer
 from gnewton.experiments.pictures import name_curves
 from gnewton.experiments.protocol import HOLD_OUT, Plan
-from gnewton.experiments.report import facts, markdown, round_numbers
+from gnewton.experiments.report import facts, geometric, markdown, round_numbers
 from gnewton.experiments.runs import finite, load_or_compute, network
 from gnewton.experiments.unseen import UNSEEN
 from gnewton.experiments.untuned import BUDGETS, SOON, mean_loss, seconds_to
@@ -234,15 +234,6 @@ def _means(numbers: Results, dozen: str, name: str) -> list[str]:
     cells = [f"{geometric(kept[key]):.2f}" if kept[key] else "-" for key in ("after 3", "after 10")]
     times = f"{geometric(kept['time']):.2f} on {len(kept['time'])} of {len(entries)}" if kept["time"] else "never"
     return [*cells, times]
-
-
-def geometric(values: Sequence[float]) -> float:
-    """The geometric mean.
-
-    >>> geometric([1.0, 4.0])
-    2.0
-    """
-    return float(np.exp(np.mean(np.log(values))))
 
 
 def figures(numbers: Results) -> dict[str, plots.Figure]:

@@ -11,7 +11,6 @@ V_s is the variance of the mean. |C| has the absolute eigenvalues, at least a hu
 The proportions are then held, and the common rate is guarded as ever.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +26,7 @@ from gnewton.experiments.lockstep import race
 from gnewton.experiments.networks import SIX, Problem
 from gnewton.experiments.peers import OURS, Optimizers, Peer
 from gnewton.experiments.protocol import Plan
-from gnewton.experiments.report import facts, markdown, round_numbers
+from gnewton.experiments.report import facts, geometric, markdown, round_numbers
 from gnewton.experiments.runs import load_or_compute
 from gnewton.experiments.unseen import UNSEEN
 from gnewton.experiments.untuned import BUDGETS, mean_loss
@@ -171,15 +170,6 @@ def table(numbers: Results) -> dict[str, dict[int, list[float]]]:
     """For each way of grouping and each budget the ratios, by network."""
     networks = numbers["networks"].values()
     return {p.name: {b: [one["ratios"][p.name][str(b)] for one in networks] for b in BUDGETS} for p in PEERS[1:]}
-
-
-def geometric(values: list[float]) -> float:
-    """The geometric mean.
-
-    >>> geometric([1.0, 4.0])
-    2.0
-    """
-    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def report(numbers: Results) -> str:

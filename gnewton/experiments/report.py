@@ -190,6 +190,15 @@ def table(numbers: Results) -> str:
     return markdown(head, body)
 
 
+def geometric(values: Sequence[float]) -> float:
+    """The geometric mean.
+
+    >>> geometric([1.0, 4.0])
+    2.0
+    """
+    return float(np.exp(np.mean(np.log(values))))
+
+
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A Markdown table.
 

@@ -71,6 +71,9 @@ class Calibrated:
             raise ValueError(f"expected 0 <= weight_decay < 1, got {weight_decay!r}; 1e-4 is usual")
         self.steps, self.period, self.weight_decay = steps, period, weight_decay
 
+    def __repr__(self) -> str:
+        return f"Calibrated(steps={self.steps}, period={self.period}, weight_decay={self.weight_decay})"
+
     @property
     def settings(self) -> Mapping[str, Any]:
         return {"weight_decay": self.weight_decay}

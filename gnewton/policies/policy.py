@@ -21,13 +21,19 @@ class Policy(Protocol):
     Rates that only shrink on a schedule need no policy: ``torch.optim.lr_scheduler.StepLR(optimizer, 100, gamma=0.5)``
     halves all of them every 100 steps.
 
+    A policy around another one hands ``needs_summary``, ``step`` and ``is_plain`` (through the function of that name, below) on, and
+    keeps the inner state under a key of its own, ``state | {"inner": inner}``: two policies may use the same words.
+
+    A saved state is loaded where ``repr(policy)`` is the same, or, without a ``__repr__``, where its settings are: write one, or be a data
+    class, if the settings are not all of it.
+
     A policy may have ``is_plain(settings, state)``: whether the next step asks for no summary. Its gradient is then taken as any
     training loop does, without the checks of the closure, which the steps with a summary make.
     """
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The policy's own numbers as it was made, by name; {} for none.
+        """The policy's own numbers that may change while it trains, as it was made, by name; {} for none.
 
         GroupedNewton copies them into ``param_groups[0]``, beside its own settings, where schedulers and ``AsRate`` drive
         them. A name that GroupedNewton has itself is refused there.
@@ -43,11 +49,12 @@ class Policy(Protocol):
         """Move along the line; return what became of it and the new state, and leave the old state as it was.
 
         Args:
-            line: the loss along u, and how to move.
+            line: the loss along u, and how to move. ``summary``, ``slope`` and ``loss_at`` ask, for about S/3, 1 and 1/3 gradients;
+                ``loss_at``, ``move`` and ``take`` move, the last one at the proposer's own price.
             settings: ``param_groups[0]`` as it is now: GroupedNewton's settings and the policy's own, in one dictionary.
             state: what the last step returned, {} before the first: plain tensors and numbers, which are saved. Its "eta"
-                (S,), on the CPU, is shown as ``optimizer.learning_rates``. When a state is loaded, everything else moves
-                to the parameters' device.
+                (S,), on the CPU, is shown as ``optimizer.learning_rates``: the last step was -lr eta_s u_s. When a state is loaded,
+                everything else moves to the parameters' device; bring back what is to be on the CPU (``.cpu()``).
 
         The proposer is asked for u when ``line.direction`` is first read. ``line.take`` does not read it where the proposer can
         take its step by itself; without either the proposer does not learn of this step's gradient.

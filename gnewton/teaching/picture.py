@@ -112,7 +112,7 @@ def _colour(mark: Mark) -> str:
     return named[mark.look] if isinstance(mark.look, str) else COLOURS[mark.look % len(COLOURS)]
 
 
-def _look(mark: Mark, n: Numbers) -> dict[str, Any]:
+def _look(mark: Mark) -> dict[str, Any]:
     """Colour and label; a name at the end of the curve needs none in the legend."""
     label = "" if mark.options.get("end") else mark.label
     return {"color": _colour(mark), "alpha": mark.options.get("faint"), "label": typeset(label) or None}
@@ -137,19 +137,19 @@ def _floats(values: Any) -> Any:
 def _line(ax: Axes, m: Mark, n: Numbers) -> None:
     marks = {"marker": _marker(m), "markevery": m.options["every"], "markersize": 3.5} if m.options.get("every") else {}
     width = m.options.get("width", 2) * 0.75
-    ax.plot(_floats(n["x"]), _floats(n["y"]), linestyle=_dashes(m), linewidth=width, **marks, **_look(m, n))
+    ax.plot(_floats(n["x"]), _floats(n["y"]), linestyle=_dashes(m), linewidth=width, **marks, **_look(m))
 
 
 def _points(ax: Axes, m: Mark, n: Numbers) -> None:
     hollow: dict[str, Any] = {"markerfacecolor": "none"} if m.options.get("open") else {}
     size = m.options.get("size", 4) * 1.2
-    ax.plot(_floats(n["x"]), _floats(n["y"]), linestyle="", marker=_marker(m), markersize=size, **hollow, **_look(m, n))
+    ax.plot(_floats(n["x"]), _floats(n["y"]), linestyle="", marker=_marker(m), markersize=size, **hollow, **_look(m))
 
 
 def _bars(ax: Axes, m: Mark, n: Numbers) -> None:
     values, digits = _floats(n["values"]), m.options.get("digits", 2)
     rows = np.arange(len(values)) + m.options.get("shift", 0.0)
-    bars = ax.barh(rows, values, height=m.options.get("thick", 0.62), **_look(m, n))
+    bars = ax.barh(rows, values, height=m.options.get("thick", 0.62), **_look(m))
     left, right = sorted(ax.get_xlim())
     for i, (bar, v) in enumerate(zip(bars, values, strict=True)):
         if v < 0:  # told apart without colour, too
@@ -201,7 +201,7 @@ def _rule(ax: Axes, m: Mark, n: Numbers) -> None:
     at = n.get("at", m.options.get("at"))
     if at is not None:
         line = ax.axvline if m.options.get("axis", "x") == "x" else ax.axhline
-        line(at, linewidth=m.options.get("width", 1.2) * 0.75, linestyle=_dashes(m), **_look(m, n))
+        line(at, linewidth=m.options.get("width", 1.2) * 0.75, linestyle=_dashes(m), **_look(m))
 
 
 def _span(ax: Axes, m: Mark, n: Numbers) -> None:

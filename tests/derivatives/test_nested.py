@@ -1,7 +1,7 @@
-"""Four oracles of the same tensors agree.
+"""Three oracles of the same tensors agree; tests/test_summary.py has the closed form of a quadratic.
 
 1. Nested ``torch.autograd.grad`` (the code under test). 2. ``torch.func`` on phi(eta) through ``functional_call``: forward
-mode and vmap, no group sums. 3. The closed form on a quadratic: V^T A V. 4. Central differences of phi, which know
+mode and vmap, no group sums. 3. Central differences of phi, which know
 nothing of automatic differentiation.
 
 Tolerances: 1 and 2 differ by float64 roundings of at most a few thousand terms, 1e-12 of the largest entry. A central
@@ -13,7 +13,7 @@ import tracemalloc
 
 import pytest
 import torch
-from support.problems import PARTITIONS, PROBLEMS, build
+from support.problems import PARTITIONS, PROBLEMS, build, central_differences
 from torch.func import jacfwd, jacrev
 
 from gnewton.derivatives.nested import summary, summary_tensor
@@ -49,39 +49,14 @@ def test_order_four_agrees_with_torch_func_on_phi():
     assert_close(summary_tensor(case.loss(), groups, u, order=4), fourth, 1e-12)
 
 
-@pytest.mark.parametrize("partition", PARTITIONS)
-def test_closed_form_on_a_quadratic(partition):
-    case = build("quadratic")
-    groups = PARTITIONS[partition](case.model)
-    u = case.direction(groups)
-    parts = [groups.restrict(u, s) for s in range(len(groups))]
-    v = torch.stack([torch.cat([part["first"].flatten(), part["second"]]) for part in parts], dim=1)
-    theta = torch.cat([case.model.first.flatten(), case.model.second]).detach()
-    gradient, hessian, third, _ = summary(case.loss(), groups, u)
-    assert_close(gradient, v.T @ (case.model.a @ theta - case.x), 1e-13)
-    assert_close(hessian, v.T @ case.model.a @ v, 1e-13)
-    assert torch.equal(third, torch.zeros(len(groups), dtype=torch.float64))
-
-
 @pytest.mark.parametrize("problem", ["perceptron", "regression", "convolution"])
 def test_finite_differences_of_phi(problem):
     case = build(problem)
     groups = PARTITIONS["by tensor"](case.model)
     u = {n: t / 3 for n, t in case.direction(groups).items()}
-    phi = case.phi(groups, u)
-    h = 1e-3
-    steps = h * torch.eye(len(groups), dtype=torch.float64)
-    gradient, hessian, third, _ = summary(case.loss(), groups, u)
-    first = torch.stack([(phi(-e) - phi(e)) / (2 * h) for e in steps])
-    second = torch.stack([torch.stack([mixed_difference(phi, e, f) / (4 * h * h) for f in steps]) for e in steps])
-    cube = torch.stack([(phi(-2 * e) - 2 * phi(-e) + 2 * phi(e) - phi(2 * e)) / (2 * h**3) for e in steps])
-    assert_close(gradient, first, 1e-4)
-    assert_close(hessian, second, 1e-4)
-    assert_close(third, cube, 1e-3)
-
-
-def mixed_difference(phi, e, f):
-    return phi(e + f) - phi(e - f) - phi(f - e) + phi(-e - f)
+    got, expected = summary(case.loss(), groups, u)[:3], central_differences(case.phi(groups, u), len(groups))
+    for ours, theirs, relative in zip(got, expected, (1e-4, 1e-4, 1e-3), strict=True):
+        assert_close(ours, theirs, relative)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -116,16 +91,6 @@ def test_nothing_leaks_over_1000_calls():
     assert tensors_after == tensors_before
     # A leaked graph node costs hundreds of bytes a call; interpreter caches settle within kilobytes in all.
     assert bytes_after - bytes_before < 100_000
-
-
-def test_runs_on_the_meta_device():
-    case = build("perceptron")
-    case.model.to("meta")
-    case.x, case.y = case.x.to("meta"), case.y.to("meta")
-    groups = PARTITIONS["by tensor"](case.model)
-    u = {n: torch.empty_like(p) for n, p in groups.parameters.items()}
-    gradient, hessian, third, full = summary(case.loss(), groups, u, full_third=True)
-    assert [t.device.type for t in (gradient, hessian, third, full)] == ["meta"] * 4
 
 
 @pytest.mark.accelerator

@@ -1,4 +1,4 @@
-"""The laws of summaries through the tape alone, on models of every shape, and the sweep's own promises.
+"""Laws of summaries on models of every shape that test_summary.py does not state, and the sweep's own promises.
 
 Both sides of a law come from the same code with other inputs: roundings of sums of a few thousand float64 terms, below
 1e-11 of the largest entry. A wrong factor, sign, group or index fails by orders of magnitude.
@@ -9,8 +9,8 @@ import tracemalloc
 
 import pytest
 import torch
-from support.problems import PARTITIONS, PROBLEMS, build
-from support.zoo import ZOO
+from support.problems import PROBLEMS, build, central_differences
+from support.zoo import SHAPES, ZOO
 from torch import nn
 from torch.func import functional_call
 
@@ -18,7 +18,6 @@ import gnewton as gn
 from gnewton.derivatives import memory, nested, sweep
 from gnewton.derivatives.record import record
 
-SHAPES = ["tied", "recurrent cell", "GRU", "MultiheadAttention", "BatchNorm2d", "Conv2d grouped", "bmm", "weight decay"]
 ORDERS = ("gradient", "hessian", "third", "third_full")
 
 
@@ -47,33 +46,6 @@ def same(got, expected, relative=1e-11):
 # -- laws ----------------------------------------------------------------------------------------------------------
 
 
-def test_symmetry_and_the_two_ways_to_the_diagonal(case):
-    partition = gn.Partition.by_tensor(case.model)
-    full, cheap = swept(case, partition), swept(case, partition, full_third=False)
-    close(full.hessian, full.hessian.T)
-    for order in ((0, 2, 1), (1, 0, 2), (2, 1, 0)):
-        close(full.third_full.permute(order), full.third_full)
-    close(cheap.third, full.third)
-
-
-def test_homogeneity_in_the_direction_per_group(case):
-    partition = gn.Partition.by_tensor(case.model)
-    u = case.direction(partition)
-    c = torch.randn(len(partition), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    one, scaled = swept(case, partition, u), swept(case, partition, partition.scale(u, c))
-    close(scaled.gradient, c * one.gradient)
-    close(scaled.hessian, c[:, None] * one.hessian * c)
-    close(scaled.third_full, torch.einsum("r,s,t,rst->rst", c, c, c, one.third_full))
-
-
-@pytest.mark.parametrize("coarse", ["single", "by layer", "by kind"])
-def test_coarsening_sums_the_entries(case, coarse):
-    fine, target = gn.Partition.by_tensor(case.model), PARTITIONS[coarse](case.model)
-    u = case.direction(fine)
-    groups = {target.names[s]: target.members(s) for s in range(len(target))}
-    same(swept(case, fine, u).coarsen(groups), swept(case, target, u))
-
-
 def test_groups_that_are_parts_of_tensors_add_up():
     # Both groups of a masked tensor reach each operation through the same argument.
     problem = build("perceptron")
@@ -82,47 +54,16 @@ def test_groups_that_are_parts_of_tensors_add_up():
     same(swept(problem, rows, u).coarsen([range(len(rows))]), swept(problem, gn.Partition.single(problem.model), u))
 
 
-def test_permuting_groups_permutes_the_tensors(case):
-    partition = gn.Partition.by_tensor(case.model)
-    order = torch.randperm(len(partition), generator=torch.Generator().manual_seed(1)).tolist()
-    u = case.direction(partition)
-    one, permuted = swept(case, partition, u), swept(case, partition.coarsen([[i] for i in order]), u)
-    close(permuted.gradient, one.gradient[order])
-    close(permuted.hessian, one.hessian[order][:, order])
-    close(permuted.third, one.third[order])
-    close(permuted.third_full, one.third_full[order][:, order][:, :, order])
-
-
-@pytest.mark.parametrize("partition", PARTITIONS)
-def test_closed_form_on_a_quadratic(partition):
-    problem = build("quadratic")
-    groups = PARTITIONS[partition](problem.model)
-    u = problem.direction(groups)
-    parts = [groups.restrict(u, s) for s in range(len(groups))]
-    v = torch.stack([torch.cat([part["first"].flatten(), part["second"]]) for part in parts], dim=1)
-    theta = torch.cat([problem.model.first.flatten(), problem.model.second]).detach()
-    got = swept(problem, groups, u)
-    close(got.gradient, v.T @ (problem.model.a @ theta - problem.x))
-    close(got.hessian, v.T @ problem.model.a @ v)
-    assert got.third_full.abs().max() <= 1e-13 * got.hessian.abs().max()
-
-
 def test_finite_differences_of_phi(case):
     # With h = 1e-3 the error of order 3 is h^2 phi^(5) / 4 + eps L / h^3, about 1e-6 each for directions of this length.
     partition = gn.Partition.by_tensor(case.model)
     u = {n: t / 5 for n, t in case.direction(partition).items()}
-    phi, h = case.phi(partition, u), 1e-3
-    steps = h * torch.eye(len(partition), dtype=torch.float64)
-    got = swept(case, partition, u, full_third=False)
-    first = torch.stack([(phi(-e) - phi(e)) / (2 * h) for e in steps])
-    second = torch.stack([torch.stack([mixed_difference(phi, e, f) / (4 * h * h) for f in steps]) for e in steps])
-    third = torch.stack([(phi(-2 * e) - 2 * phi(-e) + 2 * phi(e) - phi(2 * e)) / (2 * h**3) for e in steps])
-    for ours, theirs in zip((got.gradient, got.hessian, got.third), (first, second, third), strict=True):
-        close(ours, theirs.detach(), 1e-3)
-
-
-def mixed_difference(phi, e, f):
-    return phi(e + f) - phi(e - f) - phi(f - e) + phi(-e - f)
+    got, expected = (
+        swept(case, partition, u, full_third=False),
+        central_differences(case.phi(partition, u), len(partition)),
+    )
+    for ours, theirs in zip((got.gradient, got.hessian, got.third), expected, strict=True):
+        close(ours, theirs, 1e-3)
 
 
 def test_invariance_under_a_scale_per_group(case):
@@ -142,15 +83,6 @@ def test_invariance_under_a_scale_per_group(case):
     close(two.gradient, a**2 * one.gradient)
     close(two.hessian, a[:, None] ** 2 * one.hessian * a**2)
     close(two.third_full, torch.einsum("r,s,t,rst->rst", a**2, a**2, a**2, one.third_full))
-
-
-def test_a_data_set_is_the_mean_weighted_by_the_samples():
-    problem = build("perceptron")
-    partition = gn.Partition.by_tensor(problem.model)
-    batches = list(zip(problem.x.split(5), problem.y.split(5), strict=True))
-    u = problem.direction(partition)
-    got = gn.summarize(problem.loss_on, partition, u, data=batches, full_third=True, engine="tape")
-    same(got, swept(problem, partition, u))
 
 
 # -- the sweep's own promises --------------------------------------------------------------------------------------
@@ -212,16 +144,17 @@ def to(problem, where):
         problem.y = problem.y.to(where)
 
 
+@pytest.mark.parametrize("engine", ["tape", "nested"])
 @pytest.mark.parametrize("name", ["perceptron", "regression", "convolution"])
-def test_runs_on_the_meta_device(name):
+def test_runs_on_the_meta_device(name, engine):
     problem = build(name)
     to(problem, "meta")
     partition = gn.Partition.by_tensor(problem.model)
     u = {n: torch.empty_like(p) for n, p in partition.parameters.items()}
     s = len(partition)
-    got = gn.summarize(problem.loss, partition, u, full_third=True, engine="tape")
+    got = gn.summarize(problem.loss, partition, u, full_third=True, engine=engine)
     assert [tuple(getattr(got, n).shape) for n in ORDERS] == [(s,), (s, s), (s,), (s, s, s)]
-    cheap = gn.summarize(problem.loss, partition, u, engine="tape")
+    cheap = gn.summarize(problem.loss, partition, u, engine=engine)
     assert {t.device.type for r in (got, cheap) for t in (r.value, r.gradient, r.hessian, r.third)} == {"meta"}
 
 

@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
+from support.problems import unchanged, values
 from support.small_networks import DTYPE, build, gap, row
 from torch import nn
 from torch.optim import lr_scheduler
@@ -14,14 +15,6 @@ import gnewton as gn
 from gnewton.exact import ExactNewton
 
 METHODS = ["safe", "abs", "absQ", "plain", "joint", "gauss-newton"]
-
-
-def values(model):
-    return [p.detach().clone() for p in model.parameters()]
-
-
-def unchanged(model, before):
-    return all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
 def moved(model, before):

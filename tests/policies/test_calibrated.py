@@ -214,6 +214,19 @@ def test_a_resumed_run_goes_on_bit_for_bit(stop):
     assert losses + go(other, resumed, batches(30)[stop:]) == expected
 
 
+@pytest.mark.parametrize("other", [{"steps": 30}, {"period": 3}, {"weight_decay": 0.1}])
+def test_a_state_of_other_settings_is_refused(other):
+    model = network()
+
+    def optimizer(**settings):
+        return gn.GroupedNewton(gn.Partition.single(model), policy=Calibrated(**settings))
+
+    saved = optimizer(**other).state_dict()
+    optimizer(**other).load_state_dict(saved)
+    with pytest.raises(ValueError, match=f"{next(iter(other))}={next(iter(other.values()))}"):
+        optimizer().load_state_dict(saved)
+
+
 @pytest.mark.parametrize("proposer", PROPOSERS)
 def test_the_proposer_s_own_step_is_the_step_along_its_direction(proposer):
     kind = type(PROPOSERS[proposer]([nn.Parameter(torch.zeros(1))]))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch._dynamo  # torch 2.14 loads it at the first vjp of torch.func: no part of a sweep
 import torch.nn.functional as F
 from torch import nn
 

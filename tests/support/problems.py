@@ -45,6 +45,24 @@ class Problem:
         return value
 
 
+def values(model: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def unchanged(model: nn.Module, before: list[Tensor]) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def central_differences(phi: Callable[[Tensor], Tensor], groups: int, h: float = 1e-3) -> tuple[Tensor, Tensor, Tensor]:
+    """g-bar, H-bar and the diagonal of D3 from values of phi alone, (S,), (S, S) and (S,)."""
+    steps = h * torch.eye(groups, dtype=DTYPE)
+    first = [(phi(-e) - phi(e)) / (2 * h) for e in steps]
+    mixed = [[phi(e + f) - phi(e - f) - phi(f - e) + phi(-e - f) for f in steps] for e in steps]
+    third = [(phi(-2 * e) - 2 * phi(-e) + 2 * phi(e) - phi(2 * e)) / (2 * h**3) for e in steps]
+    second = torch.stack([torch.stack(row) for row in mixed]) / (4 * h * h)
+    return torch.stack(first).detach(), second.detach(), torch.stack(third).detach()
+
+
 class Bowl(nn.Module):
     """L = 1/2 theta^T A theta - b^T theta over two tensors, with the x and y arguments of the other problems."""
 

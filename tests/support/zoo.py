@@ -1170,3 +1170,6 @@ WITHOUT_DIFFERENCES = {
     *("spectral_norm", "Embedding", "Embedding scaled by frequency", "autocast inside", "mixed dtypes"),
     *("hardsigmoid", "hardsigmoid in place"),
 }
+
+# A few for laws that every model meets: parameters that serve twice, steps in time, statistics, groups, a loss of them alone.
+SHAPES = ["tied", "recurrent cell", "GRU", "MultiheadAttention", "BatchNorm2d", "Conv2d grouped", "bmm", "weight decay"]
