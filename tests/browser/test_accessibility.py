@@ -4,7 +4,7 @@ All violations, the lighter ones too, are listed in accessibility.txt beside the
 """
 
 import pytest
-from browser.reading import THEMES, reading
+from browser.reading import HEIGHT, NARROW, THEMES, reading
 from browser.test_book import DOT, PAGES
 
 pytestmark = pytest.mark.browser
@@ -39,6 +39,16 @@ def test_page_is_accessible(browser, book, listed, name):
         lines = [line for theme in THEMES for line in violations(page, theme)]
     listed(name, lines)
     assert not severe(lines), "\n".join(severe(lines))
+
+
+def test_the_keyboard_scrolls_what_is_wider_than_a_telephone(browser, book):
+    # Equations, code and a picture of several panels: each of them stands out of a window so narrow.
+    with reading(browser, f"{book}/notebooks/05-third-order.html") as page:
+        page.page.set_viewport_size({"width": NARROW, "height": HEIGHT})
+        assert severe(violations(page, "light")) == []
+        page.page.evaluate("document.querySelectorAll('[tabindex]').forEach(box => box.removeAttribute('tabindex'))")
+        (line,) = severe(violations(page, "light"))
+    assert line.startswith("serious scrollable-region-focusable")
 
 
 # -- made-up pages -----------------------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
-/* On a page of the book: draw every figure once the page is there, and let the keyboard scroll a picture that is too wide. */
+/* On a page of the book: draw every figure once the page is there, and let the keyboard scroll what is wider than the page. */
 (function (root) {
   "use strict";
-  function begin() {
-    root.gnewton.start();
-    for (const box of document.querySelectorAll(".cell_output:has(> img.several-panels)")) new ResizeObserver(() => {
+  const WIDE = '.bd-article pre, .cell_output:has(> img.several-panels), mjx-container[display="true"]';
+  function reach() {
+    for (const box of document.querySelectorAll(WIDE)) {
       if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
-    }).observe(box);
+    }
   }
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);
-  else begin();
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", root.gnewton.start);
+  else root.gnewton.start();
+  root.addEventListener("resize", reach);
+  document.addEventListener("toggle", reach, true); // what a fold has shown
+  root.addEventListener("load", () => { reach(); root.MathJax?.startup?.promise?.then(reach); });
 })(globalThis);
