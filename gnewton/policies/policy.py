@@ -49,8 +49,8 @@ class Policy(Protocol):
         """Move along the line; return what became of it and the new state, and leave the old state as it was.
 
         Args:
-            line: the loss along u, and how to move. ``summary``, ``slope`` and ``loss_at`` ask, for about S/3, 1 and 1/3 gradients;
-                ``loss_at``, ``move`` and ``take`` move, the last one at the proposer's own price.
+            line: the loss along u, and how to move. ``summary`` is the dear question, ``slope`` costs a gradient at most,
+                ``loss_at`` an evaluation. ``loss_at``, ``move`` and ``take`` move, the last one at the proposer's own price.
             settings: ``param_groups[0]`` as it is now: GroupedNewton's settings and the policy's own, in one dictionary.
             state: what the last step returned, {} before the first: plain tensors and numbers, which are saved. Its "eta"
                 (S,), on the CPU, is shown as ``optimizer.learning_rates``: the last step was -lr eta_s u_s. When a state is loaded,
