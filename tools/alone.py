@@ -2,7 +2,8 @@
 
 Each target is the first command in a fresh clone, in a folder with a space in its name, with an empty home and without pip's
 cache; started by root, it runs as the user "nobody". It fails if make fails or if anything was written into the home folder.
-A clone of what is committed takes a minute to install, and everything together an hour.
+A clone of what is committed takes a minute to install, and everything together an hour. Of the long test runs, which ``make test`` and the
+others run whole elsewhere, a part is run: what may fail alone is what comes before the first test.
 """
 
 import os
@@ -14,8 +15,21 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# make hands it on to every pytest that it starts.
+PART = "PYTEST_ADDOPTS=-k 'test_partition or 00-tour'"
 # What a person would wait for, or look at, is cut short; this target would call itself, the other one needs a version.
-ARGUMENTS = {"bench": ["BENCH_ARGS=--quick"], "lab": ["LAB_ARGS=--version"], "notebooks": ["NB=00"]}
+ARGUMENTS = {
+    "bench": ["BENCH_ARGS=--quick"],
+    "browser-test": ["BROWSER_ARGS=-k 'page and 00-tour'"],
+    "lab": ["LAB_ARGS=--version"],
+    "notebooks": ["NB=00"],
+    "test-ranks": ["PYTEST_ADDOPTS=-k torchrun"],
+    "test-zoo": ["ZOO_ARGS=-k peft"],
+}
+ARGUMENTS |= {
+    name: [PART]
+    for name in ("test", "unit", "notebooks-test", "test-elsewhere", "unit-elsewhere", "notebooks-elsewhere")
+}
 LEFT_OUT = {"test-alone", "test-torch"}
 
 
