@@ -23,6 +23,7 @@ ARGUMENTS = {
     "browser-test": ["BROWSER_ARGS=-k 'page and 00-tour'"],
     "lab": ["LAB_ARGS=--version"],
     "notebooks": ["NB=00"],
+    "reports": ["FOLDER=notebooks"],
     "test-ranks": ["PYTEST_ADDOPTS=-k torchrun"],
     "test-zoo": ["ZOO_ARGS=-k peft"],
 }
