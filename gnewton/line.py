@@ -250,7 +250,11 @@ class Line:
         if not self.objective.is_recorded:
             self.check()  # an evaluation is dearer than a wait
         others = self.proposal.total(), lengths(u := self.proposal.direction, self.partition)
-        summary, (number, self._lengths) = self.objective.summary(u, order, *others)
+        try:
+            summary, (number, self._lengths) = self.objective.summary(u, order, *others)
+        except ValueError:
+            self.check()  # a direction that was refused comes from a gradient that is not finite
+            raise
         self._check(number)
         if self.objective.is_recorded and not is_finite(summary):
             self.objective.forget_recording()

@@ -186,6 +186,7 @@ class GroupedNewton(torch.optim.Optimizer):
         try:
             with undone_on_error(objective):
                 outcome, state = self._policy.step(line, self.param_groups[0], memory["policy"])
+                line.check()  # for a policy that asked for nothing
                 self._warn_once("ANOTHER LOSS", objective.complaint)
                 if outcome is not None and not outcome.accepted:
                     self._warn_once(outcome.status, f"no step was taken, parameters unchanged: {outcome.message}")

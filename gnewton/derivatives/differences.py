@@ -6,7 +6,8 @@ The gradient g is taken at theta, and at theta +- h u_s and theta +- 2h u_s for 
     d2(h) = (g(h) - 2 g(0) + g(-h)) / h^2  =  D3[u_s, u_s, .]  + O(h^2)
 
 (4 d(h) - d(2h)) / 3 is right to O(h^4) (Richardson). Its error is estimated by |d(h) - d(2h)|, for truncation, and by
-eps sum |g u| over h or h^2, for rounding: two differences may be near each other by luck. H is not symmetrized away: half of what it differs from its transpose counts as an error as well.
+eps sum |g u| over h or h^2, for rounding: two differences may be near each other by luck. H is not symmetrized away: half of
+what it differs from its transpose counts as an error as well.
 """
 
 from collections.abc import Mapping, Sequence

@@ -130,3 +130,59 @@ def test_an_error_in_a_policy_undoes_what_it_moved():
     with pytest.raises(RuntimeError, match="no rates"):
         optimizer.step(case.loss)
     assert all(torch.equal(p, q) for p, q in zip(case.model.parameters(), before, strict=True))
+
+
+class Idle(ConstantRates):
+    """Asks for nothing and moves nothing."""
+
+    def step(self, line, settings, state):
+        return None, state
+
+
+class Twice(torch.autograd.Function):
+    """2 w, by a backward pass that torch does not know."""
+
+    @staticmethod
+    def forward(w):
+        return 2 * w
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+SETTINGS = {
+    "adaptive": {"period": 1},
+    "fixed": {"cubic": 1.0, "period": 1},
+    "kept": {"cubic": 1.0, "period": 9},
+    "calibrated": {"policy": gn.policies.Calibrated(steps=2)},
+    "idle": {"policy": Idle()},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("custom", [False, True])
+@pytest.mark.parametrize("before", [0, 1, 3])
+@pytest.mark.filterwarnings("ignore::gnewton.derivatives.record.IncompleteRecordWarning")
+def test_a_gradient_that_is_not_finite_is_refused_whatever_the_policy_asks(settings, custom, before):
+    w = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    proposer = torch.optim.SGD([w], lr=0.1, momentum=0.9)
+    optimizer = gn.GroupedNewton(gn.Partition.from_groups([{"w": w}]), proposer, **SETTINGS[settings])
+    steep = False
+
+    def loss():
+        double = Twice.apply(w) if custom else 2 * w
+        # The root of 0: a finite loss, whose gradient is infinite.
+        return double.square().sum() + ((w - w.detach()).sqrt().sum() if steep else 0)
+
+    for _ in range(before):
+        optimizer.step(loss)
+    steep, stands, momentum = True, w.detach().clone(), repr(proposer.state_dict())
+    with pytest.raises(FloatingPointError, match="finite gradient, got NaN or infinity in w"):
+        optimizer.step(loss)
+    assert torch.equal(w, stands)
+    assert repr(proposer.state_dict()) == momentum
