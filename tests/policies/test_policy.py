@@ -10,6 +10,7 @@ from support.problems import build
 from torch.optim import lr_scheduler
 
 import gnewton as gn
+from gnewton.derivatives import sweep
 
 
 class ConstantRates:
@@ -186,3 +187,15 @@ def test_a_gradient_that_is_not_finite_is_refused_whatever_the_policy_asks(setti
         optimizer.step(loss)
     assert torch.equal(w, stands)
     assert repr(proposer.state_dict()) == momentum
+
+
+def test_the_gradient_is_named_also_where_the_recording_cannot_be_swept(monkeypatch):
+    def refuse(*arguments, **options):
+        raise sweep.NoRule("made up")
+
+    w = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    optimizer = gn.GroupedNewton(gn.Partition.from_groups([{"w": w}]), period=1)
+    optimizer.step(lambda: w.square().sum())
+    monkeypatch.setattr(sweep, "summary", refuse)
+    with pytest.raises(FloatingPointError, match="finite gradient, got NaN or infinity in w"):
+        optimizer.step(lambda: w.square().sum() + (w - w.detach()).sqrt().sum())
