@@ -365,6 +365,12 @@ def recalls_five(notebook: NotebookNode) -> list[str]:
     ]
 
 
+def lists_what_to_try(notebook: NotebookNode) -> list[str]:
+    """What to try with a figure, and what is then seen, is a list: one item can be done, and come back to, after the other."""
+    lines = [line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    return [line[:60] for line in lines if re.search(r"\*(Try|See):\*", line) and not line.startswith("- *Try:*")]
+
+
 def names_its_settings(notebook: NotebookNode) -> list[str]:
     """A changed default must not change a lesson."""
     complaints = []
@@ -413,6 +419,7 @@ LAWS: dict[str, Law] = {
         pairs_its_exercises,
         needs_no_answer,
         recalls_five,
+        lists_what_to_try,
         names_its_settings,
     )
 }
@@ -713,6 +720,8 @@ BAD: list[tuple[str, Callable[[NotebookNode], object]]] = [
     ("recalls_five", lambda nb: replaced(nb, "5. e\n", "")),
     ("recalls_five", lambda nb: replaced(nb, "## Recall", "## Remember")),
     ("recalls_five", lambda nb: replaced(nb, "**Where next.**", "")),
+    ("lists_what_to_try", lambda nb: more_prose(nb, "*Try:* go left. *See:* it grows.")),
+    ("lists_what_to_try", lambda nb: more_prose(nb, "- *Try:* go left.\n\n*See:* it grows.")),
     ("names_its_settings", lambda nb: replaced(nb, "cubic=1, ", "")),
     ("names_its_settings", lambda nb: replaced(nb, "newton_step(x, cubic=1)", "newton_step(x)")),
 ]
