@@ -28,6 +28,7 @@ ORDER = (
     "contraction",
     "recurrent",
     "repeated",
+    "special",
     "elementary",
     "loss",
     "direction",
