@@ -27,6 +27,7 @@ ORDER = (
     "undo",
     "contraction",
     "recurrent",
+    "repeated",
     "elementary",
     "loss",
     "direction",
