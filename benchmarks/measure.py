@@ -253,7 +253,7 @@ def _problem(network: str, groups: str) -> tuple[Network, gn.Partition, dict[str
 
 
 def _gradient_of(net: Network) -> Callable[[], None]:
-    parameters = list(net.model.parameters())
+    parameters = [p for p in net.model.parameters() if p.requires_grad]
 
     def run() -> None:
         torch.autograd.grad(net.loss(), parameters)
