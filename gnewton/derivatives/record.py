@@ -64,7 +64,11 @@ def record_in_mode(loss: Loss, partition: Partition, batch: Sequence[Any] = (), 
         finite: as in ``evaluate``.
     """
     with torch._C.DisableTorchFunction():
-        kinds = (RecorderBeneath,) if partition in _BENEATH else (Recorder, RecorderBeneath)
+        kinds: tuple[type[Recorder], ...] = (Recorder, RecorderBeneath)
+        if partition in _BENEATH:
+            kinds = (RecorderBeneath,)
+        if partition.weights is not None:
+            kinds = (Recorder,)  # beneath autograd, to gather a weight is no single operation
         buffers, random = Buffers(partition.module), RandomState(partition)
     tape = _record_by(kinds[0], loss, partition, batch, finite)
     if tape.missing in (None, HOOKED) or len(kinds) == 1:
