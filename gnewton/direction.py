@@ -39,7 +39,7 @@ def gradient(
         weight: ``weight(*batch)`` counts a batch's samples. By default they are ``len(batch[0])``.
         samples: the number of samples of ``loss()`` on this rank, where the partition is over several.
 
-    Shapes and dtypes are the parameters'. Frozen and unused parameters get zeros. ``.grad`` is neither read nor written.
+    Shapes and dtypes are the parameters'; of sharded ones (``fully_shard``) DTensors, sharded as they are. Frozen and unused parameters get zeros. ``.grad`` is neither read nor written.
     Raises what an unfit loss raises: TypeError, ValueError, FloatingPointError.
 
     >>> import gnewton as gn
@@ -136,7 +136,7 @@ def _sharded_gradient(
         value = value + one.detach() * samples
         for name, g in weights.gradients(one, samples, partial(check_finite, what="gradient")).items():
             rows[name] = rows[name] + g if name in rows else g
-    total = float(weights.ranks.sum("samples", torch.tensor(float(tally.total), device=partition.device)))
+    total = float(weights.shards.ranks.sum("samples", torch.tensor(float(tally.total), device=partition.device)))
     shards, gradient = weights.shards, {}
     for name in partition.parameters:
         local = local_part(shards.parameters[name])

@@ -37,7 +37,7 @@ class Partition:
         parameters: the tensors by name; a tied parameter goes by its first name.
         labels: by parameter name, the group's index or an int64 tensor of the parameter's shape; S means "in no group".
         module: the module whose buffers (batch norm) are restored after its loss was differentiated. A
-            DistributedDataParallel also says which processes share the loss; see ``over``.
+            DistributedDataParallel, or a model in ``fully_shard``, also says which processes share the loss; see ``over``.
 
     ``len(partition)`` is S, ``sizes`` the number of scalars in each group. Directions are dictionaries with the keys of
     ``parameters``. A scalar may be in no group (``rest="ignore"``): it never moves. Frozen and unused parameters may be in
@@ -68,7 +68,7 @@ class Partition:
         self.weights: Weights | None = None  # of a partition inside ``gathered``
         _check_parameters(self.parameters, self.shards)
         like = local_part(next(iter(self.parameters.values())))
-        self.ranks = ranks_of(module, like) if self.shards is None else Ranks(like, self.shards.group)
+        self.ranks = ranks_of(module, like) if self.shards is None else self.shards.ranks
         self._here: Partition | None = None
         self._gathered: Partition | None = None
         self._labels = {name: _simplify(labels[name]) for name in self.parameters}
@@ -320,13 +320,17 @@ class Partition:
                 dimension. None is this process alone.
 
         Every value, gradient and summary is then the mean over the samples of all ranks, and all of them call the same in
-        the same order. A partition that was built on DistributedDataParallel is over its process group already. Raises
-        TypeError for another object, ValueError for a group without this process.
+        the same order. A partition that was built on DistributedDataParallel or on a model in ``fully_shard`` is over its
+        process group already. Raises TypeError for another object, ValueError for a group without this process, or for
+        others than the ranks that hold the shards.
 
         >>> import gnewton as gn
         >>> gn.Partition.single(gn.models.perceptron([2, 2])).over(None).ranks
         Ranks(alone)
         """
+        if self.shards is not None:
+            self.shards.check_group(group)
+            return self
         return self._over(ranks_over(group, next(iter(self.parameters.values())), self.ranks))
 
     @property
@@ -360,17 +364,17 @@ class Partition:
 
     def _with_whole_parameters(self, shards: Shards) -> "Partition":
         same = self._over(self.ranks.here())
-        same.shards, same.weights = None, Weights(shards, self.ranks, self.parameters)
+        same.shards, same.weights = None, Weights(shards, self.parameters)
         same.parameters = {name: same.weights.stand_ins[name] for name in self.parameters}
         return same
 
     def whole(self, direction: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """A direction along whole parameters: inside ``gathered`` each part is gathered when it is read."""
-        return direction if self.weights is None else WholeDirection(self.weights, direction)
+        return direction if self.weights is None else WholeDirection(self.weights.shards, direction)
 
     def on_any_rank(self, flag: bool) -> bool:
         """Whether it is so on some rank, where the ranks must decide alike: inside ``gathered``."""
-        return flag if self.weights is None else self.weights.ranks.any("decision", flag)
+        return flag if self.weights is None else self.weights.shards.ranks.any("decision", flag)
 
     def coarsen(self, groups: Groups) -> "Partition":
         """The partition with groups merged; ``groups`` lists group names or indices, each exactly once.

@@ -317,6 +317,17 @@ def ranks_over(group: Any, like: Tensor, wrapper_of: Ranks) -> Ranks:
     return Ranks(like, group, wrapper=wrapper)
 
 
+def members(group: Any) -> list[int]:
+    """The ranks of a process group, none of what is no group.
+
+    >>> members(None)
+    []
+    """
+    distributed = torch.distributed
+    known = distributed.is_available() and isinstance(group, distributed.ProcessGroup)
+    return distributed.get_process_group_ranks(group) if known else []
+
+
 def check_batch_norm(module: nn.Module | None) -> None:
     """Raises ValueError for synchronized batch norm in training: its statistics join the samples of all ranks.
 

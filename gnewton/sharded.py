@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gnewton.ranks import Ranks
+from gnewton.ranks import Ranks, members
 from gnewton.storage import is_dtensor
 
 _RECENT = 4  # weights that stay until others have been read: a module asks for the same one several times
@@ -55,15 +55,25 @@ class Shards:
         self.parameters: dict[str, Any] = dict(module.named_parameters())
         self.names = {id(p): name for name, p in self.parameters.items()}
         check_shards(module, self.parameters)
-        self.group = next(iter(self.parameters.values())).device_mesh.get_group()
+        first = next(iter(self.parameters.values()))
+        self.group = first.device_mesh.get_group()
+        self.ranks = Ranks(local_part(first), self.group)
+
+    def check_group(self, group: Any) -> None:
+        """Raises ValueError for a process group, or a mesh, that is not the one that holds the shards."""
+        given = group.get_group() if hasattr(group, "get_group") else group
+        if given is not self.group and members(given) != members(self.group):
+            raise ValueError(
+                "expected the ranks that hold the shards, which all see samples of their own, got others; leave over() out"
+            )
 
     def like(self, name: str, local: Tensor) -> Tensor:
         """A tensor that is sharded as the parameter is, from this rank's rows."""
         return with_local_part(self.parameters[name], local)
 
-    def gather(self, name: str, local: Tensor, ranks: Ranks, out: Tensor | None = None) -> Tensor:
+    def gather(self, name: str, local: Tensor, out: Tensor | None = None) -> Tensor:
         """The whole tensor, on every rank; in ``out`` where it is given."""
-        p, (axis, most) = self.parameters[name], self._cut(name, ranks)
+        p, (axis, most), ranks = self.parameters[name], self._cut(name), self.ranks
         whole = torch.empty(p.shape, dtype=local.dtype, device=local.device) if out is None else out
         rows = local.movedim(axis, 0)
         if axis == 0 and most * ranks.size == len(p):
@@ -76,18 +86,21 @@ class Shards:
         ranks.gather(f"gather {name}", padded, filled)
         return whole.copy_(filled[: p.shape[axis]].movedim(0, axis))
 
-    def reduce(self, name: str, whole: Tensor, ranks: Ranks) -> Tensor:
+    def reduce(self, name: str, whole: Tensor) -> Tensor:
         """This rank's rows of the sum of all ranks' tensors, which is left in ``whole``."""
-        axis, most = self._cut(name, ranks)
-        start = min(most * ranks.rank, whole.shape[axis])
-        ranks.sum(f"reduce {name}", whole)
-        return whole.narrow(axis, start, min(most, whole.shape[axis] - start)).clone()
+        return self.rows(name, self.ranks.sum(f"reduce {name}", whole)).clone()
 
-    def _cut(self, name: str, ranks: Ranks) -> tuple[int, int]:
+    def rows(self, name: str, whole: Tensor) -> Tensor:
+        """This rank's rows of a tensor of the parameter's shape."""
+        axis, most = self._cut(name)
+        start = min(most * self.ranks.rank, whole.shape[axis])
+        return whole.narrow(axis, start, min(most, whole.shape[axis] - start))
+
+    def _cut(self, name: str) -> tuple[int, int]:
         """The axis along which a parameter is cut, and the rows of the first rank."""
         p = self.parameters[name]
         axis = p.placements[0].dim
-        return axis, -(-p.shape[axis] // ranks.size)
+        return axis, -(-p.shape[axis] // self.ranks.size)
 
 
 class Weights:
@@ -95,14 +108,13 @@ class Weights:
 
     Args:
         shards: where their rows are.
-        ranks: the processes that hold them.
         trainable: the names of the parameters that derivatives are asked for.
 
     ``stand_ins`` are the leaves, by name.
     """
 
-    def __init__(self, shards: Shards, ranks: Ranks, trainable: Container[str]) -> None:
-        self.shards, self.ranks = shards, ranks
+    def __init__(self, shards: Shards, trainable: Container[str]) -> None:
+        self.shards = shards
         self.stand_ins = {name: _stand_in(p, name in trainable) for name, p in shards.parameters.items()}
         self._told: Callable[[Tensor, str], None] | None = None
         self._recent: dict[str, tuple[Tensor, int]] = {}
@@ -125,7 +137,6 @@ class Weights:
                 _put(undo, module, "_parameters", _Read(module._parameters, self._read))
                 for hooks in ("_forward_pre_hooks", "_forward_hooks"):
                     _put(undo, module, hooks, _without_fsdp(getattr(module, hooks)))
-            undo.enter_context(torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack))
             yield
 
     @contextmanager
@@ -137,12 +148,12 @@ class Weights:
         finally:
             self._told = None
 
-    def begin(self) -> None:
-        """The loss is about to be evaluated: none of its weights may come from an earlier evaluation."""
-        for name, (weight, written) in self._recent.items():
-            _check_not_written(name, weight, written)
-        self._recent.clear()
-        self._living.clear()
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Inside, a loss is evaluated: none of its weights come from an earlier evaluation, and its graph keeps recipes."""
+        self._forget()
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+            yield
 
     def whole(self, name: str) -> Tensor:
         """The weight of this name, with its stand-in behind it."""
@@ -166,8 +177,10 @@ class Weights:
         """The tensor of a recipe, without graph."""
         return self.whole(recipe.name).detach().as_strided(recipe.size, recipe.stride, recipe.offset)
 
-    def check_graph(self, nodes: Iterable[Any]) -> None:
-        """Raises ValueError where a loss depends on the shards themselves, past the weights."""
+    def check(self, nodes: Iterable[Any]) -> None:
+        """Raises ValueError for a loss with this graph that wrote into a weight, or depends on the shards themselves."""
+        for name, (weight, written) in self._recent.items():
+            _check_not_written(name, weight, written)
         names = self.shards.names
         beside = next((n for node in nodes if (n := names.get(id(getattr(node, "variable", None))))), None)
         if beside is not None:
@@ -189,7 +202,7 @@ class Weights:
                 check({name: gradient})
             # Without samples nothing is added, not even NaN.
             weighed = gradient.to_dense() * samples if samples else torch.zeros_like(gradient).to_dense()
-            rows[name] = self.shards.reduce(name, weighed, self.ranks)
+            rows[name] = self.shards.reduce(name, weighed)
 
         leaves = {name: leaf for name, leaf in self.stand_ins.items() if leaf.requires_grad}
         with ExitStack() as undo:
@@ -205,7 +218,7 @@ class Weights:
     def _gathered(self, name: str) -> tuple[Tensor, int]:
         with torch._C.DisableTorchFunction(), torch.enable_grad():
             weight = self.stand_ins[name].clone(memory_format=torch.contiguous_format)
-            self.shards.gather(name, local_part(self.shards.parameters[name]), self.ranks, weight.detach())
+            self.shards.gather(name, local_part(self.shards.parameters[name]), weight.detach())
             living = self._living[name]() if name in self._living else None
             if living is not None:
                 return living, living._version  # a tied weight is one object, as model.parameters() takes for granted
@@ -234,6 +247,9 @@ class Weights:
 
     def _end(self) -> None:
         self._in_use = False
+        self._forget()
+
+    def _forget(self) -> None:
         self._recent.clear()
         self._living.clear()
 
@@ -242,15 +258,15 @@ class WholeDirection(Mapping[str, Tensor]):
     """A sharded direction, each of whose parts is gathered when it is read.
 
     Args:
-        weights: of the same parameters.
+        shards: of the same parameters.
         direction: DTensors by parameter name.
     """
 
-    def __init__(self, weights: Weights, direction: Mapping[str, Tensor]) -> None:
-        self._weights, self._direction = weights, direction
+    def __init__(self, shards: Shards, direction: Mapping[str, Tensor]) -> None:
+        self._shards, self._direction = shards, direction
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._weights.shards.gather(name, local_part(self._direction[name]), self._weights.ranks)
+        return self._shards.gather(name, local_part(self._direction[name]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._direction)
@@ -312,8 +328,8 @@ def check_shards(module: nn.Module, parameters: Mapping[str, Any]) -> None:
             )
         if isinstance(one, nn.RNNBase):
             raise TypeError(
-                f"expected modules that read their weights as attributes, got {type(one).__name__} in {name}, which keeps a list of "
-                "them; leave sharding out, and share the samples among replicas in DistributedDataParallel"
+                f"expected modules that read their weights as attributes, got a recurrent one in {name}, which keeps a list of them; "
+                "leave sharding out, and share the samples among replicas in DistributedDataParallel"
             )
 
 

@@ -339,7 +339,8 @@ def summarize(
         loss: ``loss()`` returns the loss with its graph, a scalar, and does not call backward. With ``data``,
             ``loss(*batch)`` is the mean over a batch. Or a pair: ``outputs(*batch)``, and ``criterion(z, *batch)`` of them.
         partition: the S groups.
-        direction: u, a dictionary with one tensor per parameter of the partition. None is the gradient of the loss.
+        direction: u, a dictionary with one tensor per parameter of the partition, a DTensor sharded alike where that is sharded.
+            None is the gradient of the loss.
         order: 1, 2 or 3, the highest derivative; None is 3, and 2 for "gauss-newton", which has no third.
         data: batches; the result is the mean over all samples.
         weight: ``weight(*batch)`` counts a batch's samples. By default they are ``len(batch[0])``.
@@ -380,6 +381,10 @@ def summarize(
     order = order if order is not None else 3 if curvature == "hessian" else 2
     _check_request(order, full_third, engine, max_memory)
     _check_curvature(curvature, order, engine)
+    if engine == "differences" and isinstance(partition, Partition) and partition.shards is not None:
+        raise ValueError(
+            'expected engine "auto", "tape" or "nested" for sharded parameters, got "differences", which moves them'
+        )
     if curvature == "gauss-newton" or isinstance(loss, tuple):
         parts = two_parts(loss)
         loss = parts if curvature == "gauss-newton" else lambda *batch: parts(*batch)

@@ -228,7 +228,7 @@ def _agreed(blocks: list[tuple[int, ...]], partition: Partition) -> list[tuple[i
         return blocks
     ends = torch.zeros(len(partition), device=partition.device)
     ends[[block[-1] for block in blocks]] = 1
-    marked = partition.weights.ranks.sum("blocks", ends).tolist()
+    marked = partition.weights.shards.ranks.sum("blocks", ends).tolist()
     out: list[tuple[int, ...]] = [()]
     for group, mark in enumerate(marked):
         out[-1] += (group,)

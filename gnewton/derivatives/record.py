@@ -39,10 +39,10 @@ def warn_of_missing(what: str | None, partition: Partition, order: int) -> None:
     """One IncompleteRecordWarning per partition, for whoever called the library: what is missing, where, and the price."""
     if partition not in _WARNED:
         _WARNED.add(partition)
-        prices = [usual_price(engine, len(partition), order) for engine in ("nested", "tape")]
+        slow, fast = (usual_price(engine, len(partition), order) for engine in ("nested", "tape"))
         warn(
             f"the tape cannot record this loss: {what}; the summary is computed by nested backward passes, exact but slow: "
-            "about {:,} gradients instead of {:,}".format(*prices),
+            f"about {slow:,} gradients instead of {fast:,}",
             IncompleteRecordWarning,
         )
 

@@ -266,8 +266,9 @@ class Recorder(Elementary):
         return variable
 
     def _know_weight(self, weight: Tensor, name: str) -> None:
-        groups = self._partition.groups_in(name) if weight.requires_grad else ()
-        self._know(weight, groups, name)
+        # A frozen one is a value that depends on no group: as such it is not kept, which a constant would be.
+        frozen = not weight.requires_grad
+        self._know(weight, () if frozen else self._partition.groups_in(name), None if frozen else name)
 
     def _may_be_known(self, tensor: Tensor) -> bool:
         return id(tensor) in self._known or (tensor.requires_grad and id(tensor._base) in self._known)
