@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import re
 import textwrap
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, Normalize, SymLogNorm
+from matplotlib.ticker import Locator, MaxNLocator
 from PIL import Image
 
 from gnewton.plots import COLOURS, DASHES, GREY, MARKERS, Figure
@@ -51,6 +53,7 @@ def draw(scene: Scene, shown: Shown) -> Figure:
             _name_ends(ax, [(m, n) for m, n in zip(scene.marks, shown.numbers, strict=True) if m.panel == i])
         handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         if handles:
+            figure.set_figheight(height + LINE * math.ceil(len(handles) / 3))
             figure.legend(
                 handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False, fontsize=8
             )
@@ -101,10 +104,34 @@ def _scale(ax: Axes, axis: Axis, name: str) -> None:
         ticks, labels = tuple(range(len(axis.names))), axis.names
     getattr(ax, f"set_{name}scale")(axis.scale, **({"linthresh": axis.linear} if axis.scale == "symlog" else {}))
     getattr(ax, f"set_{name}lim")(limits)
+    if axis.scale != "log":
+        places = _Decades(axis.linear) if axis.scale == "symlog" else MaxNLocator("auto", steps=[1, 2, 5, 10])
+        getattr(ax, f"{name}axis").set_major_locator(places)
     if ticks is not None:
         slanted = {"rotation": 40, "ha": "right"} if labels and name == "x" else {}
         getattr(ax, f"set_{name}ticks")(ticks, labels, **slanted)
     getattr(ax, f"{name}axis").minorticks_off()
+
+
+class _Decades(Locator):
+    """Powers of ten on both sides of zero, as many as there is room for: matplotlib's own locator takes them all."""
+
+    def __init__(self, linear: float) -> None:
+        self.zero = math.ceil(math.log10(linear) - 1e-9) - 1  # zero stands one decade before the first power
+
+    def __call__(self) -> Any:
+        axis: Any = self.axis
+        left, right = (self._decades(end) for end in np.sort(axis.get_view_interval()) * [-1, 1])
+        # Beside each other powers of ten take more room than the numbers that matplotlib counts.
+        room = max(2.0, axis.get_tick_space() * (0.75 if axis.axis_name == "x" else 1.0))
+        every = max(1, math.ceil((left + right) / room))
+        # From the ends inwards, so that an end has a number, and never nearer to zero than to each other.
+        below, above = (10.0 ** (self.zero + np.arange(n, every - 1, -every)) for n in (left, right))
+        return np.concatenate([-below, [0.0], above[::-1]])
+
+    def _decades(self, end: float) -> int:
+        """From zero to this end."""
+        return max(0, math.floor(math.log10(end) + 1e-9) - self.zero) if end > 0 else 0
 
 
 def _colour(mark: Mark) -> str:

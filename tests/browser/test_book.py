@@ -1,9 +1,10 @@
 """Every page of the book as a reader sees it: offline, typeset, whole, on a wide and a narrow screen, by day and by night."""
 
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
-from browser.reading import reading
+from browser.reading import THEMES, reading
 
 pytestmark = pytest.mark.browser
 
@@ -40,6 +41,59 @@ def test_page_reads_well_without_a_server(browser, book_folder, name):
     with reading(browser, (book_folder / f"{name}.html").resolve().as_uri()) as page:
         said = page.complaints()
     assert not said, "\n".join(said)
+
+
+PAPER = """([picture, page]) => {
+  const pen = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const brightness = source => {
+    pen.canvas.width = source.width; pen.canvas.height = source.height;
+    pen.drawImage(source, 0, 0);
+    const [r, g, b] = pen.getImageData(2, 2, 1, 1).data;
+    return Math.round((r + g + b) / 3);
+  };
+  return Promise.all([picture, page].map(async one => {
+    const image = new Image();
+    image.src = 'data:image/png;base64,' + one;
+    await image.decode();
+    return brightness(image);
+  }));
+}"""
+
+
+def papers(page, image):
+    """How bright the paper of a picture is, in its corner, and the page beside it."""
+    image.scroll_into_view_if_needed()
+    box = image.bounding_box()
+    beside = {"x": box["x"] - 8, "y": box["y"] - 8, "width": 6, "height": 6}
+    shots = page.screenshot(clip=box), page.screenshot(clip=beside)
+    return page.evaluate(PAPER, [b64encode(shot).decode() for shot in shots])
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_a_picture_has_the_paper_of_its_page(browser, book, theme):
+    with reading(browser, f"{book}/notebooks/03-digits.html") as reader:
+        reader.wear(theme)
+        image = reader.page.locator(".cell_output > img").first
+        picture, page = papers(reader.page, image)
+        assert abs(picture - page) <= 3
+        assert (page > 200) == (theme == "light")
+        if theme == "dark":
+            image.evaluate("image => image.style.filter = 'none'")  # as it was saved
+            picture, page = papers(reader.page, image)
+            assert picture - page > 100
+
+
+def test_a_page_is_printed_in_its_light_theme(browser, book):
+    with reading(browser, f"{book}/notebooks/03-digits.html") as reader:
+        reader.wear("dark")
+        reader.page.evaluate("""() => {
+          const page = document.documentElement, image = document.querySelector('.cell_output > img');
+          window.printed = [];
+          addEventListener('beforeprint', () => printed.push(page.dataset.theme, getComputedStyle(image).filter));
+        }""")
+        reader.page.pdf(page_ranges="1")
+        assert reader.page.evaluate("printed") == ["light", "none"]
+        assert reader.page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
 # -- made-up pages: each breaks one law, and is refused for it alone --------------------------------------------------

@@ -5,6 +5,7 @@ Each law takes a notebook and returns what is wrong with it; each refuses a made
 """
 
 import ast
+import json
 import re
 import runpy
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SAVING = runpy.run_path(str(ROOT / "tools" / "save_notebooks.py"))
 
+WIDGET_VIEW = SAVING["WIDGET_VIEW"]
 LARGEST = 1_000_000  # bytes
 FEWEST_ASSERTS = 5
 MOST_IGNORED = 3
@@ -171,6 +173,23 @@ def describes_its_pictures(notebook: NotebookNode) -> list[str]:
     texts = [str(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")).strip() for cell in pictures]
     complaints = [f"no alt: {cell.source[-60:]!r}" for cell, alt in zip(pictures, texts, strict=True) if not alt]
     return complaints + [f"alt used twice: {alt!r}" for alt in set(texts) if alt and texts.count(alt) > 1]
+
+
+def needs_no_script(notebook: NotebookNode) -> list[str]:
+    """Where nothing renders a widget (nbviewer, VS Code without its extension, paper) another kind of data is shown."""
+    saved = [
+        (out.data, json.loads(out.metadata.gnewton))
+        for out in outputs(notebook)
+        if "gnewton" in out.get("metadata", {})
+    ]
+    complaints = []
+    for data, described in saved:
+        said, kind = data.get("text/plain", ""), "text/html" if "walker" in described else "image/png"
+        if kind not in data or WIDGET_VIEW in data:
+            complaints.append(f"no {kind}, or a view that needs a kernel beside it: {said[:60]}")
+        if not said.endswith(described.get("sentence", ".")):
+            complaints.append(f"its text is not its sentence: {said[:60]}")
+    return complaints
 
 
 def shows_picture(output: NotebookNode) -> bool:
@@ -365,6 +384,12 @@ def recalls_five(notebook: NotebookNode) -> list[str]:
     ]
 
 
+def lists_what_to_try(notebook: NotebookNode) -> list[str]:
+    """What to try with a figure, and what is then seen, is a list: one item can be done, and come back to, after the other."""
+    lines = [line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    return [line[:60] for line in lines if re.search(r"\*(Try|See):\*", line) and not line.startswith("- *Try:*")]
+
+
 def names_its_settings(notebook: NotebookNode) -> list[str]:
     """A changed default must not change a lesson."""
     complaints = []
@@ -399,6 +424,7 @@ LAWS: dict[str, Law] = {
         asserts_its_lesson,
         prints_the_same_everywhere,
         describes_its_pictures,
+        needs_no_script,
         sets_its_tables,
         measures_in_code,
         has_no_output_widget,
@@ -413,6 +439,7 @@ LAWS: dict[str, Law] = {
         pairs_its_exercises,
         needs_no_answer,
         recalls_five,
+        lists_what_to_try,
         names_its_settings,
     )
 }
@@ -472,7 +499,8 @@ def good() -> NotebookNode:
     """A made-up notebook that obeys every law; the broken ones below differ from it in one thing."""
     opening = "# 00 · Bowls\n\nAfter this notebook you can\n\n- a\n- b\n- c\n\n**Time:** ten minutes. **Needs:** - **GPU:** no"
     asserts = "\n".join(f"assert x > {-n}" for n in range(FEWEST_ASSERTS - 4))  # the training cells hold four
-    picture = new_output("display_data", {"image/png": "aGk=", "text/plain": "a bowl"})
+    picture = new_output("display_data", {"image/png": "aGk=", "text/plain": "Bowl: it is steep."})
+    picture.metadata.gnewton = json.dumps({"sentence": "it is steep."})
     cells = [
         new_markdown_cell(opening),
         new_code_cell("import gnewton as gn\nx = 1"),
@@ -646,6 +674,13 @@ BAD: list[tuple[str, Callable[[NotebookNode], object]]] = [
     ("describes_its_pictures", lambda nb: without_alt(nb, "  ")),
     ("describes_its_pictures", lambda nb: nb.cells[4].metadata.pop("mystnb")),
     ("describes_its_pictures", same_alt),
+    ("needs_no_script", lambda nb: nb.cells[4].outputs[0].data.pop("image/png")),
+    ("needs_no_script", lambda nb: nb.cells[4].outputs[0].data.update({"text/plain": "<Bowl object>"})),
+    ("needs_no_script", lambda nb: nb.cells[4].outputs[0].data.update({WIDGET_VIEW: {}})),
+    (
+        "needs_no_script",
+        lambda nb: nb.cells[4].outputs[0].metadata.update(gnewton='{"walker": [], "sentence": "it is steep."}'),
+    ),
     ("sets_its_tables", lambda nb: nb.cells[4].outputs[0].data.update({"text/markdown": "| a |\n|---|\n| 1 |"})),
     *[
         ("measures_in_code", lambda nb, text=text: more_prose(nb, text))
@@ -713,6 +748,8 @@ BAD: list[tuple[str, Callable[[NotebookNode], object]]] = [
     ("recalls_five", lambda nb: replaced(nb, "5. e\n", "")),
     ("recalls_five", lambda nb: replaced(nb, "## Recall", "## Remember")),
     ("recalls_five", lambda nb: replaced(nb, "**Where next.**", "")),
+    ("lists_what_to_try", lambda nb: more_prose(nb, "*Try:* go left. *See:* it grows.")),
+    ("lists_what_to_try", lambda nb: more_prose(nb, "- *Try:* go left.\n\n*See:* it grows.")),
     ("names_its_settings", lambda nb: replaced(nb, "cubic=1, ", "")),
     ("names_its_settings", lambda nb: replaced(nb, "newton_step(x, cubic=1)", "newton_step(x)")),
 ]

@@ -135,7 +135,7 @@ class PartitionExplorer(FigureWidget):
 
 
 def heat_of(hessian: Any, view: str) -> dict[str, Any]:
-    """H-bar (S, S) as a heat map, or scaled so that its diagonal is 1: there the colours go from none at 0 to full at 1."""
+    """H-bar (S, S) as a heat map, or scaled so that its diagonal is 1: full colour is the largest entry, 1 or beyond."""
     if view == "H-bar":
         peak = float(np.abs(hessian).max()) or 1.0
         return {"z": hessian, "scale": {"linear": peak / 1000, "high": peak}}
