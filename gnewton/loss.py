@@ -19,6 +19,7 @@ from gnewton.caller import warn
 from gnewton.elementary import Elementary, open_up
 from gnewton.partition import Partition
 from gnewton.ranks import check_batch_norm
+from gnewton.repeated import check_graph
 from gnewton.undo import Buffers, RandomState, version
 
 Loss = Callable[..., Tensor]
@@ -328,6 +329,7 @@ def _check_result(
                 "expected a closure that computes the loss, got a result computed outside the closure; "
                 "move the forward pass into it: lambda: F.cross_entropy(model(x), y)"
             )
+    check_graph(graph)
     scalar: Tensor = value.reshape(())
     return scalar
 

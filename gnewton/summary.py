@@ -8,6 +8,7 @@ are the derivatives of phi at 0, up to the sign (-1)^order (Wolinski, arXiv 2312
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
@@ -23,6 +24,7 @@ from gnewton.direction import Direction, check_direction, gradient
 from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differentiable_mode, evaluate
 from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
 from gnewton.ranks import Part
+from gnewton.repeated import WatchedWrites
 from gnewton.undo import RandomState
 
 _TENSORS = ("value", "gradient", "hessian", "third", "third_full")
@@ -394,7 +396,8 @@ def summarize(
     def compute(tally: Tally) -> Summary:
         u = check_direction(direction, partition)
         # Differences need a gradient alone, which torch's own kernels get right.
-        with partition.gathered() as whole, differentiable_mode(whole, higher=engine != "differences"):
+        watched = WatchedWrites() if engine == "differences" else nullcontext()
+        with partition.gathered() as whole, differentiable_mode(whole, higher=engine != "differences"), watched:
             along = whole.whole(u)
             question = partial(
                 _Question, loss, whole, u=along, order=order, full_third=full_third, max_memory=max_memory

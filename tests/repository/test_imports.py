@@ -28,6 +28,7 @@ ORDER = (
     "undo",
     "contraction",
     "recurrent",
+    "repeated",
     "elementary",
     "loss",
     "direction",
