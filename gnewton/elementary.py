@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
-from gnewton import recurrent
+from gnewton import recurrent, repeated
 from gnewton.contraction import contract
 
 
@@ -41,6 +41,7 @@ class Elementary(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        repeated.check_write(function, args, kwargs or {})
         # A function that calls itself again within its own parts is meant as it is.
         parts = None if function in self._opened else WRITTEN_OUT.get(function) or _body(function)
         if parts is None:

@@ -464,6 +464,8 @@
       follow: change => { if (follow(change)) redraw(); },
       /** New numbers, from the kernel. */
       receive: now => { received = now; redraw(); },
+      /** The numbers of all states, or that they hold no more. */
+      tabulate: table => { spec.table = table; redraw(); },
       fail: text => { broken = Boolean(text); caption.textContent = text; },
     };
   }
@@ -524,11 +526,13 @@
   gnewton.start = start;
   /** What anywidget calls for a live cell. */
   gnewton.render = ({ model, el }) => {
-    const figure = mount(el, model.get("_spec"), {
+    const figure = mount(el, { ...model.get("_spec"), table: model.get("_table") }, {
       moved(state) { model.set("_state", state); model.save_changes(); },
       act(name) { model.send({ act: name }); },
     });
+    if (model.get("_answer")) figure.receive(model.get("_answer"));
     figure.follow(model.get("_state"));
+    model.on("change:_table", () => figure.tabulate(model.get("_table")));
     model.on("change:_state", () => figure.follow(model.get("_state")));
     model.on("change:_answer", () => figure.receive(model.get("_answer")));
     model.on("change:_problem", () => figure.fail(model.get("_problem")));

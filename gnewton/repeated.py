@@ -1,0 +1,129 @@
+"""Two values written to one place: torch does not say which one stays, and its gradient takes both.
+
+``index_copy``, ``scatter``, ``index_put`` and item assignment read their gradient where they wrote. Where a place occurs
+twice, one value is lost and both get the gradient of the place: it is the gradient of no function. Such a loss is refused.
+What is accumulated (``index_add``, ``accumulate=True``) is a sum, and what is constant has no gradient to be wrong.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from types import EllipsisType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Places = Callable[[Any, torch.Size], Tensor]
+
+
+def _along_axis(node: Any, shape: torch.Size) -> Tensor:
+    # Autograd keeps a negative axis as an unsigned number of 64 bits.
+    axis = node._saved_dim - (node._saved_dim >> 63 << 64)
+    places: Tensor = node._saved_index % shape[axis]
+    return places.movedim(axis if places.dim() > 1 else 0, -1)
+
+
+def _by_indices(node: Any, shape: torch.Size) -> Tensor:
+    index = tuple(slice(None) if i is None else i for i in node._saved_indices)
+    return _numbers(shape, node._input_metadata[0].device)[index].flatten()
+
+
+def _numbers(shape: torch.Size, device: torch.device) -> Tensor:
+    return torch.arange(shape.numel(), device=device).reshape(shape)
+
+
+# Autograd's nodes: the function, which of its inputs it writes, and where to, row by row.
+_WRITERS: dict[str, tuple[str, int, Places]] = {
+    "IndexCopy": ("index_copy", 1, _along_axis),
+    "IndexFill": ("index_fill", 1, _along_axis),
+    "Scatter": ("scatter", 1, _along_axis),
+    "IndexPut": ("index_put", 1, _by_indices),
+    "Put": ("put", 1, lambda node, shape: (node._saved_index % shape.numel()).flatten()),
+    "MaxUnpool2D": ("max_unpool2d", 0, lambda node, shape: node._saved_indices.flatten(-2)),
+    "MaxUnpool3D": ("max_unpool3d", 0, lambda node, shape: node._saved_indices.flatten(-3)),
+}
+_NODE = re.compile(rf"(?:Unsafe)?({'|'.join(_WRITERS)})(?:Impl)?Backward\d+")
+
+
+def check_graph(nodes: Iterable[Any]) -> None:
+    """Raises ValueError where a node of autograd's graph wrote two values, not both constant, to one place.
+
+    >>> w = torch.ones(2, requires_grad=True)
+    >>> check_graph([torch.zeros(3).index_copy(0, torch.tensor([0, 2]), w).grad_fn])
+    >>> check_graph([torch.zeros(3).index_copy(0, torch.tensor([2, 2]), w).grad_fn])
+    Traceback (most recent call last):
+    ...
+    ValueError: expected values written to distinct places, got index_copy with a place that occurs twice, ...
+    """
+    for node in nodes:
+        kind = _NODE.fullmatch(node.name())
+        if kind is None or getattr(node, "_saved_accumulate", False):
+            continue
+        name, position, places = _WRITERS[kind[1]]
+        if any(edge[0] is not None for edge in node.next_functions[position : position + 1]):
+            # A graph that was used up has no saved values: it is refused where it is differentiated.
+            with suppress(RuntimeError):
+                _check(name, places(node, torch.Size(node._input_metadata[0].shape)))
+
+
+def check_write(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """The same of a call that writes into a view, where autograd's graph does not tell the places."""
+    name = getattr(function, "__name__", "")
+    if not (_writes(name) and args and isinstance(args[0], Tensor) and torch.is_grad_enabled()):
+        return
+    target, *rest = args
+    tensors = [t for t in (*rest, *kwargs.values()) if isinstance(t, Tensor)]
+    if any(map(torch._C._functorch.is_functorch_wrapped_tensor, (target, *tensors))):
+        return
+    given = any(t.requires_grad for t in tensors)
+    if (given or target.requires_grad) and target._is_view() and may_overlap(target):
+        raise _error(f"{name} into a view that overlaps itself,")
+    if given and name == "__setitem__" and not _is_basic(rest[0]):
+        _check("an assignment to items", _numbers(target.shape, target.device)[rest[0]].flatten())
+    elif given and target._is_view() and name in _IN_PLACE:
+        check_graph([getattr(target.detach(), name[:-1])(*rest, **kwargs).grad_fn])
+
+
+class WatchedWrites(TorchFunctionMode):
+    """``check_write`` of every call, where no other mode asks it."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        check_write(function, args, kwargs or {})
+        return function(*args, **(kwargs or {}))
+
+
+_IN_PLACE = {f"{name}_" for name, *_ in _WRITERS.values()}
+_OPERATORS = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
+
+
+def _writes(name: str) -> bool:
+    return name == "__setitem__" or name in _OPERATORS or (name.endswith("_") and not name.endswith("__"))
+
+
+def _is_basic(index: Any) -> bool:
+    entries = index if isinstance(index, tuple) else (index,)
+    return all(entry is None or isinstance(entry, int | slice | EllipsisType) for entry in entries)
+
+
+def may_overlap(view: Tensor) -> bool:
+    """Whether two entries of a view may lie at one place of the memory: windows, diagonals of strides of one's own."""
+    reach = 0
+    for stride, size in sorted(zip(view.stride(), view.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def _check(name: str, places: Tensor) -> None:
+    if not places.is_meta and bool((places.sort(-1).values.diff() == 0).any()):
+        raise _error(f"{name} with a place that occurs twice,")
+
+
+def _error(what: str) -> ValueError:
+    return ValueError(
+        f"expected values written to distinct places, got {what} where torch does not say which value stays, and its "
+        "gradient takes both; write index_add, scatter_add or accumulate=True, or leave the repeated indices out"
+    )
