@@ -7,6 +7,7 @@ points uphill, as the gradient does.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differentiable_mode, differentiate, evaluate
 from gnewton.partition import Partition, accumulator_dtype
 from gnewton.ranks import Part
+from gnewton.sharded import local_part
+from gnewton.storage import is_dtensor
 
 Direction = dict[str, Tensor]
 
@@ -36,7 +39,7 @@ def gradient(
         weight: ``weight(*batch)`` counts a batch's samples. By default they are ``len(batch[0])``.
         samples: the number of samples of ``loss()`` on this rank, where the partition is over several.
 
-    Shapes and dtypes are the parameters'. Frozen and unused parameters get zeros. ``.grad`` is neither read nor written.
+    Shapes and dtypes are the parameters'; of sharded ones (``fully_shard``) DTensors, sharded as they are. Frozen and unused parameters get zeros. ``.grad`` is neither read nor written.
     Raises what an unfit loss raises: TypeError, ValueError, FloatingPointError.
 
     >>> import gnewton as gn
@@ -46,8 +49,10 @@ def gradient(
     """
 
     def compute(tally: Tally) -> tuple[Tensor, Direction]:
-        with differentiable_mode(partition, higher=False):
-            return value_and_gradient(loss, partition, data, weight=tally)
+        with partition.gathered() as whole, differentiable_mode(whole, higher=False):
+            if whole.weights is not None:
+                return _sharded_gradient(loss, whole, data, tally)
+            return value_and_gradient(loss, whole, data, weight=tally)
 
     gradients = mean_gradient(partition, compute, Tally(weight, samples if data is None else 0.0))[1]
     return {name: g.clone() for name, g in gradients.items()}
@@ -70,15 +75,20 @@ def mean_gradient(
         return compute(tally)
     local: list[tuple[Tensor, Direction]] = []
 
+    sharded = partition.shards is not None
+
     def part() -> Part:
         value, gradients = compute(tally)
-        check_finite(gradients, "gradient")
+        if not sharded:
+            check_finite(gradients, "gradient")
         local.append((value, gradients))
-        return Part(float(value), list(gradients.values()), tally.total)
+        return Part(float(value), [] if sharded else list(gradients.values()), tally.total)
 
     mean = partition.ranks.mean("gradient", part)
     ((value, gradients),) = local
-    return value.new_tensor(mean.value), dict(zip(gradients, mean.tensors, strict=True))
+    # Shards are the mean's already.
+    means = gradients if sharded else dict(zip(gradients, mean.tensors, strict=True))
+    return value.new_tensor(mean.value), means
 
 
 def value_and_gradient(
@@ -110,6 +120,28 @@ def value_and_gradient(
             dense = torch.zeros_like(trainable[name], requires_grad=False) if g is None else g.to_dense()
             total[name] = torch.lerp(total[name], dense, n / samples) if name in total else dense
     return value, {n: total[n] if n in total else torch.zeros_like(p) for n, p in partition.parameters.items()}
+
+
+def _sharded_gradient(
+    loss: Loss, partition: Partition, data: Iterable[Any] | None, tally: Tally
+) -> tuple[Tensor, Direction]:
+    """This rank's loss (), and its rows of the gradient of the mean over the samples of all ranks."""
+    weights = partition.weights
+    assert weights is not None
+    rows: Direction = {}
+    value = torch.zeros((), device=partition.device)
+    for batch, n in batches(data, tally):
+        one = evaluate(loss, partition, batch)
+        samples = tally.total if data is None else n
+        value = value + one.detach() * samples
+        for name, g in weights.gradients(one, samples, partial(check_finite, what="gradient")).items():
+            rows[name] = rows[name] + g if name in rows else g
+    total = float(weights.shards.ranks.sum("samples", torch.tensor(float(tally.total), device=partition.device)))
+    shards, gradient = weights.shards, {}
+    for name in partition.parameters:
+        local = local_part(shards.parameters[name])
+        gradient[name] = shards.like(name, rows[name] / total if name in rows else torch.zeros_like(local))
+    return value / max(tally.total, 1), gradient
 
 
 def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]:
@@ -237,6 +269,12 @@ def _check_entry(name: str, u: Tensor, p: Tensor) -> Tensor:
         raise ValueError(
             f"expected shape {tuple(p.shape)} for {name} in the direction, got {tuple(u.shape)}; build it from partition.parameters"
         )
+    if is_dtensor(p) and not (is_dtensor(u) and u.device_mesh == p.device_mesh and u.placements == p.placements):  # type: ignore[attr-defined]
+        raise ValueError(
+            f"expected {name} of the direction sharded as its parameter is, got {type(u).__name__}; build it with "
+            "direction.gradient or torch.zeros_like(parameter), or write torch.distributed.tensor.distribute_tensor(u, "
+            "parameter.device_mesh, parameter.placements)"
+        )
     if u.device != p.device:
         raise ValueError(
             f"expected {name} of the direction on {p.device}, got {u.device}; move it with .to({str(p.device)!r})"
@@ -251,7 +289,8 @@ def total(tensors: Mapping[str, Tensor]) -> Tensor:
     (tensor(3.), tensor(nan))
     """
     sums = [t.sum() for t in tensors.values()]
-    return torch.stack([one.to(sums[0]) for one in sums]).sum()
+    alike = len({(one.dtype, one.device) for one in sums}) == 1
+    return torch.stack(sums if alike else [one.to(sums[0]) for one in sums]).sum()
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
@@ -263,6 +302,7 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
 
 
 def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    tensors = {name: local_part(t) for name, t in tensors.items()}
     # One sum of all, so that the host waits for a device once, however many parameters there are. Where finite entries overflow
     # in it they are looked at one by one.
     number = total(tensors)

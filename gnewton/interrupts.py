@@ -51,6 +51,17 @@ class DeferredInterrupts:
         finally:
             self._listening = False
 
+    @contextmanager
+    def deafen(self) -> Iterator[None]:
+        """Inside, SIGINT is kept again, for an exchange in the middle of a computation that listens."""
+        before, self._listening = self._listening, False
+        try:
+            yield
+        finally:
+            self._listening = before
+        if before:
+            self._raise_pending()
+
     def _keep(self, number: int, frame: Any) -> None:
         self._pending = True
         if self._listening:

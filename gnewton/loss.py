@@ -55,7 +55,8 @@ def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = (), *, fin
     with torch._C.DisableTorchFunction():
         _check_surroundings(partition)
         before, newest, written = RandomState(partition), _newest_node(), _Written(partition)
-    value = _call(loss, batch)
+    with nullcontext() if partition.weights is None else partition.weights.evaluation():
+        value = _call(loss, batch)
     with torch._C.DisableTorchFunction():
         written.check()
         scalar = _check_result(value, loss, partition, batch, before, newest)
@@ -163,6 +164,7 @@ def differentiable_mode(partition: Partition, restore_buffers: bool = True, high
     Without ``higher`` the first order is enough, which torch's own kernels get right, and faster.
     """
     check_partition(partition)
+    check_gathered(partition)
     partition.ranks.check_said()
     check_batch_norm(partition.module)
     buffers = Buffers(partition.module if restore_buffers else None)
@@ -179,6 +181,15 @@ def differentiable_mode(partition: Partition, restore_buffers: bool = True, high
             yield
     finally:
         buffers.restore()
+
+
+def check_gathered(partition: Partition) -> None:
+    """Raises TypeError for a partition of shards, which is differentiated as whole inside ``gathered`` alone."""
+    if partition.shards is not None:
+        raise TypeError(
+            "expected whole parameters, got shards (fully_shard), of which gnewton takes direction.gradient and summarize alone; leave "
+            "the sharding out, and share the samples among replicas in DistributedDataParallel"
+        )
 
 
 def check_partition(partition: Any) -> None:
@@ -302,6 +313,8 @@ def _check_result(
         _warn_of_randomness(partition)
     _check_scalar(value)
     graph = _reachable([value.grad_fn])
+    if partition.weights is not None:
+        partition.weights.check(graph)
     if not _reaches_ours(value, graph, partition):
         raise ValueError(
             "expected a loss that depends on the partition's parameters, got one that reaches none of them; "

@@ -6,7 +6,8 @@ and turn "sum over p in T_s" into one pass over the parameters, whatever S is.
 """
 
 import copy
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any, Literal, Self
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gnewton.ranks import Ranks, ranks_of, ranks_over, unwrap
+from gnewton.sharded import Shards, Weights, WholeDirection, local_part, reshard, shards_of
 from gnewton.storage import check_apart, check_whole
 
 Rest = Literal["error", "ignore"]
@@ -35,7 +37,7 @@ class Partition:
         parameters: the tensors by name; a tied parameter goes by its first name.
         labels: by parameter name, the group's index or an int64 tensor of the parameter's shape; S means "in no group".
         module: the module whose buffers (batch norm) are restored after its loss was differentiated. A
-            DistributedDataParallel also says which processes share the loss; see ``over``.
+            DistributedDataParallel, or a model in ``fully_shard``, also says which processes share the loss; see ``over``.
 
     ``len(partition)`` is S, ``sizes`` the number of scalars in each group. Directions are dictionaries with the keys of
     ``parameters``. A scalar may be in no group (``rest="ignore"``): it never moves. Frozen and unused parameters may be in
@@ -62,9 +64,13 @@ class Partition:
         self.names = tuple(names)
         self.parameters = dict(parameters)
         self.module = unwrap(module)
-        _check_parameters(self.parameters)
-        self.ranks = ranks_of(module, next(iter(self.parameters.values())))
+        self.shards: Shards | None = shards_of(self.module)
+        self.weights: Weights | None = None  # of a partition inside ``gathered``
+        _check_parameters(self.parameters, self.shards)
+        like = local_part(next(iter(self.parameters.values())))
+        self.ranks = ranks_of(module, like) if self.shards is None else self.shards.ranks
         self._here: Partition | None = None
+        self._gathered: Partition | None = None
         self._labels = {name: _simplify(labels[name]) for name in self.parameters}
         self._groups_in: dict[str, tuple[int, ...]] = {}
         self.sizes = self._count()
@@ -314,13 +320,17 @@ class Partition:
                 dimension. None is this process alone.
 
         Every value, gradient and summary is then the mean over the samples of all ranks, and all of them call the same in
-        the same order. A partition that was built on DistributedDataParallel is over its process group already. Raises
-        TypeError for another object, ValueError for a group without this process.
+        the same order. A partition that was built on DistributedDataParallel or on a model in ``fully_shard`` is over its
+        process group already. Raises TypeError for another object, ValueError for a group without this process, or for
+        others than the ranks that hold the shards.
 
         >>> import gnewton as gn
         >>> gn.Partition.single(gn.models.perceptron([2, 2])).over(None).ranks
         Ranks(alone)
         """
+        if self.shards is not None:
+            self.shards.check_group(group)
+            return self
         return self._over(ranks_over(group, next(iter(self.parameters.values())), self.ranks))
 
     @property
@@ -334,8 +344,37 @@ class Partition:
 
     def _over(self, ranks: Ranks) -> "Partition":
         same = copy.copy(self)
-        same.ranks, same._here = ranks, None
+        same.ranks, same._here, same._gathered = ranks, None, None
         return same
+
+    @contextmanager
+    def gathered(self) -> Iterator["Partition"]:
+        """The same groups of whole parameters, for this rank's own samples; the partition itself where none is sharded.
+
+        Inside, the module reads each weight from all ranks when it needs it.
+        """
+        if self.shards is None:
+            yield self
+            return
+        # Kept: what was warned of once is not warned of again.
+        self._gathered = self._gathered or self._with_whole_parameters(self.shards)
+        assert self._gathered.weights is not None
+        with self._gathered.weights.in_use():
+            yield self._gathered
+
+    def _with_whole_parameters(self, shards: Shards) -> "Partition":
+        same = self._over(self.ranks.here())
+        same.shards, same.weights = None, Weights(shards, self.parameters)
+        same.parameters = {name: same.weights.stand_ins[name] for name in self.parameters}
+        return same
+
+    def whole(self, direction: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A direction along whole parameters: inside ``gathered`` each part is gathered when it is read."""
+        return direction if self.weights is None else WholeDirection(self.weights.shards, direction)
+
+    def on_any_rank(self, flag: bool) -> bool:
+        """Whether it is so on some rank, where the ranks must decide alike: inside ``gathered``."""
+        return flag if self.weights is None else self.weights.shards.ranks.any("decision", flag)
 
     def coarsen(self, groups: Groups) -> "Partition":
         """The partition with groups merged; ``groups`` lists group names or indices, each exactly once.
@@ -487,6 +526,7 @@ def _named_parameters(module: nn.Module) -> dict[str, Tensor]:
             f"expected a torch.nn.Module, got {type(module).__name__}; "
             "for loose tensors use Partition.from_groups([{name: tensor}, ...])"
         )
+    reshard(unwrap(module))
     return dict(unwrap(module).named_parameters())  # torch lists a tied parameter once, by its first name
 
 
@@ -516,7 +556,7 @@ def _parameters_of(groups: Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tens
     return tensors
 
 
-def _check_parameters(parameters: Mapping[str, Tensor]) -> None:
+def _check_parameters(parameters: Mapping[str, Tensor], shards: Shards | None) -> None:
     if not parameters:
         raise ValueError("expected at least one parameter, got none; give a module that has parameters")
     for name, p in parameters.items():
@@ -537,8 +577,9 @@ def _check_parameters(parameters: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"expected parameters (leaf tensors), got the result of an operation for {name}; give the parameter"
             )
-        check_whole(name, p)
-    check_apart(dict(parameters))
+        if shards is None or id(p) not in shards.names:
+            check_whole(name, p)
+    check_apart({name: local_part(p) for name, p in parameters.items()})
 
 
 def _check_groups(names: Sequence[str], sizes: Sequence[int]) -> None:

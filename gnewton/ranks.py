@@ -137,6 +137,22 @@ class Ranks:
             return list(tensors)
         return list(self.mean(call, lambda: Part(0.0, tensors, float(self.rank == 0))).tensors)
 
+    def gather(self, call: str, part: Tensor, whole: Tensor) -> None:
+        """The parts of all ranks, of one shape, one after the other along the first axis of ``whole``."""
+        send = (
+            getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
+        )  # from torch 2.13 on
+        self._fill(call, whole, lambda: send(whole, part, group=self.group), lambda: whole.copy_(part))
+
+    def sum(self, call: str, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, in the place of what each of them gave."""
+        self._fill(call, tensor, lambda: torch.distributed.all_reduce(tensor, group=self.group))
+        return tensor
+
+    def any(self, call: str, flag: bool) -> bool:
+        """Whether it is so on some rank."""
+        return bool(self.sum(call, torch.tensor(float(flag), device=self._like.device)))
+
     def commit(self, buffers: Sequence[Tensor] = ()) -> None:
         """The end of a session: once every rank has come here, nobody goes back. Buffers become the first rank's."""
         for buffer, first in zip(buffers, self.from_first("commit", buffers), strict=True):
@@ -227,11 +243,25 @@ class Ranks:
         self._all_reduce(board)
         return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in board.tolist()]
 
+    def _fill(
+        self, call: str, tensor: Tensor, send: Callable[[], Any], alone: Callable[[], Any] = lambda: None
+    ) -> None:
+        """An exchange in the middle of a computation: all ranks write the same call's answer into the tensor."""
+        if self.size == 1:
+            alone()
+            return
+        with torch.no_grad(), self.session(), self._interrupts.deafen():
+            self._exchange_headers(_number(call, [tensor]), Part())
+            self._send(tensor, send)
+
     def _all_reduce(self, tensor: Tensor) -> None:
+        self._send(tensor, lambda: torch.distributed.all_reduce(tensor, group=self.group))
+
+    def _send(self, tensor: Tensor, send: Callable[[], Any]) -> None:
         self.collectives += 1
         self.sent += tensor.numel() * tensor.element_size()
         try:
-            torch.distributed.all_reduce(tensor, group=self.group)
+            send()
         except RuntimeError as error:
             self._told = True
             raise RankError(
@@ -285,6 +315,17 @@ def ranks_over(group: Any, like: Tensor, wrapper_of: Ranks) -> Ranks:
             "init_process_group, or over(None) for this process alone"
         )
     return Ranks(like, group, wrapper=wrapper)
+
+
+def members(group: Any) -> list[int]:
+    """The ranks of a process group, none of what is no group.
+
+    >>> members(None)
+    []
+    """
+    distributed = torch.distributed
+    known = distributed.is_available() and isinstance(group, distributed.ProcessGroup)
+    return distributed.get_process_group_ranks(group) if known else []
 
 
 def check_batch_norm(module: nn.Module | None) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from gnewton.derivatives.graph import hooks_so_far
 from gnewton.derivatives.proof import doubts, prove
 from gnewton.direction import value_and_gradient
-from gnewton.loss import differentiable_mode, differentiate, evaluate
+from gnewton.loss import check_gathered, differentiable_mode, differentiate, evaluate
 from gnewton.partition import Partition
 from gnewton.ranks import Part
 from gnewton.replicas import Replicas
@@ -53,6 +53,7 @@ class StochasticNewton(torch.optim.Optimizer):
             raise TypeError(
                 f"expected a Partition, got {type(partition).__name__}; write StochasticNewton(Partition.single(model))"
             )
+        check_gathered(partition)
         self.partition = partition
         self._proven: set[tuple[str, ...]] = set()
         self._replicas, self._steps = Replicas(partition), 0

@@ -20,10 +20,19 @@ def check_whole(name: str, parameter: Any) -> None:
     if kind is not None or hasattr(parameter, "_is_flat_param"):
         kind = kind or "FlatParameter"
         raise TypeError(
-            f"expected whole tensors, got a {kind} for {name} ({_SHARDED[kind]}), of which each rank holds a part; gnewton "
-            "does not differentiate sharded parameters: leave the sharding out, and share the samples among replicas in "
-            "DistributedDataParallel; fewer samples a rank, or a smaller max_memory, where memory is short"
+            f"expected whole tensors, got a {kind} for {name} ({_SHARDED[kind]}), of which each rank holds a part; write "
+            "Partition.by_layer(fully_shard(model)) for the whole model, on a mesh of one dimension, or leave the sharding out, and "
+            "share the samples among replicas in DistributedDataParallel"
         )
+
+
+def is_dtensor(tensor: Any) -> bool:
+    """Whether a tensor is spread over processes.
+
+    >>> is_dtensor(torch.ones(2))
+    False
+    """
+    return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
 
 
 def check_apart(parameters: dict[str, Tensor]) -> None:

@@ -341,7 +341,8 @@ def summarize(
         loss: ``loss()`` returns the loss with its graph, a scalar, and does not call backward. With ``data``,
             ``loss(*batch)`` is the mean over a batch. Or a pair: ``outputs(*batch)``, and ``criterion(z, *batch)`` of them.
         partition: the S groups.
-        direction: u, a dictionary with one tensor per parameter of the partition. None is the gradient of the loss.
+        direction: u, a dictionary with one tensor per parameter of the partition, a DTensor sharded alike where that is sharded.
+            None is the gradient of the loss.
         order: 1, 2 or 3, the highest derivative; None is 3, and 2 for "gauss-newton", which has no third.
         data: batches; the result is the mean over all samples.
         weight: ``weight(*batch)`` counts a batch's samples. By default they are ``len(batch[0])``.
@@ -382,6 +383,10 @@ def summarize(
     order = order if order is not None else 3 if curvature == "hessian" else 2
     _check_request(order, full_third, engine, max_memory)
     _check_curvature(curvature, order, engine)
+    if engine == "differences" and isinstance(partition, Partition) and partition.shards is not None:
+        raise ValueError(
+            'expected engine "auto", "tape" or "nested" for sharded parameters, got "differences", which moves them'
+        )
     if curvature == "gauss-newton" or isinstance(loss, tuple):
         parts = two_parts(loss)
         loss = parts if curvature == "gauss-newton" else lambda *batch: parts(*batch)
@@ -392,9 +397,10 @@ def summarize(
         u = check_direction(direction, partition)
         # Differences need a gradient alone, which torch's own kernels get right.
         watched = WatchedWrites() if engine == "differences" else nullcontext()
-        with differentiable_mode(partition, higher=engine != "differences"), watched:
+        with partition.gathered() as whole, differentiable_mode(whole, higher=engine != "differences"), watched:
+            along = whole.whole(u)
             question = partial(
-                _Question, loss, partition, u=u, order=order, full_third=full_third, max_memory=max_memory
+                _Question, loss, whole, u=along, order=order, full_third=full_third, max_memory=max_memory
             )
             return _mean_over_batches(lambda batch: _summarize_batch(question(batch), engine), data, tally)
 
@@ -457,7 +463,7 @@ class _Question:
     loss: Loss
     partition: Partition
     batch: Sequence[Any]
-    u: Direction
+    u: Mapping[str, Tensor]
     order: int
     full_third: bool
     max_memory: float | None
@@ -469,6 +475,11 @@ class _Question:
 
     def prove(self, names: Sequence[str], before: RandomState) -> None:
         """Raises NotImplementedError where a backward pass that torch did not write is no derivative."""
+        if names and self.partition.weights is not None:
+            raise NotImplementedError(
+                f"expected a loss whose backward passes torch wrote, got one through {', '.join(names)}: to prove them the parameters "
+                "are moved, which shards are not; write it in torch operations, or leave the sharding out"
+            )
         if names:
             with before.replay():
                 proof.prove(partial(self.loss, *self.batch), self.partition, self.u, self.order, names)
@@ -495,7 +506,8 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
             loss.drop_outer_adjoints(tape, partition)
         options = {"full_third": asked.full_third, "max_memory": asked.max_memory}
         on_tape = _sweep(tape, partition, asked.u, asked.order, **options)
-    if on_tape is not None and is_finite(on_tape):
+    if not partition.on_any_rank(on_tape is None or not is_finite(on_tape)):
+        assert on_tape is not None
         return on_tape
     if on_tape is None and engine == "tape":
         raise ValueError(f'expected a loss that can be recorded whole, got one where {tape.missing}; use engine="auto"')
@@ -506,7 +518,7 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
     return summary
 
 
-def _sweep(tape: Tape, partition: Partition, u: Direction, order: int, **options: Any) -> Summary | None:
+def _sweep(tape: Tape, partition: Partition, u: Mapping[str, Tensor], order: int, **options: Any) -> Summary | None:
     """The summary from a tape; None, and a reason in ``tape.missing``, where torch cannot repeat an operation alone."""
     assert tape.value is not None
     value = _plain(tape.value, partition)
@@ -535,8 +547,13 @@ def _nested(asked: _Question) -> Summary:
 
 
 def _is_cheaper_nested(tape: Tape, asked: _Question) -> bool:
-    # Nested passes keep no bound on the memory.
-    on_tape = asked.full_third or asked.max_memory is not None or isinstance(asked.loss, TwoParts)
+    # Nested passes keep no bound on the memory, and gather weights once in each pass.
+    on_tape = (
+        asked.partition.weights is not None
+        or asked.full_third
+        or asked.max_memory is not None
+        or isinstance(asked.loss, TwoParts)
+    )
     return not on_tape and price.favours_nested(tape, len(asked.partition), asked.order)
 
 

@@ -66,12 +66,11 @@ def group_blocks(
     needed = peak(tape, partition, order, full)
     if max_memory is None:
         max_memory = needed if needed <= _LITTLE else available(partition.device)
-    if needed <= max_memory:
-        yield tuple(range(len(partition)))
-        return
-    meet = 3 if full else 2
-    room = max_memory - _adjoint_bytes(tape)
-    blocks = _split(_table(tape, partition, order, full), room / meet)
+    meet, blocks = 3 if full else 2, [tuple(range(len(partition)))]
+    if needed > max_memory:
+        room = max_memory - _adjoint_bytes(tape)
+        blocks = _split(_table(tape, partition, order, full), room / meet)
+    blocks = _agreed(blocks, partition)
     for chosen in combinations(blocks, min(meet, len(blocks))):
         yield tuple(chain(*chosen))
 
@@ -129,7 +128,8 @@ def _steps(tape: Tape, partition: Partition, order: int, full: bool) -> Iterator
         if v.name is None:
             return v.groups, jets * _bytes(v)
         # A parameter of several groups gets a copy of the direction for each; it has no second-order tangent.
-        return v.groups, 0 if isinstance(partition.label(v.name), int) else _bytes(v)
+        # So it does where the direction must be gathered.
+        return v.groups, 0 if isinstance(partition.label(v.name), int) and v.again is None else _bytes(v)
 
     for o in tape.operations:
         new = [v for v in dict.fromkeys((*o.inputs, *o.outputs)) if v not in held]
@@ -164,10 +164,9 @@ def _working(o: Operation, jets: int) -> list[Share]:
         return []
     if isinstance(rule, Pointwise):
         return [(groups, outputs)]
-    if isinstance(rule, Softmax):
-        return [(groups, outputs * (1 if jets == 1 else 5))]
-    if isinstance(rule, Standardize):
-        return [(groups, outputs * (3 if jets == 1 else 5))]
+    if isinstance(rule, Softmax | Standardize):
+        # On a processor they work in small tiles; an accelerator has one tile.
+        return [] if o.outputs[0].value.device.type == "cpu" else [(groups, outputs * (3 if jets == 1 else 5))]
     if isinstance(rule, Product):
         return _working_of_product(o, jets)
     if isinstance(rule, PiecewiseLinear):
@@ -219,6 +218,21 @@ def _add(alive: torch.Tensor, shares: Sequence[Share], sign: int = 1) -> torch.T
     out = alive.clone()
     for groups, size in shares:
         out[list(groups)] += sign * size
+    return out
+
+
+def _agreed(blocks: list[tuple[int, ...]], partition: Partition) -> list[tuple[int, ...]]:
+    """Blocks that end where they do on any of the ranks that gather weights together: none takes more than it would alone."""
+    if partition.weights is None:
+        return blocks
+    ends = torch.zeros(len(partition), device=partition.device)
+    ends[[block[-1] for block in blocks]] = 1
+    marked = partition.weights.shards.ranks.sum("blocks", ends).tolist()
+    out: list[tuple[int, ...]] = [()]
+    for group, mark in enumerate(marked):
+        out[-1] += (group,)
+        if mark and group + 1 < len(marked):
+            out.append(())
     return out
 
 

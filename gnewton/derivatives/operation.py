@@ -20,7 +20,8 @@ For the full order-3 tensor the list is read backwards once more, with the tange
 which reaches an operation through several arguments gets its cross terms.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -42,6 +43,11 @@ class Variable:
     groups: tuple[int, ...]
     edge: Any  # where autograd collects its adjoint
     name: str | None = None  # of a parameter
+    again: Callable[[], Tensor] | None = None  # makes a value that is not kept; ``value`` then has its shape alone
+
+    def forget(self) -> None:
+        """Keep no more of the value than its shape; whoever reads it nevertheless reads NaN."""
+        self.value = self.value.new_full((), float("nan")).expand(self.value.shape)
 
     def __str__(self) -> str:
         return self.name or "x".join(map(str, self.value.shape)) or "scalar"
@@ -73,6 +79,20 @@ class Operation:
     pairs: tuple[bool, ...] = ()
     is_complex: bool = False
     rule: "Rule" = field(init=False)
+
+    @contextmanager
+    def values_made(self) -> Iterator[None]:
+        """Inside, the values that the rule reads are there, those too that are not kept."""
+        read = (self.inputs if self.rule.reads_inputs else ()) + (self.outputs if self.rule.reads_outputs else ())
+        made = [v for v in dict.fromkeys(read) if v.again is not None]
+        try:
+            for v in made:
+                assert v.again is not None
+                v.value = v.again()
+            yield
+        finally:
+            for v in made:
+                v.forget()
 
     def call(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs at other values of the inputs."""

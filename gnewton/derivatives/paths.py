@@ -35,6 +35,10 @@ class Path:
         """The values on the path, which need no adjoint tangents."""
         return {v for o in (self.start, *self.between) for v in o.outputs}
 
+    def operations(self) -> tuple[Operation, ...]:
+        """Those before the end."""
+        return self.start, *self.between
+
 
 def find_paths(tape: Tape, most: int) -> dict[Operation, Path]:
     """The paths of a tape, by their ends. A path is worth it where its pairs of groups are fewer than ``most``."""

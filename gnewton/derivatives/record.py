@@ -39,10 +39,10 @@ def warn_of_missing(what: str | None, partition: Partition, order: int) -> None:
     """One IncompleteRecordWarning per partition, for whoever called the library: what is missing, where, and the price."""
     if partition not in _WARNED:
         _WARNED.add(partition)
-        prices = [usual_price(engine, len(partition), order) for engine in ("nested", "tape")]
+        slow, fast = (usual_price(engine, len(partition), order) for engine in ("nested", "tape"))
         warn(
             f"the tape cannot record this loss: {what}; the summary is computed by nested backward passes, exact but slow: "
-            "about {:,} gradients instead of {:,}".format(*prices),
+            f"about {slow:,} gradients instead of {fast:,}",
             IncompleteRecordWarning,
         )
 
@@ -64,7 +64,11 @@ def record_in_mode(loss: Loss, partition: Partition, batch: Sequence[Any] = (), 
         finite: as in ``evaluate``.
     """
     with torch._C.DisableTorchFunction():
-        kinds = (RecorderBeneath,) if partition in _BENEATH else (Recorder, RecorderBeneath)
+        kinds: tuple[type[Recorder], ...] = (Recorder, RecorderBeneath)
+        if partition in _BENEATH:
+            kinds = (RecorderBeneath,)
+        if partition.weights is not None:
+            kinds = (Recorder,)  # beneath autograd, to gather a weight is no single operation
         buffers, random = Buffers(partition.module), RandomState(partition)
     tape = _record_by(kinds[0], loss, partition, batch, finite)
     if tape.missing in (None, HOOKED) or len(kinds) == 1:

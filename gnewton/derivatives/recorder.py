@@ -1,9 +1,11 @@
 """The recorder: every torch function that a loss calls, written down as an operation and compared with autograd's graph."""
 
 from collections.abc import Container, Iterable
+from contextlib import nullcontext
 from functools import partial
 from types import FunctionType
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +21,17 @@ from gnewton.derivatives.writes import RESHAPING, assign, base_of, positions_in,
 from gnewton.elementary import COMPOSITE, Elementary
 from gnewton.loss import Loss
 from gnewton.partition import Partition
+from gnewton.sharded import Recipe, written_into
 from gnewton.undo import RandomState, version
 
 
 class Recorder(Elementary):
     def __init__(self, partition: Partition) -> None:
         super().__init__()
-        self._partition = partition
-        # Each with its tensor, whose id must not be given to another while the recording lasts.
-        self._known: dict[int, tuple[Tensor, Any, Variable]] = {}
+        self._partition, self._weights = partition, partition.weights
+        # Each with its tensor, whose id must not be given to another while the recording lasts. Weights of a sharded model, and
+        # what looks into them, are not kept alive: with the tensor its entry goes.
+        self._known: dict[int, tuple[Tensor | ref[Tensor], Any, Variable]] = {}
         self._reasons: dict[int, tuple[Tensor, str]] = {}
         self._read: list[tuple[Tensor, int, Operation]] = []
         # Which variables keep their values in which memory, and which of these values some rule will read.
@@ -45,7 +49,7 @@ class Recorder(Elementary):
         def record_once(*batch: Any) -> Tensor:
             if self.tape.result or self.tape.missing:
                 return loss(*batch)
-            with self:
+            with self, nullcontext() if self._weights is None else self._weights.telling(self._know_weight):
                 value = loss(*batch)
             with torch._C.DisableTorchFunction():
                 self._finish(value)
@@ -83,6 +87,8 @@ class Recorder(Elementary):
         for t in tensors:
             self._look_again(t)
         target = tensors[0] if _writes(function, kwargs) else None
+        if target is not None and (recipe := self._recipe(target)):
+            raise ValueError(written_into(recipe.name))
         if target is not None and (replaces(_name(function)) or target._is_view()):
             return self._write(function, args, kwargs, target)
         return self._step(function, args, kwargs, target)
@@ -139,7 +145,7 @@ class Recorder(Elementary):
         return result
 
     def _note_reads(self, tensors: Iterable[Tensor], operation: Operation) -> None:
-        self._read += [(t, version(t), operation) for t in tensors]
+        self._read += [(t, version(t), operation) for t in tensors if not self._recipe(t)]
 
     def _operation(self, function: Any, args: Any, kwargs: Any, target: Tensor | None) -> Operation:
         inputs: list[Variable] = []
@@ -167,7 +173,16 @@ class Recorder(Elementary):
 
     def _keep_in(self, variable: Variable, tensor: Tensor) -> None:
         variable.value = to_pairs(tensor.detach())
-        self._kept.setdefault(storage(tensor), []).append(variable)
+        recipe = self._recipe(variable.value)
+        if recipe is not None and self._weights is not None:
+            variable.again = partial(self._weights.follow, recipe)
+            variable.forget()
+        else:
+            self._kept.setdefault(storage(tensor), []).append(variable)
+
+    def _recipe(self, tensor: Tensor) -> Recipe | None:
+        """How to make a tensor again that looks into a weight of a sharded model."""
+        return None if self._weights is None else self._weights.recipe(tensor)
 
     def _keep_values(self, target: Tensor) -> None:
         """Before a write: the values that the tape has in this memory move elsewhere, if any rule is going to read them."""
@@ -244,10 +259,16 @@ class Recorder(Elementary):
 
     def _know(self, tensor: Tensor, groups: tuple[int, ...], name: str | None = None) -> Variable:
         edge = None if tensor.grad_fn is None else GradientEdge(tensor.grad_fn, tensor.output_nr)
-        variable = Variable(tensor, groups, edge, name)
+        variable, key = Variable(tensor, groups, edge, name), id(tensor)
         self._keep_in(variable, tensor)
-        self._known[id(tensor)] = (tensor, tensor.grad_fn, variable)
+        held = tensor if variable.again is None else ref(tensor, lambda _: self._known.pop(key, None))
+        self._known[key] = (held, tensor.grad_fn, variable)
         return variable
+
+    def _know_weight(self, weight: Tensor, name: str) -> None:
+        # A frozen one is a value that depends on no group: as such it is not kept, which a constant would be.
+        frozen = not weight.requires_grad
+        self._know(weight, () if frozen else self._partition.groups_in(name), None if frozen else name)
 
     def _may_be_known(self, tensor: Tensor) -> bool:
         return id(tensor) in self._known or (tensor.requires_grad and id(tensor._base) in self._known)

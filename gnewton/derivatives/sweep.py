@@ -12,7 +12,7 @@ only, which saves half of S.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -23,10 +23,11 @@ from gnewton.derivatives.group_tangents import GroupTangents, total
 from gnewton.derivatives.memory import group_blocks
 from gnewton.derivatives.operation import Adjoint, Jet, Jets, Operation, Variable
 from gnewton.derivatives.paths import add_pairs, find_paths
-from gnewton.derivatives.price import warn_if_long
+from gnewton.derivatives.price import warn_if_long, with_progress
 from gnewton.derivatives.rules.linear import load_forward_mode
 from gnewton.derivatives.tape import Tape
 from gnewton.partition import Partition
+from gnewton.ranks import RankError
 
 Direction = Mapping[str, Tensor]
 Summaries = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -75,7 +76,7 @@ def summary(
         tensors: dict[str, Tensor] = {}
         blocks = list(group_blocks(tape, partition, order, full_third, max_memory))
         warn_if_long(tape, blocks, order)
-        for groups in blocks:
+        for groups in with_progress(blocks):
             sums = BlockAccumulator(partition, order, full_third)
             sweep = _Sweep(tape, adjoints, partial(_tangents, partition, direction, groups), sums)
             sweep.forward(keep_tangents=full_third, keep_adjoints=full_third or groups is not blocks[-1])
@@ -114,11 +115,11 @@ class _Sweep:
                 self._add_slopes(o.inputs, jets)
                 return
             if any(jet.first for jet in jets):
-                with _name_in_errors(o):
+                with o.values_made(), _name_in_errors(o):
                     out = o.rule.forward(o, jets, [Adjoint(self._adjoints.get(v)) for v in o.outputs], self._sums)
                 self._jets.update(zip(o.outputs, out, strict=True))
-            for v in () if keep_tangents else o.inputs:
-                if last[v] is o:
+            for v in o.inputs:
+                if last[v] is o and not (keep_tangents and _is_kept(v)):
                     self._jets.pop(v, None)
             for v in () if keep_adjoints else o.outputs:
                 if end is None or v not in end.inputs:
@@ -151,7 +152,9 @@ class _Sweep:
             alive = any(a.tangents for a in adjoints) or any(jet.first for jet in jets)
             if not alive or not (any(needs) or o.rule.has_curvature(o) or o in paths):
                 continue
-            with _name_in_errors(o):
+            with ExitStack() as values, _name_in_errors(o):
+                for one in (o, *(paths[o].operations() if o in paths else ())):
+                    values.enter_context(one.values_made())
                 pulled = o.rule.backward(o, jets, adjoints, needs, self._sums)
                 if o in paths:
                     x = self._jet(paths[o].start.inputs[0]).first
@@ -159,7 +162,7 @@ class _Sweep:
             for v, tangents in zip(o.inputs, pulled, strict=True):
                 if v in reached:
                     terms.setdefault(v, []).append(tangents)
-            for v in o.outputs:
+            for v in (*o.outputs, *(v for v in o.inputs if not _is_kept(v))):
                 self._jets.pop(v, None)
 
     def _jet(self, v: Variable) -> Jet:
@@ -168,11 +171,16 @@ class _Sweep:
         return self._jets.get(v, Jet())
 
 
+def _is_kept(v: Variable) -> bool:
+    # The direction along a weight that can be gathered again can so, too.
+    return v.name is None or v.again is None
+
+
 @contextmanager
 def _name_in_errors(o: Operation) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, RankError):
         raise
     except RuntimeError as error:
         raise NoRule(f"{o.name} has no derivatives in forward mode ({str(error).splitlines()[0]})") from error

@@ -113,6 +113,10 @@ class Notebook:
         self.page.wait_for_function(ENDED, timeout=PATIENCE)
         return self.page.evaluate(ERRORS)
 
+    def status(self):
+        """What the kernel does: "idle", "busy"."""
+        return self.page.evaluate(f"{PANEL}.sessionContext.session.kernel.status")
+
     def pictures(self):
         """The widgets that show a picture."""
         return [Picture(figure) for figure in self.page.locator(".gn-figure").all()]

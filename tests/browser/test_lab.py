@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from browser.lab import Notebook
+from browser.lab import Notebook, until
 from browser.reading import HEIGHT, WIDE, watch
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -110,6 +110,18 @@ def test_another_cell_answers_while_the_training_runs(notebook, screenshots):
     assert answer.startswith("(True, ")
     notebook.page.wait_for_timeout(500)  # the picture follows a running training four times a second
     assert training.sentence() == paused
+
+
+def test_a_figure_answers_while_the_kernel_works(browser, lab):
+    with opened(browser, lab, "05-third-order") as notebook:
+        (figure,) = notebook.pictures()
+        notebook.write("import time; time.sleep(600)")
+        notebook.page.keyboard.press("Control+Enter")
+        until(notebook.status, lambda status: status == "busy")
+        before, after = figure.move(figure.sliders()[0])
+        assert after[0] != before[0]
+        assert after[1] != before[1]
+        assert notebook.status() == "busy"
 
 
 def test_an_error_is_noticed(browser, lab):

@@ -21,6 +21,7 @@ ORDER = (
     "storage",
     "interrupts",
     "ranks",
+    "sharded",
     "partition",
     "complex_parameters",
     "replicas",

@@ -289,12 +289,6 @@ def refused(rank: int, what: str) -> str:
     def another_object() -> None:
         gn.Partition.by_tensor(model).over("gloo")
 
-    def fully_sharded() -> None:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        gn.Partition.by_tensor(fully_shard(model, mesh=init_device_mesh("cpu", (world(),))))
-
     def a_group_of_others() -> None:
         gn.Partition.by_tensor(model).over(dist.new_group([0]))
 

@@ -282,9 +282,9 @@
   }
   /** Bytes in base 64, -127 to 127, to rows of numbers in [-1, 1]. */
   function unpacked({ columns, data }) {
-    const bytes = Int8Array.from(atob(data), c => c.charCodeAt(0)), rows = [];
-    for (let i = 0; i < bytes.length; i += columns) rows.push(Array.from(bytes.subarray(i, i + columns), v => v / 127));
-    return rows;
+    const bytes = Int8Array.from(atob(data), c => c.charCodeAt(0)), all = [...Array(columns).keys()];
+    const below = (j, i) => bytes[j * (j + 1) / 2 + i] / 127;
+    return all.map(j => all.map(i => below(Math.max(i, j), Math.min(i, j))));
   }
   /** A number to [-1, 1]: linear below `linear`, logarithmic to `high`. */
   function shading({ linear, high }) {
@@ -464,6 +464,8 @@
       follow: change => { if (follow(change)) redraw(); },
       /** New numbers, from the kernel. */
       receive: now => { received = now; redraw(); },
+      /** The numbers of all states, or that they hold no more. */
+      tabulate: table => { spec.table = table; redraw(); },
       fail: text => { broken = Boolean(text); caption.textContent = text; },
     };
   }
@@ -524,11 +526,13 @@
   gnewton.start = start;
   /** What anywidget calls for a live cell. */
   gnewton.render = ({ model, el }) => {
-    const figure = mount(el, model.get("_spec"), {
+    const figure = mount(el, { ...model.get("_spec"), table: model.get("_table") }, {
       moved(state) { model.set("_state", state); model.save_changes(); },
       act(name) { model.send({ act: name }); },
     });
+    if (model.get("_answer")) figure.receive(model.get("_answer"));
     figure.follow(model.get("_state"));
+    model.on("change:_table", () => figure.tabulate(model.get("_table")));
     model.on("change:_state", () => figure.follow(model.get("_state")));
     model.on("change:_answer", () => figure.receive(model.get("_answer")));
     model.on("change:_problem", () => figure.fail(model.get("_problem")));

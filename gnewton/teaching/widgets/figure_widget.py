@@ -1,6 +1,7 @@
 """The one pattern of every widget: a scene, and the numbers of each of its states."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
     _css = STATIC / "figures.css"
     _spec = traitlets.Dict().tag(sync=True)
     _state = traitlets.Dict().tag(sync=True)
-    _answer = traitlets.Dict(allow_none=True).tag(sync=True)
+    _answer = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    _table = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
     _problem = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, scene: Scene) -> None:
@@ -96,7 +98,14 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
     def redraw(self) -> None:
         """Show the present state anew, where the numbers of a state may have changed."""
         self._known = ({}, None)
+        self.set_trait("_table", None)
         self._refresh()
+
+    def _tabulate(self) -> dict[str, Any]:
+        """The numbers of all states, with which the browser answers by itself, while the kernel works, too."""
+        if self._table is None:
+            self._table = table(self.scene, self.numbers)
+        return dict(self._table)
 
     def _first(self, shown: Shown) -> dict[str, Any]:
         return {} if self.scene.compute else {"first": _plain(shown)}
@@ -110,7 +119,7 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
             self._problem = f"{type(error).__name__}: {error}"
 
     def _refresh(self) -> None:
-        if not self.scene.compute:
+        if not self.scene.compute and self._table is None:
             self._answer = _plain(self.now)
 
     def describe(self) -> dict[str, Any]:
@@ -123,12 +132,15 @@ class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget's tr
         if not self.scene.table:
             return spec | {"controls": [], "first": _plain(self.now)}
         spec.pop("first")
-        return spec | {"table": table(self.scene, self.numbers)}
+        return spec | {"table": self._tabulate()}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}: {self.sentence}"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self.scene.table and not self.scene.compute:
+            with suppress(Exception):  # then each state is asked for when it is seen, and shows its error
+                self._tabulate()
         view = super()._repr_mimebundle_(**kwargs) or {}
         data: Mapping[str, Any] = view[0] if isinstance(view, tuple) else view
         data = {**data, "text/plain": repr(self), "image/png": self.png}

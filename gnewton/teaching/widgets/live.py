@@ -66,7 +66,8 @@ class LiveTraining(FigureWidget):
         self._begin(first)
         panel = Panel(Axis("step", (0, steps)), Axis("loss before the step", reach, "log"))
         old = (Mark("line", 0, "muted", "earlier runs", {"faint": 0.7, "width": 1.2}) for _ in range(KEPT))
-        super().__init__(Scene(controls, (panel,), (*old, Mark("line", 0, 0, "this run"))))
+        # No table: what is shown changes with every step.
+        super().__init__(Scene(controls, (panel,), (*old, Mark("line", 0, 0, "this run")), table=False))
         self.settings: dict[str, Handle] = {key: getattr(self, f"set_{key}") for key in settings}
         self._acts = {"Start": self.start, "Pause": self.pause, "Step": lambda: self.advance(1), "Reset": self.reset}
         self._spec = self._spec | {"actions": list(self._acts)}

@@ -166,6 +166,7 @@ def test_every_control_has_a_name_and_its_values_are_read_out_by_their_meaning(m
 def test_an_error_while_redrawing_is_told_and_goes_away(made, name):
     widget = made(name)
     control = next(iter(controls(widget).values()))
+    widget.redraw()  # else a figure that was shown has the numbers of all states
     answer, sentence = widget._answer, widget.sentence
 
     def fail(**values):
@@ -183,6 +184,44 @@ def test_an_error_while_redrawing_is_told_and_goes_away(made, name):
         del widget.numbers
     assert widget._problem == ""
     assert widget.sentence == sentence
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_shown_figure_knows_all_its_states_until_its_numbers_may_have_changed(name):
+    widget = MAKERS[SCENES[name]]()
+    assert widget._table is None
+    widget._repr_mimebundle_()
+    if widget.scene.compute or not widget.scene.table:
+        assert widget._table is None
+        return
+    pool, rows = widget._table["pool"], widget._table["rows"]
+    for values, row in zip(widget.scene.states(), rows, strict=True):
+        assert pool[row[-1]] == widget.numbers(**values).sentence
+    first = next(iter(controls(widget).values()))
+    first.value = others(first)[0]
+    assert widget._answer is None  # the browser has it
+    widget.redraw()
+    assert widget._table is None
+    assert widget._answer["sentence"] == widget.sentence
+
+
+def test_a_state_that_fails_is_no_hindrance_for_the_others():
+    widget = MAKERS[SCENES["CubicBound"]]()
+    numbers, control = widget.numbers, widget.strength
+
+    def fragile(**values):
+        if values["strength"] == 10.0:
+            raise ZeroDivisionError("<none> left")
+        return numbers(**values)
+
+    widget.numbers = fragile
+    widget._repr_mimebundle_()
+    assert widget._table is None
+    control.value = 10.0
+    assert widget._problem == "ZeroDivisionError: <none> left"
+    control.value = 3.0
+    assert widget._problem == ""
+    assert widget._answer["sentence"] == widget.sentence
 
 
 @pytest.mark.parametrize(("name", "control"), PAIRS)

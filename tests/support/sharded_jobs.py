@@ -1,0 +1,454 @@
+"""What the processes of a ``Pool`` are asked to do with models in ``fully_shard``; one process does the same with whole ones."""
+
+import gc
+import signal
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from support.rank_jobs import world
+from torch import Tensor, nn
+
+import gnewton as gn
+from gnewton import sharded
+from gnewton.derivatives.rules.matmul import Linear
+
+warnings.filterwarnings(
+    "ignore", "FSDP2-wrapped module"
+)  # that views must not be written into, of its own forward passes
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+SAMPLES = 9  # ragged: 5 and 4
+
+
+class Tied(nn.Module):
+    """The embedding is read again at the end, outside the module that owns it; one weight goes through functions of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 6)
+        self.mix = nn.Linear(6, 6)
+        self.gate = nn.Parameter(torch.randn(6, 6))
+        self.last = nn.Linear(6, 11, bias=False)
+        self.last.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = F.softplus(self.gate).chunk(2)
+        h = self.words(x).tanh()
+        h = h + self.mix(h).sigmoid() @ torch.cat([first, second], 0).T
+        return self.last(h)
+
+
+class Attention(nn.Module):
+    """A transformer layer; its first matrix is frozen, and a part of it is computed twice (checkpoints)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 10, dropout=0.0, batch_first=True)
+        self.layer.linear1.weight.requires_grad_(False)
+        self.first = nn.Linear(5, 8)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.utils.checkpoint.checkpoint(self.first, x, use_reentrant=False)
+        return self.head(self.layer(h)).squeeze(-1)
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.LayerNorm(3), nn.GELU(), nn.Linear(3, 1))
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(5, 3, 2), nn.BatchNorm1d(3), nn.SiLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(3, 2)
+    ).eval()
+
+
+def problem(name: str) -> tuple[nn.Module, Loss, Tensor, Tensor]:
+    """A whole model, its loss and the whole batch, the same ones everywhere."""
+    torch.manual_seed(0)
+    make = {"tied": Tied, "attention": Attention, "convolutions": convolutions}.get(name, perceptron)
+    model = make().double()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(SAMPLES, 4, 5, generator=generator, dtype=torch.float64)
+    y = torch.randn(SAMPLES, 4, generator=generator, dtype=torch.float64)
+    if name == "tied":
+        words = torch.randint(11, (SAMPLES, 5), generator=generator)
+        return (
+            model,
+            lambda a, b: _penalty(model) + F.cross_entropy(model(a).flatten(0, 1), b.flatten()),
+            words,
+            10 - words,
+        )
+    if name == "convolutions":
+        return model, lambda a, b: F.mse_loss(model(a.mT), b[:, :2]), x, y
+    return model, lambda a, b: F.mse_loss(model(a).reshape(b.shape), b), x, y
+
+
+def _penalty(model: nn.Module) -> Tensor:
+    """Over each parameter once, the tied one too."""
+    return 0.1 * torch.stack([p.pow(3).sum() for p in model.parameters()]).sum()
+
+
+def shard(model: nn.Module, **options: Any) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = options.pop("mesh", None) or init_device_mesh("cpu", (world(),))
+    for one in model.children():
+        # What is read outside the module that owns it belongs to the root.
+        if any(True for _ in one.parameters()) and not isinstance(model, Tied):
+            fully_shard(one, mesh=mesh, **options)
+    return fully_shard(model, mesh=mesh, **options)
+
+
+def mine(rank: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return x[rank :: world()], y[rank :: world()]
+
+
+def started(rank: int, name: str) -> tuple[nn.Module, Callable[[], Tensor], int]:
+    """The model, sharded among several processes, the loss of this rank's samples, and their number."""
+    model, loss, x, y = problem(name)
+    a, b = mine(rank, x, y)
+    if world() > 1:
+        shard(model)
+    return model, lambda: loss(a, b), len(a)
+
+
+def whole(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in tensors.items()}
+
+
+def direction(partition: gn.Partition) -> dict[str, Tensor]:
+    """An irregular direction, the same on one process and on several."""
+    out = {}
+    for i, (name, p) in enumerate(partition.parameters.items()):
+        u = torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+        if world() > 1:
+            from torch.distributed.tensor import distribute_tensor
+
+            u = distribute_tensor(u, p.device_mesh, p.placements)
+        out[name] = u
+    return out
+
+
+# -- several processes are one -----------------------------------------------------------------------------------------
+
+
+def summary(rank: int, name: str, factory: str, options: dict[str, Any], weighed: bool = True) -> dict[str, Any]:
+    """The gradient, whole, and the summary along an irregular direction."""
+    model, loss, samples = started(rank, name)
+    partition = getattr(gn.Partition, factory)(model)
+    samples = samples if weighed else 1
+    gradient = gn.direction.gradient(loss, partition, samples=samples)
+    s = gn.summarize(loss, partition, direction(partition), samples=samples, **options)
+    return {"gradient": whole(gradient), "summary": s.tensors(), "names": s.names, "engine": s.engine}
+
+
+def of_batches(rank: int) -> dict[str, Any]:
+    """Gradient and summary of the mean over two batches, along the gradient."""
+    model, loss, x, y = problem("perceptron")
+    a, b = mine(rank, x, y)
+    if world() > 1:
+        shard(model)
+    partition, data = gn.Partition.by_tensor(model), [(a[:2], b[:2]), (a[2:], b[2:])]
+    gradient = gn.direction.gradient(loss, partition, data)
+    s = gn.summarize(loss, partition, data=data, order=2)
+    return {"gradient": whole(gradient), "summary": s.tensors()}
+
+
+def gauss_newton(rank: int) -> list[Tensor]:
+    model, _, x, y = problem("perceptron")
+    a, b = mine(rank, x, y)
+    if world() > 1:
+        shard(model)
+    partition = gn.Partition.by_layer(model)
+    parts = (lambda: model(a).reshape(b.shape), lambda z: F.mse_loss(z, b))
+    options = {"curvature": "gauss-newton", "samples": len(a)}
+    return [
+        t
+        for engine in ("tape", "nested")
+        for t in gn.summarize(parts, partition, direction(partition), engine=engine, **options).tensors()
+    ]
+
+
+# -- memory -------------------------------------------------------------------------------------------------------------
+
+
+def living(rank: int, recent: int) -> dict[str, Any]:
+    """The most bytes of gathered tensors that were alive at once, beside those of the whole model."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[one for _ in range(24) for one in (nn.Linear(16, 16), nn.Tanh())]).double()
+    size = sum(8 * p.numel() for p in model.parameters())
+    partition = gn.Partition.by_layer(shard(model))
+    x, now, most = torch.randn(2, 16, dtype=torch.float64), [0], [0]
+    gather, before = gn.ranks.Ranks.gather, sharded._RECENT
+
+    def die(n: int) -> None:
+        now[0] -= n
+
+    def counted(self: Any, call: str, part: Tensor, out: Tensor) -> None:
+        storage = out.untyped_storage()
+        now[0] += storage.nbytes()
+        most[0] = max(most[0], now[0])
+        weakref.finalize(storage, die, storage.nbytes())
+        gather(self, call, part, out)
+
+    gn.ranks.Ranks.gather, sharded._RECENT = counted, recent  # type: ignore[method-assign]
+    peaks = {}
+    try:
+        for what, options in (("order 2", {"order": 2}), ("order 3", {}), ("all of order 3", {"full_third": True})):
+            most[0] = 0
+            s = gn.summarize(lambda: model(x).square().mean(), partition, direction(partition), **options)
+            assert s.engine == "tape"
+            peaks[what] = most[0] / size
+        most[0] = 0
+        gn.direction.gradient(lambda: model(x).square().mean(), partition)
+        peaks["gradient"] = most[0] / size
+    finally:
+        gn.ranks.Ranks.gather, sharded._RECENT = gather, before  # type: ignore[method-assign]
+    gc.collect()
+    return {"peaks": peaks, "left": now[0]}
+
+
+# -- what stays as it was -----------------------------------------------------------------------------------------------
+
+
+def trained(rank: int, name: str, between: bool) -> dict[str, Tensor]:
+    """The parameters after a few ordinary steps of FSDP2, with summaries between forward passes and steps or without."""
+    model, loss, samples = started(rank, name)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    partition = gn.Partition.by_layer(model)
+
+    def ask() -> None:
+        if between:
+            gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            gn.summarize(loss, partition, direction(partition) | gradients, samples=samples, order=2)
+            gn.direction.gradient(loss, partition, samples=samples)
+
+    for _ in range(3):
+        ask()
+        with torch.no_grad():
+            loss()  # FSDP2 leaves the root's weights whole
+        ask()
+        optimizer.zero_grad()
+        value = loss()
+        ask()
+        value.backward()
+        ask()
+        optimizer.step()
+    return whole({n: p.detach() for n, p in model.named_parameters()})
+
+
+class Broken(RuntimeError):
+    pass
+
+
+def fail(rank: int, who: int, where: str) -> dict[str, Any]:
+    """Something goes wrong on one rank; what is raised on each, how soon, and whether everything is as it was, and works."""
+    model, loss, samples = started(rank, "perceptron")
+    partition = gn.Partition.by_layer(model)
+    u = direction(partition)
+    before = {n: p.detach().full_tensor() for n, p in model.named_parameters()}
+    known = [(m.__dict__["_parameters"], m._forward_pre_hooks, m._forward_hooks) for m in model.modules()]
+
+    def ask() -> gn.Summary:
+        if where.startswith("gradient"):
+            return gn.Summary.from_tensors(
+                [
+                    float(g.full_tensor().sum())
+                    for g in gn.direction.gradient(loss_here, partition, samples=samples).values()
+                ]
+            )
+        return gn.summarize(loss_here, partition, u, samples=samples, full_third=True)
+
+    loss_here, raised, start = loss, "", time.monotonic()
+    with going_wrong(where.split(" in ")[-1], model) if rank == who else _nothing() as spoil:
+        if spoil is not None:
+            loss_here = lambda: spoil(loss())  # noqa: E731
+        try:
+            ask()
+        except BaseException as error:
+            raised = f"{type(error).__name__}: {error}"
+    seconds, loss_here = time.monotonic() - start, loss
+    after = {n: p.detach().full_tensor() for n, p in model.named_parameters()}
+    now = [(m.__dict__["_parameters"], m._forward_pre_hooks, m._forward_hooks) for m in model.modules()]
+    restored = all(a is b for old, new in zip(known, now, strict=True) for a, b in zip(old, new, strict=True))
+    unchanged = restored and all(torch.equal(after[n], p) for n, p in before.items())
+    gradients = whole(gn.direction.gradient(loss, partition, samples=samples))
+    loss().backward()
+    # FSDP2's is the mean over the ranks, each of which weighs the same.
+    theirs = whole({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    unweighed = whole(gn.direction.gradient(loss, partition))
+    works = all(torch.allclose(theirs[n], unweighed[n], rtol=1e-10, atol=1e-12) for n in theirs)
+    return {
+        "raised": raised,
+        "seconds": seconds,
+        "unchanged": unchanged,
+        "works": works,
+        "gradients": gradients,
+        "summary": ask().tensors(),
+    }
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def going_wrong(where: str, model: nn.Module) -> Iterator[Callable[[Tensor], Tensor] | None]:
+    """In the loss, between two gathered weights, in its value, in its gradient, in the backward pass or in the sweep."""
+    if where == "forward":
+        handle = model[2].register_forward_pre_hook(lambda *_: _raise(Broken("the disk is gone")))
+        yield None
+        handle.remove()
+    elif where == "value":
+        yield lambda value: value * float("nan")
+    elif where == "slope":
+        yield lambda value: value + (0 * value).sqrt()
+    elif where == "signal":
+        yield lambda value: (signal.raise_signal(signal.SIGINT), value)[1]
+    elif where == "backward":
+        yield lambda value: _FailingBackward.apply(value)
+    elif where == "sweep":
+        before = Linear.forward
+        Linear.forward = lambda *_: _raise(torch.OutOfMemoryError("tried to allocate 2 GiB"))  # type: ignore[method-assign]
+        try:
+            yield None
+        finally:
+            Linear.forward = before  # type: ignore[method-assign]
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+class _FailingBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        raise Broken("the disk is gone")
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------------
+
+
+def refused(rank: int, what: str) -> str:
+    """What is said to this rank."""
+    from torch.distributed import fsdp
+    from torch.distributed.device_mesh import init_device_mesh
+
+    model, loss, x, y = problem("perceptron")
+    a, b = mine(rank, x, y)
+
+    def sharded() -> gn.Partition:
+        return gn.Partition.by_layer(shard(model))
+
+    def mixed_precision() -> None:
+        policy = fsdp.MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+        gn.Partition.by_layer(shard(model, mp_policy=policy))
+
+    def two_dimensions() -> None:
+        mesh = init_device_mesh("cpu", (1, world()), mesh_dim_names=("replicas", "shards"))
+        gn.Partition.by_layer(shard(model, mesh=mesh))
+
+    def tensor_parallel() -> None:
+        from torch.distributed.tensor import parallel
+
+        mesh = init_device_mesh("cpu", (world(),))
+        gn.Partition.by_layer(parallel.parallelize_module(model, mesh, {"0": parallel.ColwiseParallel()}))
+
+    def root_left_out() -> None:
+        fsdp.fully_shard(model[0], mesh=init_device_mesh("cpu", (world(),)))
+        gn.Partition.by_layer(model)
+
+    def recurrent() -> None:
+        gn.Partition.by_layer(shard(nn.Sequential(nn.LSTM(3, 4))))
+
+    def loose() -> None:
+        p = next(iter(sharded().parameters.values()))
+        gn.Partition.from_groups([{"w": p}])
+
+    def another_group() -> None:
+        sharded().over(dist.new_group([rank], use_local_synchronization=True))
+
+    def alone() -> None:
+        sharded().over(None)
+
+    def plain_direction() -> None:
+        partition = sharded()
+        gn.summarize(lambda: loss(a, b), partition, {n: torch.ones(p.shape) for n, p in partition.parameters.items()})
+
+    def differences() -> None:
+        gn.summarize(lambda: loss(a, b), sharded(), engine="differences")
+
+    def custom_function() -> None:
+        class Double(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, z: Tensor) -> Tensor:
+                return 2 * z
+
+            @staticmethod
+            def backward(ctx: Any, g: Tensor) -> Tensor:
+                return 2 * g
+
+        gn.summarize(lambda: Double.apply(loss(a, b)), sharded())
+
+    def fetched_outside() -> None:
+        partition = sharded()
+        gn.summarize(lambda: loss(a, b) + partition.parameters["0.weight"].full_tensor().square().sum(), partition)
+
+    def written_into() -> None:
+        partition = sharded()
+        gn.summarize(lambda: (model[0].weight.mul_(2), loss(a, b))[1], partition)
+
+    def written_into_aside() -> None:
+        partition = sharded()
+
+        def closure() -> Tensor:
+            with torch.no_grad():
+                model[5].bias.mul_(2)
+            return loss(a, b)
+
+        gn.direction.gradient(closure, partition)
+
+    def replaced() -> None:
+        partition = sharded()
+        gn.summarize(lambda: (setattr(model[0], "weight", nn.Parameter(torch.ones(7, 5))), loss(a, b))[1], partition)
+
+    def other_model() -> None:
+        partition = sharded()
+        model[0]._parameters["weight"] = nn.Parameter(model[0].weight.detach().clone())
+        gn.direction.gradient(lambda: loss(a, b), partition)
+
+    def other_paths() -> None:
+        partition = sharded()
+        gn.direction.gradient(lambda: model(a).sum() if rank else model[0](a).sum(), partition)
+
+    def fewer_batches() -> None:
+        gn.direction.gradient(loss, sharded(), [(a, b)] * (2 - rank))
+
+    def stepping() -> None:
+        gn.GroupedNewton(sharded()).step(lambda: loss(a, b))
+
+    def stochastic() -> None:
+        gn.StochasticNewton(sharded(), lr=0.1, lr_direction=0.1).step(lambda: loss(a, b))
+
+    def suggestion() -> None:
+        gn.suggest_learning_rates(loss, sharded(), [(a[:2], b[:2]), (a[2:], b[2:])])
+
+    try:
+        locals()[what.replace(" ", "_")]()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
