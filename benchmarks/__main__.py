@@ -2,10 +2,13 @@
 
 import argparse
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import exact, figures, growth, sections, widgets
+import torch
+
+from benchmarks import exact, figures, gpu, growth, real, sections, widgets
 from benchmarks.networks import NETWORKS
 from benchmarks.plan import Plan
 from benchmarks.process import all_threads
@@ -18,6 +21,7 @@ SECTIONS = {
     "full-third": sections.full_third,
     "memory": sections.memory,
     "tiny": sections.tiny,
+    "real": real.real,
     "growth": growth.growth,
     "exact": exact.exact,
     "widgets": widgets.widgets,
@@ -33,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=NETWORKS, metavar="NETWORK", help=f"one network: {', '.join(NETWORKS)}")
     parser.add_argument("--section", choices=SECTIONS, action="append", help="this section; may be repeated")
     parser.add_argument("--seconds", type=float, help="seconds per measurement (2; quick: 0.5)")
+    parser.add_argument("--device", default="cpu", help="cuda, mps: what waits for an accelerator, as make gpu")
     given = parser.parse_args(arguments)
+    if given.device != "cpu":
+        sys.exit(_on(given.device))
     plan = Plan(
         networks=[given.only] if given.only else list(NETWORKS),
         seconds=given.seconds or (0.5 if given.quick else 2.0),
@@ -47,6 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Saved in {plan.folder}")
 
 
+def _on(device: str) -> int | str:
+    """All that is measured on an accelerator; what is missing where there is none."""
+    here = torch.accelerator.current_accelerator()
+    if here is None or here.type != device:
+        return f"expected a device of type {device}, got {here or 'none'}: nothing was measured; make gpu lists what would be"
+    return gpu.main([])
+
+
 def _sections(only: str | None) -> list[str]:
     """All of them; for one network those that are about it."""
     if only is None:
@@ -57,8 +72,6 @@ def _sections(only: str | None) -> list[str]:
 
 def _machine(folder: Path) -> None:
     """What the numbers were measured on."""
-    import torch
-
     facts = {
         "processor": _processor(),
         "system": platform.system(),

@@ -22,6 +22,7 @@ from torch import Tensor
 import gnewton as gn
 from benchmarks.networks import Network, build, direction, partition
 from benchmarks.peers import PEERS
+from benchmarks.real_networks import REAL, build_real, by_block
 from gnewton.derivatives.record import record
 from gnewton.derivatives.tape import Tape
 from gnewton.loss import differentiable_mode
@@ -246,13 +247,13 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _problem(network: str, groups: str) -> tuple[Network, gn.Partition, dict[str, Tensor]]:
-    net = build(network)
-    parts = partition(groups, net.model)
+    net = build_real(network) if network in REAL else build(network)
+    parts = by_block(net.model) if groups == "by block" else partition(groups, net.model)
     return net, parts, direction(net, parts)
 
 
 def _gradient_of(net: Network) -> Callable[[], None]:
-    parameters = list(net.model.parameters())
+    parameters = [p for p in net.model.parameters() if p.requires_grad]
 
     def run() -> None:
         torch.autograd.grad(net.loss(), parameters)

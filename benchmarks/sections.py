@@ -96,12 +96,12 @@ def _work_row(result: dict[str, Any], peers: Sequence[str], order: int, plan: Pl
     most, least = (asked[name][order - 2] if name in asked else None for asked in (ASKED, ASKED_OF_PAPER))
     engine = rows["engine"].get("ratio")
     gain, short = (_quotient(rows[p], rows["engine"]) if p in rows else None for p in ("paper", "paper, short"))
-    met = _at_most(engine, most), _at_most(least, gain)
+    met = at_most(engine, most), at_most(least, gain)
     plan.failures += [
         f"order {order}: {name}, {what}" for what, m in zip(("work", "gain"), met, strict=True) if m is False
     ]
     counted = 1 + result["S"] / (6 if order == 2 else 3)
-    cells = [_cell(rows[p]) for p in peers]
+    cells = [cell(rows[p]) for p in peers]
     asked = [number(most), mark(met[0]), number(gain), number(least), mark(met[1]), number(short)]
     return [name, result["S"], number(counted), *cells, *asked]
 
@@ -142,10 +142,10 @@ def _against_tightened(result: dict[str, Any], plan: Plan) -> list[str]:
     for order in (2, 3):
         ours, theirs = rows["engine", order], rows["tightened", order]
         asked = result["threads"] == 1 and result["groups"] in ("by layer", "single")
-        met = _at_most(ours.get("ratio"), theirs.get("ratio")) if asked else None
+        met = at_most(ours.get("ratio"), theirs.get("ratio")) if asked else None
         if met is False:
             plan.failures.append(f"order {order}: {result['network']}, {result['groups']}, slower than tightened")
-        cells += [_cell(ours), _cell(theirs), mark(met)]
+        cells += [cell(ours), cell(theirs), mark(met)]
     return [result["network"], result["groups"], result["S"], result["threads"], *cells]
 
 
@@ -161,8 +161,8 @@ def full_third(plan: Plan) -> None:
     for r in results:
         diagonal, full = r["rows"]
         quotient = _quotient(full, diagonal)
-        met = _at_most(quotient, FULL_THIRD_ASKED)
-        rows.append([r["network"], r["S"], _cell(diagonal), _cell(full), number(quotient), FULL_THIRD_ASKED, mark(met)])
+        met = at_most(quotient, FULL_THIRD_ASKED)
+        rows.append([r["network"], r["S"], cell(diagonal), cell(full), number(quotient), FULL_THIRD_ASKED, mark(met)])
         plan.failures += [f"full third: {r['network']}"] if met is False else []
     header = ["network", "S", "diagonal of D3", "all of D3", "all / diagonal", "asked", "met"]
     save(plan.folder, "full-third", _titled("The full order-3 tensor, in gradients", table(header, rows)), results)
@@ -195,7 +195,7 @@ def bound(gradient: float, recorded: float, alive: float, s: int) -> float:
 def _memory_row(r: dict[str, Any], plan: Plan) -> list[str]:
     peaks = {p: peak.get("bytes") for p, peak in r["peaks"].items()}
     most = bound(peaks["gradient"], r["recorded"], r["alive"], r["S"])
-    met = _at_most(peaks["engine"], most)
+    met = at_most(peaks["engine"], most)
     plan.failures += [f"memory: {r['network']}, {r['groups']}"] if not met else []
     sizes = map(mebibytes, (peaks["gradient"], r["recorded"], r["alive"], most, peaks["engine"]))
     return [r["network"], r["groups"], r["S"], *sizes, mark(met), mebibytes(peaks["tightened"])]
@@ -228,7 +228,7 @@ def tiny(plan: Plan) -> None:
 
 def _tiny_row(r: dict[str, Any], order: int, plan: Plan) -> list[str]:
     ours, oracle = (row for row in r["rows"] if row["order"] == order)
-    met = _at_most(ours.get("ratio"), oracle.get("ratio"))
+    met = at_most(ours.get("ratio"), oracle.get("ratio"))
     plan.failures += [f"tiny: {r['groups']}, order {order}"] if met is False else []
     times = [number(row["seconds"] * 1e3) if row["why"] is None else row["why"] for row in (ours, oracle)]
     each = number(ours["seconds"] / r["operations"] * 1e6) if ours["why"] is None else "-"
@@ -242,7 +242,7 @@ def _titled(title: str, text: str) -> str:
     return f"## {title}\n\n{text}"
 
 
-def _cell(row: Row) -> str:
+def cell(row: Row) -> str:
     """The median ratio with its quartiles, or why there is none."""
     return row["why"] or f"{number(row['ratio'])} ({number(row['low'])} to {number(row['high'])})"
 
@@ -251,5 +251,5 @@ def _quotient(above: Row, below: Row) -> float | None:
     return None if above["why"] or below["why"] else above["ratio"] / below["ratio"]
 
 
-def _at_most(value: float | None, limit: float | None) -> bool | None:
+def at_most(value: float | None, limit: float | None) -> bool | None:
     return None if value is None or limit is None else value <= limit

@@ -308,7 +308,8 @@ def total(tensors: Mapping[str, Tensor]) -> Tensor:
     (tensor(3.), tensor(nan))
     """
     sums = [local_part(t).sum() for t in tensors.values()]
-    return torch.stack([one.to(sums[0]) for one in sums]).sum()
+    alike = len({(one.dtype, one.device) for one in sums}) == 1
+    return torch.stack(sums if alike else [one.to(sums[0]) for one in sums]).sum()
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:

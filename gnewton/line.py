@@ -46,6 +46,7 @@ class Objective:
         engine: of the summaries, as in ``summarize``.
         samples: the number of samples of ``closure()`` on this rank, where the partition is over several.
         plain: take the gradient as any training loop does, without the checks of the closure.
+        rng: the state of the random numbers before the first evaluation; None is the one of now.
 
     ``value`` is the loss at the start, once something has been asked, and ``number`` the same on the CPU, with a summary or a
     slope; ``complaint`` says that it was another one when the closure was called again.
@@ -60,6 +61,7 @@ class Objective:
         engine: str = "auto",
         samples: float = 1.0,
         plain: bool = False,
+        rng: RandomState | None = None,
     ) -> None:
         self.partition, self.closure, self.data, self.engine = partition, closure, data, engine
         self.plain = plain and partition.ranks.size == 1 and partition.shards is None
@@ -69,7 +71,7 @@ class Objective:
         self.complaint = ""
         self._gradients: Direction | None = None
         self._tape: Tape | None = None
-        self._random = RandomState(partition)
+        self._random = rng or RandomState(partition)
         self._start: Parameters | None = None
 
     def differentiate(
@@ -186,8 +188,8 @@ class Objective:
 
     def commit(self) -> None:
         """The end of a step, once every rank has come here; buffers become the first rank's."""
-        module = self.partition.module
-        self.partition.ranks.commit([] if module is None else list(module.buffers()))
+        module, ranks = self.partition.module, self.partition.ranks
+        ranks.commit([] if module is None or ranks.size == 1 else list(module.buffers()))
 
     def _compare(self, first: float, second: float) -> None:
         # Roundings in another order differ by far less; another batch by far more.
@@ -240,7 +242,7 @@ class Line:
     def check(self) -> None:
         """Raises FloatingPointError where the loss, its gradient or u is not finite; asked once, and before anything moves."""
         if not self._is_checked:
-            self._check(*on_host([self.proposal.total()]))
+            self._check(self.proposal.total())  # one number: read, it comes to the CPU
 
     def _check(self, number: Tensor) -> None:
         self.proposal.check(float(number))

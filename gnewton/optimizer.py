@@ -152,12 +152,12 @@ class GroupedNewton(torch.optim.Optimizer):
         for a loss or gradient that is not finite, RankError where another rank raised.
         """
         settings, memory, partition = self.param_groups[0], self._memory, self.partition
-        with partition.ranks.session(), undone_on_error(Buffers(partition.module), RandomState(partition)):
+        with partition.ranks.session(), undone_on_error(Buffers(partition.module), rng := RandomState(partition)):
             check_settings(settings)
             closure = check_data(closure, curvature, data)
             self._replicas.check(memory["step"], self.state_dict)
             plain = curvature is None and data is None and is_plain(self._policy, settings, memory["policy"])
-            objective = Objective(partition, closure, data, engine=self.engine, samples=samples, plain=plain)
+            objective = Objective(partition, closure, data, engine=self.engine, samples=samples, plain=plain, rng=rng)
             # The first step calls the closure twice, to see whether it is the same function.
             record = curvature is None and memory["step"] > 0 and self._policy.needs_summary(settings, memory["policy"])
             # Whether they are finite is asked with the first number that a policy needs, so that the host waits once.

@@ -103,10 +103,14 @@ class Proposer:
     @property
     def scales(self) -> bool:
         """Whether k times the learning rate is k times the step, of all scalars: the optimizer can then take it by itself."""
+        return self._is_whole and type(self.optimizer) in _LINEAR
+
+    @cached_property
+    def _is_whole(self) -> bool:
+        """Whether every scalar of every parameter lies in a group."""
         partition = self._partition
         labels = [partition.label(name) for name in partition.parameters]
-        whole = all(isinstance(label, int) and label < len(partition) for label in labels)
-        return whole and type(self.optimizer) in _LINEAR
+        return all(isinstance(label, int) and label < len(partition) for label in labels)
 
     @torch.no_grad()
     def take(self, gradients: Mapping[str, Tensor], rate: float) -> None:

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Rows for the groups that come next: after a convolution, scale and shift of the batch norm.
+_SPARE = 2
+
 
 @dataclass(eq=False)
 class GroupTangents:
     """``values`` (k, *shape of the value), one tangent for each of the k ``groups``.
 
-    ``owned``: nobody else reads this memory, so that the last reader may write into it.
+    ``owned``: nobody else reads this memory, so that the last reader may write into it. ``room``: memory of which the values are
+    the first k rows; what is behind them is free.
 
     >>> GroupTangents((2, 5), torch.tensor([[1.0], [3.0]])).over((5, 0))
     tensor([[3.],
@@ -25,6 +29,7 @@ class GroupTangents:
     groups: tuple[int, ...]
     values: Tensor
     owned: bool = False
+    room: Tensor | None = None
 
     def over(self, groups: Sequence[int]) -> Tensor:
         """The tangents along exactly these groups, zeros where there is none: (len(groups), *shape)."""
@@ -35,6 +40,13 @@ class GroupTangents:
         for i, j in here:
             out[i] = self.values[j]
         return out
+
+    def result(self) -> "GroupTangents":
+        """Where tangents of the same groups and shape can be written: here, if nobody else reads them, or in new memory."""
+        if self.owned and self.values.is_contiguous():
+            return self
+        fresh = torch.empty_like(self.values, memory_format=torch.contiguous_format)
+        return GroupTangents(self.groups, fresh, owned=True)
 
     def rows(self) -> Tensor:
         """(k, number of scalars): one row per group."""
@@ -70,7 +82,7 @@ def total(terms: Sequence[GroupTangents | None], shape: Sequence[int]) -> GroupT
     if len(values) == 1:
         return GroupTangents(groups, values[0], present[0].owned and values[0].shape == present[0].values.shape)
     if len(groups) == sum(len(s.groups) for s in present):
-        return GroupTangents(groups, torch.cat(values))
+        return _append(present[0], groups, values)
     if groups != present[0].groups:
         out = values[0].new_zeros(len(groups), *shape)
         out[: len(values[0])] = values[0]
@@ -81,11 +93,32 @@ def total(terms: Sequence[GroupTangents | None], shape: Sequence[int]) -> GroupT
     return GroupTangents(groups, out, owned=True)
 
 
+def _append(longest: GroupTangents, groups: tuple[int, ...], values: Sequence[Tensor]) -> GroupTangents:
+    """Tangents of different groups, one behind the other: in the room behind the longest where there is enough."""
+    start, shape, room = len(longest.groups), values[0].shape[1:], longest.room
+    if not longest.owned or room is None or len(room) < len(groups) or room.shape[1:] != shape:
+        room = values[0].new_empty(len(groups) + _SPARE, *shape)
+        room[:start] = values[0]
+    for value in values[1:]:
+        room[start : start + len(value)] = value
+        start += len(value)
+    return GroupTangents(groups, room[:start], owned=True, room=room)
+
+
 def scale(s: GroupTangents | None, factor: Tensor) -> GroupTangents | None:
-    """Each tangent times ``factor``, in their own memory where they are owned."""
-    if s is None or not s.owned or s.values[0].shape != factor.shape:
-        return s and GroupTangents(s.groups, s.values * factor, owned=True)
-    return GroupTangents(s.groups, s.values.mul_(factor), owned=True)
+    """Each tangent times ``factor``, in their own memory where they are owned.
+
+    >>> scale(GroupTangents((0, 1), torch.ones(2, 3)), torch.tensor([[1.0], [2.0]])).values.shape
+    torch.Size([2, 2, 3])
+    """
+    if s is None:
+        return None
+    shape = s.values.shape[1:]
+    broadcasts = all(n in (1, m) for n, m in zip(reversed(factor.shape), reversed(shape), strict=False))
+    if s.owned and factor.dim() <= len(shape) and broadcasts:
+        s.values.mul_(factor)
+        return s
+    return GroupTangents(s.groups, lift(s.values, factor.dim()) * factor, owned=True)
 
 
 def add_rows(out: Tensor, groups: tuple[int, ...], some: tuple[int, ...], values: Tensor) -> None:

@@ -164,10 +164,9 @@ def _working(o: Operation, jets: int) -> list[Share]:
         return []
     if isinstance(rule, Pointwise):
         return [(groups, outputs)]
-    if isinstance(rule, Softmax):
-        return [(groups, outputs * (1 if jets == 1 else 5))]
-    if isinstance(rule, Standardize):
-        return [(groups, outputs * (3 if jets == 1 else 5))]
+    if isinstance(rule, Softmax | Standardize):
+        # On a processor they work in small tiles; an accelerator has one tile.
+        return [] if o.outputs[0].value.device.type == "cpu" else [(groups, outputs * (3 if jets == 1 else 5))]
     if isinstance(rule, Product):
         return _working_of_product(o, jets)
     if isinstance(rule, PiecewiseLinear):

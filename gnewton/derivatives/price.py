@@ -4,7 +4,7 @@ Multiplications are counted, and a pass over the scalars of a value as some twen
 while it reads and writes one number. That is right to a factor of two or three, enough to tell seconds from hours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gnewton.caller import warn
 from gnewton.derivatives.operation import Operation
@@ -34,6 +34,22 @@ def warn_if_long(tape: Tape, blocks: Sequence[Sequence[int]], order: int) -> Non
             "(Partition.by_layer, Partition.blocks), fewer samples at a time (data=) or order=2",
             LongSummaryWarning,
         )
+
+
+def with_progress(blocks: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+    """The blocks; from the second on with a bar in a terminal, where tqdm is installed."""
+    yield from blocks[:1]
+    if len(blocks) > 1:
+        yield from _bar(blocks)
+
+
+def _bar(blocks: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return iter(blocks[1:])
+    # None leaves it to tqdm: nothing in a file, a pipe or a notebook, whose saved output would keep it.
+    return iter(tqdm(blocks[1:], "sweeps", initial=1, total=len(blocks), leave=False, disable=None))
 
 
 def estimate(tape: Tape, blocks: Sequence[Sequence[int]], order: int) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from gnewton.derivatives.group_tangents import GroupTangents, total
 from gnewton.derivatives.memory import group_blocks
 from gnewton.derivatives.operation import Adjoint, Jet, Jets, Operation, Variable
 from gnewton.derivatives.paths import add_pairs, find_paths
-from gnewton.derivatives.price import warn_if_long
+from gnewton.derivatives.price import warn_if_long, with_progress
 from gnewton.derivatives.rules.linear import load_forward_mode
 from gnewton.derivatives.tape import Tape
 from gnewton.partition import Partition
@@ -76,7 +76,7 @@ def summary(
         tensors: dict[str, Tensor] = {}
         blocks = list(group_blocks(tape, partition, order, full_third, max_memory))
         warn_if_long(tape, blocks, order)
-        for groups in blocks:
+        for groups in with_progress(blocks):
             sums = BlockAccumulator(partition, order, full_third)
             sweep = _Sweep(tape, adjoints, partial(_tangents, partition, direction, groups), sums)
             sweep.forward(keep_tangents=full_third, keep_adjoints=full_third or groups is not blocks[-1])

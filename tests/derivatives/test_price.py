@@ -1,5 +1,7 @@
 """The estimate of what a summary costs, and the one sentence where that is much."""
 
+import io
+import sys
 import warnings
 
 import pytest
@@ -45,6 +47,23 @@ def test_one_sentence_where_it_takes_long(monkeypatch):
     monkeypatch.setattr(price, "_LONG", 10)
     with pytest.warns(price.LongSummaryWarning, match="sweeps: 45.*more max_memory.*data="):
         gn.summarize(loss, partition, max_memory=1.0)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("stream", "shown"), [(Terminal, True), (io.StringIO, False)])
+def test_a_bar_in_a_terminal_from_the_second_sweep_on(stream, shown, monkeypatch):
+    pytest.importorskip("tqdm")
+    partition, loss = build()
+    monkeypatch.setattr("sys.stderr", stream())
+    whole = gn.summarize(loss, partition)
+    assert sys.stderr.getvalue() == ""
+    swept = gn.summarize(loss, partition, max_memory=1.0)
+    assert ("sweeps" in sys.stderr.getvalue() and "1/45" in sys.stderr.getvalue()) is shown
+    torch.testing.assert_close(swept.hessian, whole.hessian)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from benchmarks import (
     one_sample,
     peers,
     process,
+    real,
+    real_networks,
     report,
     sections,
     widgets,
@@ -238,6 +240,50 @@ def test_a_section_from_measurement_to_table(tmp_path: Path, monkeypatch: pytest
     sections.work(plan)
     assert plan.failures == ["order 2: perceptron, work", "order 3: perceptron, gain"]
     assert "| 2.5 (2.5 to 2.5) |" in (tmp_path / "work-order-2.md").read_text()
+
+
+@pytest.mark.parametrize("name", [real.LSTM, real.GRU])
+def test_a_recurrent_network_has_groups_and_a_finite_loss(name: str) -> None:
+    network, parts, u = measure._problem(name, "by tensor")
+    assert len(parts) == len(u) == 11
+    assert network.loss().isfinite()
+
+
+@pytest.mark.parametrize("name", [n for n in real_networks.REAL if "layers" not in n])
+def test_a_network_of_transformers_has_the_groups_of_its_row(name: str) -> None:
+    if real.transformers_is_missing():
+        pytest.skip("transformers cannot be imported")
+    sizes = {real.GPT: 15, real.RESNET: 107, real.IN_PLACE: 107}
+    network, groups = real_networks.build_real(name), "by block" if name == real.GPT else "by layer"
+    parts = real_networks.by_block(network.model) if groups == "by block" else networks.partition(groups, network.model)
+    assert len(parts) == sizes.get(name, len(parts))
+    assert network.loss().isfinite()
+
+
+def test_real_networks_from_measurement_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With times made up: a miss is listed, and without transformers its networks are left out."""
+
+    def made_up(task: str, **arguments: Any) -> dict[str, Any]:
+        if task == "memory":
+            return {"bytes": 2**20, "why": None}
+        times = {"engine": 3.0, "oracle": 2.0}
+        rows = [
+            {"peer": p, "order": o, "why": None, "ratio": times[p], "low": times[p], "high": times[p]}
+            for p, o in arguments["subjects"]
+        ]
+        return {"network": arguments["network"], "groups": arguments["groups"], "S": 11, "threads": 1, "rows": rows}
+
+    monkeypatch.setattr(real, "run", made_up)
+    monkeypatch.setattr(real, "transformers_is_missing", lambda: True)
+    plan = Plan(folder=tmp_path)
+    real.real(plan)
+    assert plan.failures == [f"real: {n}, by tensor, order {o}" for n in (real.LSTM, real.GRU) for o in (2, 3)]
+    assert (tmp_path / "real.md").read_text().count("| 2 (2 to 2) ") == 4
+
+
+def test_an_accelerator_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"expected a device of type abacus, got .*: nothing was measured"):
+        front.main(["--device", "abacus"])
 
 
 def test_exact_directions_from_measurement_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gnewton.derivatives.group_tangents import GroupTangents, lift, rows, sum_tangents_to, sum_values_to, total
+from gnewton.derivatives.group_tangents import GroupTangents, lift, rows, scale, sum_tangents_to, sum_values_to, total
 from gnewton.derivatives.operation import (
     Accumulator,
     Adjoint,
@@ -68,10 +68,11 @@ class Product(Rule):
             self._add_hessian(o, (a.first, b.first), adjoint[None], sums)
             if sums.order == 3:
                 self._add_third(o, a, b, adjoint[None], sums)
+        # Formed before a's and b's tangents may be written into.
+        curvature_term = self._curvature_term(o, a.first, b.first) if sums.order == 3 else None
         first = self.tangent(o, (a.first, b.first), self.offset(o, c.first))
         if sums.order < 3:
             return [Jet(first)]
-        curvature_term = self._curvature_term(o, a.first, b.first)
         return [Jet(first, self.tangent(o, (a.second, b.second), self.offset(o, c.second), curvature_term))]
 
     def backward(
@@ -98,13 +99,17 @@ class Product(Rule):
         """B(a_s, b) + B(a, b_s), and more terms."""
         a, b = pair
         terms = [
-            a and GroupTangents(a.groups, self.times(o, a.values, o.value(*self.right)[None]), owned=True),
+            a and self.times_right(o, a),
             b and GroupTangents(b.groups, self.times(o, o.value(*self.left)[None], b.values), owned=True),
         ]
         out = total([*terms, *more], o.outputs[0].value.shape)
         if out and (a or b):
             out.owned = True
         return out
+
+    def times_right(self, o: Operation, a: GroupTangents) -> GroupTangents:
+        """B(a_s, b); may write it into the memory of a_s where that is owned."""
+        return GroupTangents(a.groups, self.times(o, a.values, o.value(*self.right)[None]), owned=True)
 
     def _add_hessian(
         self, o: Operation, pair: tuple[GroupTangents, GroupTangents], adjoint: Tensor, sums: Accumulator
@@ -165,6 +170,11 @@ class Multiply(Product):
     def times(self, o: Operation, a: Tensor, b: Tensor) -> Tensor:
         dim = o.outputs[0].value.dim()
         return lift(a, dim) * lift(b, dim)
+
+    def times_right(self, o: Operation, a: GroupTangents) -> GroupTangents:
+        out = scale(a, o.value(*self.right))
+        assert out is not None
+        return out
 
     def pull_a(self, o: Operation, adjoint: Tensor, b: Tensor) -> Tensor:
         return sum_values_to(self.times(o, adjoint, b), o.value(*self.left).shape)

@@ -66,6 +66,13 @@ class Addmm(Bmm):
     def offset_adjoint(self, o: Operation, m: GroupTangents | None, shape: Sequence[int]) -> GroupTangents | None:
         return super().offset_adjoint(o, self.offset(o, m), shape)
 
+    def tangent(self, o: Operation, pair: Pair, *more: GroupTangents | None) -> GroupTangents | None:
+        (a, b), matrix = pair, o.value(*self.right)
+        if a is None or matrix.dim() > 2 or o.argument(4, "alpha", 1) != 1:
+            return super().tangent(o, pair, *more)
+        term = b and GroupTangents(b.groups, self.times(o, o.value(*self.left)[None], b.values))
+        return _sum_with_product(o, a, matrix, (term, *more))
+
     def _scale(self, values: Tensor, factor: float) -> Tensor:
         return values if factor == 1 else values * factor
 
@@ -91,16 +98,8 @@ class Linear(Product):
         a, b = pair
         if a is None:
             return super().tangent(o, pair, *more)
-        # The product for all of a's groups, by far the largest, is written where it is to stay.
-        groups, shape, k = union([a, b, *more]), o.outputs[0].value.shape, len(a.groups)
-        out = a.values.new_empty(len(groups), *shape)
-        weight = o.value(*self.right)
-        torch.mm(a.values.reshape(-1, weight.shape[1]), weight.T, out=out[:k].view(-1, weight.shape[0]))
-        out[k:] = 0
-        for term in (b and GroupTangents(b.groups, self.times(o, o.value(*self.left)[None], b.values)), *more):
-            if term:
-                add_rows(out, groups, term.groups, lift(term.values, len(shape)))
-        return GroupTangents(groups, out, owned=True)
+        term = b and GroupTangents(b.groups, self.times(o, o.value(*self.left)[None], b.values))
+        return _sum_with_product(o, a, o.value(*self.right).T, (term, *more))
 
     def pull_a(self, o: Operation, adjoint: Tensor, b: Tensor) -> Tensor:
         return self.times(o, adjoint, b.mT)
@@ -113,6 +112,20 @@ class Linear(Product):
 
 
 register("linear", Linear())
+
+
+def _sum_with_product(
+    o: Operation, a: GroupTangents, matrix: Tensor, more: Sequence[GroupTangents | None]
+) -> GroupTangents:
+    """a_s times a matrix that all groups share, by far the largest term, written where it is to stay; and more terms."""
+    groups, shape, k = union([a, *more]), o.outputs[0].value.shape, len(a.groups)
+    out = a.values.new_empty(len(groups), *shape)
+    torch.mm(a.values.reshape(-1, matrix.shape[0]), matrix, out=out[:k].view(-1, matrix.shape[1]))
+    out[k:] = 0
+    for term in more:
+        if term:
+            add_rows(out, groups, term.groups, lift(term.values, len(shape)))
+    return GroupTangents(groups, out, owned=True)
 
 
 def _samples(stacked: Tensor) -> Tensor:

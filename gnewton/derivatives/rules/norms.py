@@ -1,6 +1,7 @@
 """Norm layers."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from gnewton.derivatives.operation import (
     adjoint_values,
     register,
 )
+from gnewton.derivatives.rules.tiles import tiles
 
 
 class Standardize(Rule):
@@ -29,29 +31,35 @@ class Standardize(Rule):
         value, eps = o.inputs[0].value, o.argument(2, "eps")
         axes = [axis % value.dim() - value.dim() for axis in o.argument(1, "axes")]
 
-        def mean(v: Tensor) -> Tensor:
-            return v.mean(axes, keepdim=True)
-
-        c, c1 = value - mean(value), x.values - mean(x.values)
+        mean = partial(torch.mean, dim=axes, keepdim=True)
+        c = value - mean(value)
         r = (mean(c * c) + eps).rsqrt()
-        q1 = 2 * mean(c * c1)  # the derivatives of mean(c^2), and then of r
-        r1 = -(r**3) * q1 / 2
         size = c.numel() // r.numel()
-        pull, pull1 = size * mean(adjoint * c), size * mean(adjoint * c1)
-        gram = (rows(c1) * (-pull * r**3 / size).expand_as(c).flatten()) @ rows(c1).T
-        cross = rows(pull1) @ rows(r1).T
-        curvature = rows(pull * r**5 * q1) @ rows(q1).T * 0.75
-        sums.hessian(x.groups, x.groups, gram + cross + cross.T + curvature)
-        first = GroupTangents(x.groups, c1 * r + c * r1)
-        if sums.order < 3:
-            return [Jet(first)]
-        c2 = torch.zeros_like(c1) if x2 is None else x2.over(x.groups) - mean(x2.over(x.groups))
-        q2, q3 = 2 * mean(c1 * c1 + c * c2), 6 * mean(c1 * c2)
-        r2 = 0.75 * r**5 * q1 * q1 - r**3 * q2 / 2
-        r3 = -1.875 * r**7 * q1**3 + 2.25 * r**5 * q1 * q2 - r**3 * q3 / 2
-        third = 3 * size * mean(adjoint * c2) * r1 + 3 * pull1 * r2 + pull * r3
-        sums.third(x.groups, rows(third).sum(1))
-        return [Jet(first, GroupTangents(x.groups, c2 * r + 2 * c1 * r1 + c * r2))]
+        pull = size * mean(adjoint * c)
+        first = x.result()
+        second = GroupTangents(x.groups, torch.empty_like(first.values), owned=True) if sums.order == 3 else None
+        x2_values = None if x2 is None else x2.over(x.groups)
+        for cut in tiles(x.values, axes):
+            c0, r0, v, pull0 = map(cut, (c, r, adjoint, pull))
+            # Written where x_s was read, if nobody else reads it.
+            c1 = torch.sub(cut(x.values), mean(cut(x.values)), out=cut(first.values))
+            q1 = 2 * mean(c0 * c1)  # the derivatives of mean(c^2), and then of r
+            r1 = -(r0**3) * q1 / 2
+            pull1 = size * mean(v * c1)
+            gram = (rows(c1) * (-pull0 * r0**3 / size).expand_as(c0).flatten()) @ rows(c1).T
+            cross = rows(pull1) @ rows(r1).T
+            curvature = rows(pull0 * r0**5 * q1) @ rows(q1).T * 0.75
+            sums.hessian(x.groups, x.groups, gram + cross + cross.T + curvature)
+            if second:
+                c2 = torch.zeros_like(c1) if x2_values is None else cut(x2_values) - mean(cut(x2_values))
+                q2, q3 = 2 * mean(c1 * c1 + c0 * c2), 6 * mean(c1 * c2)
+                r2 = 0.75 * r0**5 * q1 * q1 - r0**3 * q2 / 2
+                r3 = -1.875 * r0**7 * q1**3 + 2.25 * r0**5 * q1 * q2 - r0**3 * q3 / 2
+                third = 3 * size * mean(v * c2) * r1 + 3 * pull1 * r2 + pull0 * r3
+                sums.third(x.groups, rows(third).sum(1))
+                cut(second.values).copy_(c2.mul_(r0).addcmul_(c1, r1, value=2).addcmul_(c0, r2))
+            c1.mul_(r0).addcmul_(c0, r1)
+        return [Jet(first, second)]
 
     def backward(
         self, o: Operation, jets: Jets, adjoints: Adjoints, needs: NeedsAdjoint, sums: Accumulator

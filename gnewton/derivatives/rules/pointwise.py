@@ -5,7 +5,6 @@ Each needs a few passes over the tangents and, for H-bar, one Gram matrix.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -48,9 +47,8 @@ class Pointwise(Rule):
         if x2 and x2.groups != x.groups[: len(x2.groups)]:
             x2 = GroupTangents(x.groups, x2.over(x.groups))
         # rows() of permuted tangents is a copy: the results get memory of their own, in order.
-        fresh = partial(torch.empty_like, x.values, memory_format=torch.contiguous_format)
-        first = GroupTangents(x.groups, x.values if x.owned and x.values.is_contiguous() else fresh(), owned=True)
-        second = GroupTangents(x.groups, fresh(), owned=True) if sums.order == 3 else None
+        first = x.result()
+        second = GroupTangents(x.groups, torch.empty_like(first.values), owned=True) if sums.order == 3 else None
         adjoint = torch.zeros_like(f1) if adjoints[0].value is None else adjoints[0].value
         # At order 2, f'' is needed only times the adjoint.
         w2 = f2.mul_(adjoint) if second is None and f2 is not f1 else f2 * adjoint

@@ -20,6 +20,7 @@ from gnewton.derivatives.operation import (
     register,
 )
 from gnewton.derivatives.rules.pointwise import add_cubes
+from gnewton.derivatives.rules.tiles import tiles
 
 
 class Softmax(Rule):
@@ -41,20 +42,29 @@ class Softmax(Rule):
     def forward(self, o: Operation, jets: Jets, adjoints: Adjoints, sums: Accumulator) -> list[Jet]:
         ((x, x2),), (adjoint,) = jets, adjoint_values(o, adjoints)
         assert x is not None
-        p, axis, mean = self._means(o)
-        a = x.values - mean(x.values)
+        p, axis, _ = self._means(o)
         inner = adjoint if self.logarithm else adjoint * p
-        w = -p * inner.sum(axis, keepdim=True) + (0 if self.logarithm else inner)
-        sums.hessian(x.groups, x.groups, (rows(a) * w.flatten()) @ rows(a).T)
-        if sums.order < 3:
-            return [Jet(GroupTangents(x.groups, a if self.logarithm else p * a))]
-        b = 0 if x2 is None else x2.over(x.groups) - mean(x2.over(x.groups))
-        log2 = (b - mean(a * a)).expand_as(a)
-        log3 = -mean(a * (a * a + 3 * b))
-        third = log3.expand_as(a) if self.logarithm else p * (a**3 + 3 * a * log2 + log3)
-        sums.third(x.groups, rows(third) @ adjoint.flatten())
-        first, second = (a, log2) if self.logarithm else (p * a, p * (a * a + log2))
-        return [Jet(GroupTangents(x.groups, first), GroupTangents(x.groups, second))]
+        inner_sum = inner.sum(axis, keepdim=True)
+        w = -p * inner_sum + (0 if self.logarithm else inner)
+        first = x.result()
+        second = GroupTangents(x.groups, torch.empty_like(first.values), owned=True) if sums.order == 3 else None
+        x2_values = None if x2 is None else x2.over(x.groups)
+        for cut in tiles(x.values, [axis]):
+            q = cut(p)
+            # Written where x_s was read, if nobody else reads it.
+            a = torch.sub(cut(x.values), _mean(q, cut(x.values), axis), out=cut(first.values))
+            sums.hessian(x.groups, x.groups, (rows(a) * cut(w).flatten()) @ rows(a).T)
+            if second:
+                b = 0 if x2_values is None else cut(x2_values) - _mean(q, cut(x2_values), axis)
+                log3 = -_mean(q, a * (a * a + 3 * b), axis)
+                log2 = cut(second.values).copy_(b - _mean(q, a * a, axis))
+                cubes = log3 if self.logarithm else a**3 + 3 * a * log2 + log3
+                sums.third(x.groups, rows(cubes * cut(inner_sum if self.logarithm else inner)).sum(1))
+                if not self.logarithm:
+                    log2.add_(a * a).mul_(q)
+            if not self.logarithm:
+                a.mul_(q)
+        return [Jet(first, second)]
 
     def backward(
         self, o: Operation, jets: Jets, adjoints: Adjoints, needs: NeedsAdjoint, sums: Accumulator
@@ -80,7 +90,11 @@ class Softmax(Rule):
         """The probabilities, the axis that they sum to 1 along, and the mean under them."""
         y = o.outputs[0].value
         p, axis = y.exp() if self.logarithm else y, o.argument(1, "dim") % y.dim() - y.dim()
-        return p, axis, lambda v: (p * v).sum(axis, keepdim=True)
+        return p, axis, partial(_mean, p, axis=axis)
+
+
+def _mean(p: Tensor, v: Tensor, axis: int) -> Tensor:
+    return (p * v).sum(axis, keepdim=True)
 
 
 # The safe one is 0 where all entries are masked: there every probability vanishes, and with it every derivative.
