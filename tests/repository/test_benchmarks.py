@@ -24,6 +24,7 @@ from benchmarks import (
     one_sample,
     peers,
     process,
+    profile,
     real,
     real_networks,
     report,
@@ -258,6 +259,18 @@ def test_a_network_of_transformers_has_the_groups_of_its_row(name: str) -> None:
     parts = real_networks.by_block(network.model) if groups == "by block" else networks.partition(groups, network.model)
     assert len(parts) == sizes.get(name, len(parts))
     assert network.loss().isfinite()
+
+
+def test_a_profile_says_what_each_operation_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "run", lambda task, **arguments: profile.times("tiny", arguments["order"]))
+    monkeypatch.setattr(profile, "NETWORKS", ("tiny",))
+    profile.profile(Plan(networks=["tiny"], folder=tmp_path))
+    (second, third) = json.loads((tmp_path / "profile.json").read_text())
+    assert {"linear", "tanh", "log_softmax"} <= set(second["operations"]) == set(third["operations"])
+    assert 0 < second["rules"] < second["all"]
+    with profile.timed_rules() as spent:
+        pass
+    assert not spent
 
 
 def test_real_networks_from_measurement_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
