@@ -4,7 +4,7 @@ import json
 import os
 import sys
 
-from benchmarks import agreement, measure, one_sample, profile, widgets
+from benchmarks import agreement, measure, one_sample, profile, steps, widgets
 
 TASKS = {
     "time": measure.time,
@@ -14,6 +14,7 @@ TASKS = {
     "one sample": one_sample.time,
     "one sample agrees": one_sample.disagreement,
     "profile": profile.times,
+    "steps": steps.times,
     "redraw": widgets.redraw,
 }
 
