@@ -23,7 +23,8 @@ def step_times(plan: Plan) -> None:
 
 def times(network: str, seconds: float) -> dict[str, Any]:
     """Median CPU milliseconds of each kind of step; round after round, so that a slow minute strikes all of them."""
-    kinds = steps(build(network))
+    names = list(steps(build(network)))
+    kinds = {name: steps(build(network))[name] for name in names}  # each trains a network of its own
     for step in kinds.values():
         for _ in range(20):  # past the steps that look for a rate
             step()
