@@ -121,11 +121,11 @@ def walker(described: dict[str, Any], lines: str) -> str:
 
 
 def figure(described: dict[str, Any], picture: str) -> str:
-    """The element that ``figures.js`` brings to life. Without a script the picture stays, which says its
-    sentence itself; the sentence as text is for the search."""
+    """The element that ``figures.js`` brings to life. Without a script the picture stays, which says its sentence itself; with
+    one it is gone before it is loaded. The sentence as text is for the search."""
     sentence = escape(described["sentence"])
     return (
-        f'<figure class="gn-figure" data-gnewton><img src="{picture}" width="704" alt="{sentence}">'
+        f'<figure class="gn-figure" data-gnewton><img src="{picture}" width="704" loading="lazy" alt="{sentence}">'
         f'<p class="gn-spoken">{sentence}</p>{_script(described)}</figure>'
     )
 

@@ -302,6 +302,20 @@ def local_part(tensor: Any) -> Tensor:
     return part
 
 
+def own_rows(parameter: Any) -> Tensor:
+    """The memory that a parameter has here, to be given back by ``lend_rows``."""
+    rows: Tensor = parameter._local_tensor if is_dtensor(parameter) else parameter.data
+    return rows
+
+
+def lend_rows(parameter: Any, rows: Tensor) -> None:
+    """Let a parameter stand for other memory; a DTensor's ``data`` is no more than its name."""
+    if is_dtensor(parameter):
+        parameter._local_tensor = rows
+    else:
+        parameter.data = rows
+
+
 def with_local_part(like: Any, local: Tensor) -> Tensor:
     """A DTensor that is sharded as another one, from this rank's rows."""
     from torch.distributed.tensor import DTensor

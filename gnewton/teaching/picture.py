@@ -208,8 +208,11 @@ def _heat(ax: Axes, m: Mark, n: Numbers) -> None:
 
 
 def _unpack(shades: Numbers) -> Any:
-    levels = np.frombuffer(base64.b64decode(shades["data"]), dtype=np.int8)
-    return levels.reshape(-1, shades["columns"]) / 127
+    n = shades["columns"]
+    levels, lower = np.zeros((n, n)), np.tril_indices(n)
+    levels[lower] = np.frombuffer(base64.b64decode(shades["data"]), dtype=np.int8)
+    levels.T[lower] = levels[lower]
+    return levels / 127
 
 
 def _contours(ax: Axes, m: Mark, n: Numbers) -> None:

@@ -120,3 +120,25 @@ def test_a_picture_is_lighter_and_looks_the_same():
     assert len(after) < len(before)
     seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(after))).convert("RGB"), dtype=int)
     assert np.abs(seen - given).mean() < 12  # of 255: 256 colours for 9,600 different ones
+
+
+# -- what a page need not load -----------------------------------------------------------------------------------------
+
+SHOWN, LONG_NAME, HIDDEN = (
+    '.fa-sun{--fa:"\\f185"}',
+    '.fa-search,.fa-magnifying-glass{--fa:"\\f002"}',
+    '.fa-bus{--fa:"\\f207"}',
+)
+REST = ".fa-lg{font-size:2em}html{color:red}"
+
+
+def test_the_style_keeps_the_icons_that_are_named(tmp_path):
+    style, script = tmp_path / "_static/styles/pydata-sphinx-theme.css", tmp_path / "_static/scripts/theme.js"
+    for path in (style, script):
+        path.parent.mkdir(parents=True)
+    style.write_text(SHOWN + LONG_NAME + HIDDEN + REST, encoding="utf-8")
+    script.write_text("button.classList.add('fa-sun')", encoding="utf-8")
+    (script.parent / "fontawesome.js").write_text("every icon, fa-bus too", encoding="utf-8")
+    (tmp_path / "index.html").write_text("<i class='fa-solid fa-magnifying-glass fa-lg'></i>", encoding="utf-8")
+    runpy.run_path(str(Path(__file__).parents[2] / "book" / "light.py"))["lighten"](tmp_path)
+    assert style.read_text(encoding="utf-8") == SHOWN + LONG_NAME + REST

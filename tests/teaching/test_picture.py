@@ -14,7 +14,7 @@ from gnewton.teaching import picture
 from gnewton.teaching.scene import KINDS, Axis, Mark, Panel, Scene, Shown
 
 ROWS = ("one", "two")
-SHADES = base64.b64encode(np.array([[127, -127], [0, 60]], dtype=np.int8).tobytes()).decode()
+SHADES = base64.b64encode(np.array([127, -127, 60], dtype=np.int8).tobytes()).decode()
 # kind -> its axes, options and numbers
 DRAWN = {
     "line": ((), {"every": 2, "end": True}, {"x": [0.0, 0.3, 0.6, 1.0], "y": [0.1, 0.4, None, 0.9]}),

@@ -282,9 +282,9 @@
   }
   /** Bytes in base 64, -127 to 127, to rows of numbers in [-1, 1]. */
   function unpacked({ columns, data }) {
-    const bytes = Int8Array.from(atob(data), c => c.charCodeAt(0)), rows = [];
-    for (let i = 0; i < bytes.length; i += columns) rows.push(Array.from(bytes.subarray(i, i + columns), v => v / 127));
-    return rows;
+    const bytes = Int8Array.from(atob(data), c => c.charCodeAt(0)), all = [...Array(columns).keys()];
+    const below = (j, i) => bytes[j * (j + 1) / 2 + i] / 127;
+    return all.map(j => all.map(i => below(Math.max(i, j), Math.min(i, j))));
   }
   /** A number to [-1, 1]: linear below `linear`, logarithmic to `high`. */
   function shading({ linear, high }) {

@@ -84,7 +84,7 @@ class SampleSpectrum(FigureWidget):
             *curves,
             Mark("rule", 2, "muted", "", {"dash": "2 3"}),
         )
-        super().__init__(Scene(controls, panels, marks, digits=4))
+        super().__init__(Scene(controls, panels, marks, digits=3))
 
     def numbers(self, state: str, sample: int, damping: float) -> Shown:
         point = self._at(state, sample)
@@ -109,8 +109,8 @@ class SampleSpectrum(FigureWidget):
 
 
 def shades(matrix: Array) -> dict[str, Any]:
-    """A large matrix as bytes for a picture: of every 2 x 2 entries the one of largest size, on a logarithmic scale of three
-    decades, from -127 to 127. Read by rows, in base 64."""
+    """A large symmetric matrix as bytes for a picture: of every 2 x 2 entries the one of largest size, on a logarithmic scale
+    of three decades, from -127 to 127. The lower triangle, read by rows, in base 64."""
     n = len(matrix) + len(matrix) % 2
     padded = np.zeros((n, n))
     padded[: len(matrix), : len(matrix)] = matrix
@@ -119,7 +119,7 @@ def shades(matrix: Array) -> dict[str, Any]:
     size = np.abs(largest) / (np.abs(largest).max() or 1.0)
     shade = np.where(size < 1e-3, size * 1e3, 1 + np.log10(np.maximum(size, 1e-3)) + 3) / 4
     levels = np.round(127 * np.sign(largest) * shade).astype(np.int8)
-    return {"columns": n // 2, "data": base64.b64encode(levels.tobytes()).decode()}
+    return {"columns": n // 2, "data": base64.b64encode(levels[np.tril_indices(n // 2)].tobytes()).decode()}
 
 
 def small_digits(data: Dataset) -> tuple[Tensor, Tensor]:
