@@ -179,7 +179,7 @@ def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]
     gradients = {}
     for name, p in partition.parameters.items():
         g = next(entries) if p.requires_grad else None
-        gradients[name] = torch.zeros_like(p) if g is None else g.to_dense()
+        gradients[name] = torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
     return value.detach().reshape(()), gradients
 
 
