@@ -146,7 +146,7 @@ notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone (VARIANT=pe
 	$(BIN)/python tools/elsewhere.py $(VARIANT) -- $(NBVAL)
 
 test-ranks: $(VENV)/.installed-test  ## the laws of several processes, with four of them (RANKS=3)
-	GNEWTON_RANKS=$(RANKS) $(BIN)/pytest tests/test_ranks.py tests/stacks/test_launchers.py
+	GNEWTON_RANKS=$(RANKS) $(BIN)/pytest tests/test_ranks.py tests/test_sharded.py tests/stacks/test_launchers.py
 
 test-torch: $(if $(TORCH),.cache/torch-$(TORCH).txt)  ## unit tests and notebooks with another torch, in a venv of its own (TORCH=2.9.1)
 	@test -n "$(TORCH)" || { echo "expected a version of torch, got none: make test-torch TORCH=2.9.1"; exit 1; }
