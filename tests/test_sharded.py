@@ -51,6 +51,8 @@ CASES = [
     ("attention", "by_layer", {"full_third": True}),
     ("attention", "by_kind", {"order": 2}),
     ("convolutions", "by_tensor", {"full_third": True}),
+    ("perceptron", "by_name", {}),
+    ("forces", "by_layer", {"engine": "nested"}),
 ]
 
 
@@ -115,6 +117,19 @@ def test_steps_with_samples_that_are_not_weighed_are_others(pool):
     case = STEPS[0][:4]
     many, one = pool.run(jobs.stepped, *case, "unweighed"), jobs.stepped(0, *case)
     assert distance(many[0]["parameters"], one["parameters"]) > 1e-6
+
+
+def test_suggested_rates_are_those_of_one_process(pool):
+    many, one = pool.run(jobs.suggested), jobs.suggested(0)
+    for what, expected in one.items():
+        assert all(torch.equal(other[what], many[0][what]) for other in many)
+        torch.testing.assert_close(many[0][what], expected, rtol=1e-8, atol=1e-12)
+
+
+def test_a_monitor_says_of_fsdp_what_it_says_of_one_process(pool):
+    many, one = pool.run(jobs.monitored), jobs.monitored(0)
+    assert all(other == many[0] for other in many)
+    torch.testing.assert_close(torch.tensor(many[0]), torch.tensor(one), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("settings", [{"period": 2}, {"policy": gn.policies.Calibrated(steps=4, period=2)}])
@@ -185,7 +200,6 @@ REFUSED = {
     "replaced": "got one that replaces weight",
     "other model": "build the Partition anew",
     "stochastic": "TypeError: expected whole parameters, got shards",
-    "suggestion": "TypeError: expected whole parameters, got shards",
 }
 
 

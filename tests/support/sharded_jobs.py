@@ -64,6 +64,19 @@ def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.LayerNorm(3), nn.GELU(), nn.Linear(3, 1))
 
 
+class Forces(nn.Module):
+    """Its output is a slope, which a backward pass inside computes: the tape does not see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = perceptron()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.requires_grad_()
+        (slope,) = torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)
+        return slope.sum(-1)
+
+
 def convolutions() -> nn.Module:
     return nn.Sequential(
         nn.Conv1d(5, 3, 2), nn.BatchNorm1d(3), nn.SiLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(3, 2)
@@ -73,7 +86,7 @@ def convolutions() -> nn.Module:
 def problem(name: str) -> tuple[nn.Module, Loss, Tensor, Tensor]:
     """A whole model, its loss and the whole batch, the same ones everywhere."""
     torch.manual_seed(0)
-    make = {"tied": Tied, "attention": Attention, "convolutions": convolutions}.get(name, perceptron)
+    make = {"tied": Tied, "attention": Attention, "convolutions": convolutions, "forces": Forces}.get(name, perceptron)
     model = make().double()
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(SAMPLES, 4, 5, generator=generator, dtype=torch.float64)
@@ -144,7 +157,10 @@ def direction(partition: gn.Partition) -> dict[str, Tensor]:
 def summary(rank: int, name: str, factory: str, options: dict[str, Any], weighed: bool = True) -> dict[str, Any]:
     """The gradient, whole, and the summary along an irregular direction."""
     model, loss, samples = started(rank, name)
-    partition = getattr(gn.Partition, factory)(model)
+    if factory == "by_name":
+        partition = gn.Partition.by_name(model, {"ends": ["0.*", "5.*"], "norm": "3.weight"}, rest="ignore")
+    else:
+        partition = getattr(gn.Partition, factory)(model)
     samples = samples if weighed else 1
     gradient = gn.direction.gradient(loss, partition, samples=samples)
     s = gn.summarize(loss, partition, direction(partition), samples=samples, **options)
@@ -237,6 +253,33 @@ def resumed(rank: int, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 def flat(tensors: dict[str, Tensor]) -> Tensor:
     return torch.cat([t.flatten() for t in tensors.values()])
+
+
+def suggested(rank: int) -> dict[str, Tensor]:
+    """Suggested rates of Adam: as many samples in each batch on every rank, and in those of one process all of theirs."""
+    model, loss, x, y = problem("perceptron")
+    batches = [tuple(t[:12][start::2][rank :: world()] for t in (x, y)) for start in (0, 1)]
+    if world() > 1:
+        shard(model)
+    partition = gn.Partition.by_layer(model)
+    s = gn.suggest_learning_rates(loss, partition, batches, proposer=torch.optim.Adam(model.parameters()), cubic=1.0)
+    return {"rates": s.learning_rates, "low": s.low, "high": s.high}
+
+
+def monitored(rank: int) -> list[Any]:
+    """What a monitor says of an ordinary training, by FSDP2 where there are several processes."""
+    model, loss, x, y = problem("perceptron")
+    a, b = mine(rank, x[:12], y[:12])
+    if world() > 1:
+        shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    monitor = gn.RateMonitor(optimizer, gn.Partition.by_layer(model), period=1)
+    for _ in range(4):
+        monitor.look(lambda: loss(a, b))
+        optimizer.zero_grad()
+        loss(a, b).backward()
+        optimizer.step()
+    return [(look.newton_ratio, *look.group_ratios) for look in monitor.history]
 
 
 # -- memory -------------------------------------------------------------------------------------------------------------
@@ -516,9 +559,6 @@ def refused(rank: int, what: str) -> str:
 
     def stochastic() -> None:
         gn.StochasticNewton(sharded(), lr=0.1, lr_direction=0.1).step(lambda: loss(a, b))
-
-    def suggestion() -> None:
-        gn.suggest_learning_rates(loss, sharded(), [(a[:2], b[:2]), (a[2:], b[2:])])
 
     try:
         locals()[what.replace(" ", "_")]()
