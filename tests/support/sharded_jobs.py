@@ -233,11 +233,11 @@ def resumed(rank: int, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
     import io
 
     ends = []
-    for interrupted in (False, True):
+    for loaded in (False, True):
         model, loss, samples = started(rank, "perceptron")
         optimizer = gn.GroupedNewton(gn.Partition.by_layer(model), torch.optim.Adam(model.parameters()), **settings)
         for step in range(6):
-            if interrupted and step == 3:
+            if loaded and step == 3:
                 buffer = io.BytesIO()
                 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
                 buffer.seek(0)
