@@ -399,7 +399,8 @@ def test_slope_of_a_power(exponent: float) -> None:
 def test_growth_figure(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows = [{"peer": "engine", "order": o, "why": None, "seconds": 1.0, "gradient_seconds": 0.1} for o in (2, 3)]
-    points = [(2, {"rows": rows}), (4, {"rows": rows})]
+    slow = {"peer": "engine", "order": 2, "why": "not done after 5 s"}
+    points = [(2, {"rows": rows}), (4, {"rows": [slow, *rows]}), (8, {"rows": [slow]})]
     growth.figure({"S": points, "depth": points}, ["engine"], tmp_path)
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
