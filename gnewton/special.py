@@ -1,7 +1,7 @@
 """Functions whose derivatives in torch lose their digits at some points, written out so that autograd keeps them.
 
-torch's gradients of these are right; the derivatives of its formulas for the gradients are not: they cancel (sinc and the
-Bessel functions near 0, log_ndtr and erfcx in the tail), overflow (mish, gelu, logaddexp), are kept away from a pole (binary
+torch computes the functions right; its formulas for their gradients, or the derivatives of these, are not: they cancel (sinc
+and the Bessel functions near 0, log_ndtr and erfcx in the tail), overflow (mish, gelu, logaddexp), are kept away from a pole (binary
 cross-entropy), or lack a term that a mask hides (x^y, differentiated in both, at y = 0 and at y = 1). Here a function that
 cancels is replaced, where it does, by a series or by an integral of positive terms, whose derivatives are again such sums.
 `tests/test_special.py` compares with mpmath.

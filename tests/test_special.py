@@ -286,6 +286,68 @@ def test_powers_in_both_arguments(name, y, engine):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-11)
 
 
+# -- several numbers: zeros, ones and ties, where formulas branch ------------------------------------------------------------
+
+
+def spread(y):
+    return (y * torch.arange(1, y.numel() + 1, dtype=DTYPE).reshape(y.shape).sin()).sum()
+
+
+def summed(x, reduce):
+    return spread(torch.ones(2, dtype=DTYPE).scatter_reduce(0, torch.tensor([0, 0, 1]), x, reduce))
+
+
+# function of x (3,), and the same in sums and products, exponentials and logarithms
+SEVERAL = {
+    "prod": (torch.prod, lambda x: x[0] * x[1] * x[2]),
+    "cumprod": (lambda x: spread(x.cumprod(0)), lambda x: spread(torch.stack([x[0], x[0] * x[1], x[0] * x[1] * x[2]]))),
+    "norm": (lambda x: (x + 1).norm(), lambda x: ((x + 1) * (x + 1)).sum().sqrt()),
+    "norm, p = 4": (lambda x: (x + 1).norm(p=4), lambda x: ((x + 1) ** 4).sum() ** 0.25),
+    "softmax": (lambda x: spread(x.softmax(0)), lambda x: spread(x.exp() / x.exp().sum())),
+    "logsumexp": (lambda x: x.logsumexp(0), lambda x: x.exp().sum().log()),
+    "logaddexp": (lambda x: torch.logaddexp(x[0], x[1]), lambda x: (x[0].exp() + x[1].exp()).log()),
+    "var": (lambda x: x.var() ** 2, lambda x: (((x - x.mean()) ** 2).sum() / 2) ** 2),
+    "xlogy": (lambda x: torch.xlogy(x[0], x[1] + 1), lambda x: x[0] * (x[1] + 1).log()),
+    "xlog1py": (lambda x: S.xlog1py(x[0], x[1]), lambda x: x[0] * (1 + x[1]).log()),
+    "hypot": (lambda x: torch.hypot(x[0], x[1] + 1), lambda x: (x[0] ** 2 + (x[1] + 1) ** 2).sqrt()),
+    "atan2": (lambda x: torch.atan2(x[0], x[1] + 1), lambda x: (x[0] / (x[1] + 1)).atan()),
+    "lerp": (lambda x: torch.lerp(x[0], x[1], x[2]), lambda x: x[0] + x[2] * (x[1] - x[0])),
+    "kl_div": (lambda x: F.kl_div(x[0], x[1] + 1, reduction="sum"), lambda x: (x[1] + 1) * ((x[1] + 1).log() - x[0])),
+    "scatter_reduce prod": (
+        lambda x: summed(x + 1, "prod"),
+        lambda x: spread((x + 1)[[0, 2]] * torch.stack([x[1] + 1, T[0] / 0.3])),
+    ),
+    "scatter_reduce mean": (
+        lambda x: summed(x, "mean") ** 3,
+        lambda x: spread(torch.stack([(1 + x[0] + x[1]) / 3, (1 + x[2]) / 2])) ** 3,
+    ),
+    "matrix_power": (
+        lambda x: spread(torch.matrix_power(torch.outer(x, x), 2)),
+        lambda x: spread(torch.outer(x, x) * (x * x).sum()),
+    ),
+    "cov": (
+        lambda x: torch.cov(torch.stack([x, x * x]))[0, 1],
+        lambda x: ((x - x.mean()) * (x * x - (x * x).mean())).sum() / 2,
+    ),
+}
+TIES = [[2.0, 3.0, 4.0], [0.0, 2.0, 3.0], [0.0, 0.0, 3.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [2.0, 0.0, 5.0]]
+
+
+@pytest.mark.parametrize("engine", ["tape", "nested"])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_zeros_ones_and_ties(name, engine):
+    function, formula = SEVERAL[name]
+    for point in TIES:
+        x = nn.Parameter(torch.tensor(point, dtype=DTYPE))
+        partition = gn.Partition.by_scalar(nn.ParameterList([x]))
+        u = {n: torch.tensor([1.0, -0.7, 0.4], dtype=DTYPE) for n in partition.parameters}
+        summary = gn.summarize(lambda f=function, x=x: f(x), partition, u, full_third=True, engine=engine)
+        expected = gn.summarize(lambda f=formula, x=x: f(x), partition, u, full_third=True, engine="nested")
+        for ours, theirs in zip(summary.tensors(), expected.tensors(), strict=True):
+            # Some dozen roundings of the largest entry.
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10 * max(1.0, theirs.abs().max().item()))
+
+
 # -- what is written out is torch's function ---------------------------------------------------------------------------
 
 ARGUMENTS = {
