@@ -48,7 +48,7 @@ def gradient(
     {'theta': tensor([-215.6000,  -88.0000])}
     """
 
-    compute = partial(gradient_here, loss, partition, data)
+    compute = partial(gradient_here, loss, partition, data=data)
     gradients = mean_gradient(partition, compute, Tally(weight, samples if data is None else 0.0))[1]
     return {name: g.clone() for name, g in gradients.items()}
 
@@ -89,23 +89,24 @@ def mean_gradient(
 def gradient_here(
     loss: Loss,
     partition: Partition,
-    data: Iterable[Any] | None,
     tally: Tally,
     *,
+    data: Iterable[Any] | None = None,
     restore_buffers: bool = True,
     finite: bool = True,
 ) -> tuple[Tensor, Direction]:
     """This rank's loss () and gradient, as ``mean_gradient`` asks for them.
 
     Args:
-        loss, partition, data: as in ``gradient``.
+        loss, partition: as in ``gradient``.
         tally: counts the samples.
+        data: batches, or None.
         restore_buffers: put them back to what they were.
         finite: as in ``evaluate``.
     """
     with partition.gathered() as whole, differentiable_mode(whole, restore_buffers=restore_buffers, higher=False):
         if whole.weights is not None:
-            return _sharded_gradient(loss, whole, data, tally)
+            return _sharded_gradient(loss, whole, tally, data=data)
         return value_and_gradient(loss, whole, data, weight=tally, finite=finite)
 
 
@@ -141,7 +142,7 @@ def value_and_gradient(
 
 
 def _sharded_gradient(
-    loss: Loss, partition: Partition, data: Iterable[Any] | None, tally: Tally
+    loss: Loss, partition: Partition, tally: Tally, *, data: Iterable[Any] | None
 ) -> tuple[Tensor, Direction]:
     """This rank's loss (), and its rows of the gradient of the mean over the samples of all ranks."""
     weights = partition.weights

@@ -94,7 +94,7 @@ class Objective:
             def compute(tally: Tally) -> tuple[Tensor, Direction]:
                 if not record:
                     options = {"restore_buffers": restore_buffers, "finite": finite}
-                    return gradient_here(self.closure, self.partition, self.data, tally, **options)
+                    return gradient_here(self.closure, self.partition, tally, data=self.data, **options)
                 with differentiable_mode(self.partition, restore_buffers=restore_buffers):
                     self._tape, gradients = record_with_gradient(self.closure, self.partition, finite=finite)
                     assert self._tape.value is not None

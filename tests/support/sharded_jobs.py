@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from support.rank_jobs import world
+from support.rank_jobs import interrupted, world
 from torch import Tensor, nn
 
 import gnewton as gn
@@ -22,6 +22,8 @@ from gnewton.derivatives.rules.matmul import Linear
 warnings.filterwarnings(
     "ignore", "FSDP2-wrapped module"
 )  # that views must not be written into, of its own forward passes
+
+warnings.filterwarnings("ignore", "DTensor random operators may not have complete support")  # torch 2.6
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 SAMPLES = 13  # ragged: no number of ranks divides it
@@ -231,11 +233,11 @@ def resumed(rank: int, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
     import io
 
     ends = []
-    for interrupted in (False, True):
+    for loaded in (False, True):
         model, loss, samples = started(rank, "perceptron")
         optimizer = gn.GroupedNewton(gn.Partition.by_layer(model), torch.optim.Adam(model.parameters()), **settings)
         for step in range(6):
-            if interrupted and step == 3:
+            if loaded and step == 3:
                 buffer = io.BytesIO()
                 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
                 buffer.seek(0)
@@ -321,6 +323,16 @@ def living(rank: int, recent: int) -> dict[str, Any]:
     return {"peaks": peaks, "left": now[0]}
 
 
+def fsdp_trains(rank: int) -> bool:
+    """Whether this torch's FSDP2 trains on processors: that of torch 2.6 does not."""
+    model = shard(perceptron())
+    try:
+        model(torch.ones(2, 5)).sum().backward()
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
 # -- what stays as it was -----------------------------------------------------------------------------------------------
 
 
@@ -354,7 +366,7 @@ class Broken(RuntimeError):
     pass
 
 
-def fail(rank: int, who: int, where: str) -> dict[str, Any]:
+def fail(rank: int, who: int, where: str, trains: bool) -> dict[str, Any]:
     """Something goes wrong on one rank; what is raised on each, how soon, and whether everything is as it was, and works."""
     model, loss, samples = started(rank, "perceptron")
     partition = gn.Partition.by_layer(model)
@@ -376,6 +388,8 @@ def fail(rank: int, who: int, where: str) -> dict[str, Any]:
     with going_wrong(where.split(" in ")[-1], model, optimizer) if rank == who else _nothing() as spoil:
         if spoil is not None:
             loss_here = lambda: spoil(loss())  # noqa: E731
+        elif kind == "interrupt" and rank != who:
+            loss_here = lambda: (time.sleep(0.4), loss())[1]  # noqa: E731
         try:
             ask()
         except BaseException as error:
@@ -386,11 +400,13 @@ def fail(rank: int, who: int, where: str) -> dict[str, Any]:
     restored = all(a is b for old, new in zip(known, now, strict=True) for a, b in zip(old, new, strict=True))
     unchanged = restored and all(torch.equal(after[n], p) for n, p in before.items())
     unchanged = unchanged and all(map(torch.equal, state, whole_state(optimizer)))
-    loss().backward()
-    # FSDP2's is the mean over the ranks, each of which weighs the same.
-    theirs = whole({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    unweighed = whole(gn.direction.gradient(loss, partition))
-    works = all(torch.allclose(theirs[n], unweighed[n], rtol=1e-10, atol=1e-12) for n in theirs)
+    works = True
+    if trains:
+        loss().backward()
+        # FSDP2's is the mean over the ranks, each of which weighs the same.
+        theirs = whole({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        unweighed = whole(gn.direction.gradient(loss, partition))
+        works = all(torch.allclose(theirs[n], unweighed[n], rtol=1e-10, atol=1e-12) for n in theirs)
     return {
         "raised": raised,
         "seconds": seconds,
@@ -426,6 +442,9 @@ def going_wrong(
         yield lambda value: value * float("nan")
     elif where == "slope":
         yield lambda value: value + (0 * value).sqrt()
+    elif where == "waiting":
+        interrupted(0.2)  # while the others sleep, and this rank waits for their rows
+        yield None
     elif where == "signal":
         yield lambda value: (signal.raise_signal(signal.SIGINT), value)[1]
     elif where == "backward":
