@@ -36,7 +36,7 @@ export npm_config_cache := $(CACHE)/npm
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests graders-test dist dist-test release-check lint-deploy image format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-ranks test-torch test-zoo test-alone clean
+.PHONY: help lab test lint types unit notebooks-test browser-test chromium notebooks student reports digests graders-test dist dist-test release-check lint-deploy image format book gpu bench test-elsewhere unit-elsewhere notebooks-elsewhere test-ranks test-torch test-zoo test-zoo-part test-alone clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-19s %s\n' "$$name" "$$text"; done
@@ -146,7 +146,7 @@ notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone (VARIANT=pe
 	$(BIN)/python tools/elsewhere.py $(VARIANT) -- $(NBVAL)
 
 test-ranks: $(VENV)/.installed-test  ## the laws of several processes, with four of them (RANKS=3)
-	GNEWTON_RANKS=$(RANKS) $(BIN)/pytest tests/test_ranks.py tests/stacks/test_launchers.py
+	GNEWTON_RANKS=$(RANKS) $(BIN)/pytest tests/test_ranks.py tests/test_sharded.py tests/stacks/test_launchers.py
 
 test-torch: $(if $(TORCH),.cache/torch-$(TORCH).txt)  ## unit tests and notebooks with another torch, in a venv of its own (TORCH=2.9.1)
 	@test -n "$(TORCH)" || { echo "expected a version of torch, got none: make test-torch TORCH=2.9.1"; exit 1; }
@@ -157,10 +157,13 @@ test-torch: $(if $(TORCH),.cache/torch-$(TORCH).txt)  ## unit tests and notebook
 	@{ grep -vE '^(torch|torchvision|sympy)==' $<; echo 'torch==$*'; } > $@
 
 # One thread each, and nothing is asked of a hub: every model is made from a configuration, with random weights.
-test-zoo: export OMP_NUM_THREADS := 1
-test-zoo: export HF_HUB_OFFLINE := 1
+test-zoo test-zoo-part: export OMP_NUM_THREADS := 1
+test-zoo test-zoo-part: export HF_HUB_OFFLINE := 1
 test-zoo: $(VENV)/.installed-zoo  ## models and loops of other libraries; write VENV=.venv-zoo: torchvision would break them (ZOO_ARGS="-k peft")
 	$(BIN)/pytest tests/models/test_architectures.py tests/stacks -m "zoo or not zoo" -n $(WORKERS) $(ZOO_ARGS)
+
+test-zoo-part: $(VENV)/.installed-test $(VENV)/.installed-zoo-part  ## those of the libraries that install in half a minute, as CI runs them
+	$(BIN)/pytest tests/models/test_architectures.py tests/stacks -m zoo -n $(WORKERS) $(ZOO_ARGS)
 
 test-alone:  ## each target as the first command in a fresh clone, an hour (ALONE="lint book" for some)
 	$(PYTHON) tools/alone.py $(ALONE)

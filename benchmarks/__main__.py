@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import exact, figures, gpu, growth, real, sections, widgets
+from benchmarks import exact, figures, gpu, growth, profile, real, sections, steps, widgets
 from benchmarks.networks import NETWORKS
 from benchmarks.plan import Plan
 from benchmarks.process import all_threads
@@ -21,6 +21,8 @@ SECTIONS = {
     "full-third": sections.full_third,
     "memory": sections.memory,
     "tiny": sections.tiny,
+    "steps": steps.step_times,
+    "profile": profile.profile,
     "real": real.real,
     "growth": growth.growth,
     "exact": exact.exact,

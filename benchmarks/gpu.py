@@ -29,6 +29,7 @@ from benchmarks.gpu_notebook import run_on
 from benchmarks.networks import NETWORKS, PARTITIONS, Network, build, direction, partition
 from benchmarks.report import RESULTS, table
 from benchmarks.waits import Waits
+from gnewton.policies import Calibrated
 
 ROOT = Path(__file__).parents[1]
 FOLDER = RESULTS / "gpu"
@@ -217,8 +218,13 @@ def steps(net: Network) -> dict[str, Callable[[], object]]:
         optimizer = gn.GroupedNewton(parts, proposer, lr=0.1, period=period)
         return lambda: optimizer.step(net.loss)
 
+    single = gn.Partition.single(net.model)
+    calibrated = gn.GroupedNewton(
+        single, torch.optim.Adam(net.model.parameters(), betas=(0.9, 0.99)), policy=Calibrated()
+    )
     return {
         "Adam": adam_step,
+        "Calibrated": lambda: calibrated.step(net.loss),
         "summary, order 2": lambda: gn.summarize(net.loss, parts, u, order=2),
         "summary, order 3": lambda: gn.summarize(net.loss, parts, u, order=3),
         "GroupedNewton": newton(1),
@@ -230,7 +236,7 @@ SECTIONS: dict[str, tuple[Callable[[torch.device], list[Row]], int]] = {
     "tests": (tests, 1),
     "agreement": (agreement, len(NETWORKS) * len(PARTITIONS) * 2),
     "notebooks": (notebooks, len(NOTEBOOKS)),
-    "waits": (waits, (1 + len(TIMED)) * 5),
+    "waits": (waits, (1 + len(TIMED)) * 6),
     "timings": (timings, len(TIMED) * len(BATCHES) * len(PRECISIONS)),
 }
 

@@ -67,6 +67,12 @@ def _series(points: Sequence[tuple[int, dict[str, Any]]], peer: str, order: int)
     return [x for x, _ in kept], [t for _, t in kept]
 
 
+def _gradients(points: Sequence[tuple[int, dict[str, Any]]]) -> tuple[list[int], list[float]]:
+    """One gradient's seconds, where any subject was timed: a slow one may have run out of patience."""
+    timed = [(x, [r["gradient_seconds"] for r in result["rows"] if r["why"] is None]) for x, result in points]
+    return [x for x, seconds in timed if seconds], [seconds[0] for _, seconds in timed if seconds]
+
+
 def _row(axis: str, points: Sequence[tuple[int, dict[str, Any]]], peer: str, order: int) -> list[Any]:
     x, t = _series(points, peer, order)
     if len(x) < 2:
@@ -99,8 +105,7 @@ def figure(sweeps: Mapping[str, Any], peers: Sequence[str], folder: Path) -> Non
                     markerfacecolor="white",
                     label=peer,
                 )
-            unit = [result["rows"][0]["gradient_seconds"] for _, result in points]
-            ax.loglog([x for x, _ in points], unit, color="0.6", label="one gradient")
+            ax.loglog(*_gradients(points), color="0.6", label="one gradient")
             ax.set(xlabel=labels[axis], ylabel="CPU seconds", title=f"order {order}")
             ax.set_xticks([x for x, _ in points], [str(x) for x, _ in points], minor=False)
             ax.minorticks_off()

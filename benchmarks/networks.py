@@ -116,8 +116,9 @@ NETWORKS: dict[str, tuple[str, tuple[int, ...], Callable[[], nn.Module]]] = {
     "residual": ("residual, batch norm, 16-32-64, ELU, 3x32x32", _IMAGE, _residual),
     "transformer": ("2-layer transformer encoder, width 64, 4 heads, length 32", (32, 64), _transformer),
     "tiny": ("64-32-10 tanh, batch 32", (64,), lambda: gn.models.perceptron([64, 32, 10], "tanh")),
+    "small": ("64-32-32-10 tanh", (64,), lambda: gn.models.perceptron([64, 32, 32, 10], "tanh")),
 }
-SEVEN = [name for name in NETWORKS if name != "tiny"]
+SEVEN = [name for name in NETWORKS if name not in ("tiny", "small")]
 
 
 def build(name: str, batch: int | None = None, dtype: torch.dtype = torch.float32, seed: int = 0) -> Network:

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 
-from benchmarks import agreement, measure, one_sample, widgets
+from benchmarks import agreement, measure, one_sample, profile, steps, widgets
 
 TASKS = {
     "time": measure.time,
@@ -13,6 +13,8 @@ TASKS = {
     "agree": agreement.agree,
     "one sample": one_sample.time,
     "one sample agrees": one_sample.disagreement,
+    "profile": profile.times,
+    "steps": steps.times,
     "redraw": widgets.redraw,
 }
 

@@ -48,12 +48,7 @@ def gradient(
     {'theta': tensor([-215.6000,  -88.0000])}
     """
 
-    def compute(tally: Tally) -> tuple[Tensor, Direction]:
-        with partition.gathered() as whole, differentiable_mode(whole, higher=False):
-            if whole.weights is not None:
-                return _sharded_gradient(loss, whole, data, tally)
-            return value_and_gradient(loss, whole, data, weight=tally)
-
+    compute = partial(gradient_here, loss, partition, data=data)
     gradients = mean_gradient(partition, compute, Tally(weight, samples if data is None else 0.0))[1]
     return {name: g.clone() for name, g in gradients.items()}
 
@@ -91,6 +86,30 @@ def mean_gradient(
     return value.new_tensor(mean.value), means
 
 
+def gradient_here(
+    loss: Loss,
+    partition: Partition,
+    tally: Tally,
+    *,
+    data: Iterable[Any] | None = None,
+    restore_buffers: bool = True,
+    finite: bool = True,
+) -> tuple[Tensor, Direction]:
+    """This rank's loss () and gradient, as ``mean_gradient`` asks for them.
+
+    Args:
+        loss, partition: as in ``gradient``.
+        tally: counts the samples.
+        data: batches, or None.
+        restore_buffers: put them back to what they were.
+        finite: as in ``evaluate``.
+    """
+    with partition.gathered() as whole, differentiable_mode(whole, restore_buffers=restore_buffers, higher=False):
+        if whole.weights is not None:
+            return _sharded_gradient(loss, whole, tally, data=data)
+        return value_and_gradient(loss, whole, data, weight=tally, finite=finite)
+
+
 def value_and_gradient(
     loss: Loss,
     partition: Partition,
@@ -123,7 +142,7 @@ def value_and_gradient(
 
 
 def _sharded_gradient(
-    loss: Loss, partition: Partition, data: Iterable[Any] | None, tally: Tally
+    loss: Loss, partition: Partition, tally: Tally, *, data: Iterable[Any] | None
 ) -> tuple[Tensor, Direction]:
     """This rank's loss (), and its rows of the gradient of the mean over the samples of all ranks."""
     weights = partition.weights
@@ -161,7 +180,7 @@ def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]
     gradients = {}
     for name, p in partition.parameters.items():
         g = next(entries) if p.requires_grad else None
-        gradients[name] = torch.zeros_like(p) if g is None else g.to_dense()
+        gradients[name] = torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
     return value.detach().reshape(()), gradients
 
 
@@ -177,6 +196,7 @@ def slopes(gradients: Mapping[str, Tensor], direction: Mapping[str, Tensor], par
 
 
 def _products(a: Tensor, b: Tensor, partition: Partition, name: str) -> Tensor:
+    a, b = local_part(a), local_part(b)
     # Where a parameter lies in one group, one number does, and its kernel reads memory once; in dtypes with few digits
     # it would also add in them.
     whole = isinstance(partition.label(name), int) and a.dtype in (torch.float32, torch.float64)
@@ -192,7 +212,7 @@ def normalize(direction: Mapping[str, Tensor], partition: Partition) -> Directio
     {'theta': tensor([0.6000, 0.8000])}
     """
     # By the largest entry first: squares of numbers below 1e-23 vanish in float32, and of those above 1e19 overflow.
-    largest = torch.stack([u.abs().max() for u in direction.values()]).max()
+    largest = partition.largest(direction)
     scale = torch.where(largest > 0, largest, 1)
     u = {name: part / scale for name, part in direction.items()}
     norms = lengths(u, partition)
@@ -211,7 +231,7 @@ def lengths(direction: Mapping[str, Tensor], partition: Partition) -> Tensor:
 
 def _squares(part: Tensor, partition: Partition, name: str) -> Tensor:
     # In few digits, squares of small entries vanish.
-    dtype = accumulator_dtype(partition.device)
+    part, dtype = local_part(part), accumulator_dtype(partition.device)
     whole = isinstance(partition.label(name), int)
     numbers: Tensor = torch.linalg.vector_norm(part, dtype=dtype) if whole else part.to(dtype)
     return numbers.square()
@@ -283,12 +303,12 @@ def _check_entry(name: str, u: Tensor, p: Tensor) -> Tensor:
 
 
 def total(tensors: Mapping[str, Tensor]) -> Tensor:
-    """A number () that is finite only where every entry is. Finite entries may overflow in it. The host does not wait.
+    """A number () that is finite only where every entry is, of this rank's rows; it may overflow. The host does not wait.
 
     >>> total({"theta": torch.tensor([1.0, 2.0])}), total({"theta": torch.tensor([1.0, float("nan")])})
     (tensor(3.), tensor(nan))
     """
-    sums = [t.sum() for t in tensors.values()]
+    sums = [local_part(t).sum() for t in tensors.values()]
     alike = len({(one.dtype, one.device) for one in sums}) == 1
     return torch.stack(sums if alike else [one.to(sums[0]) for one in sums]).sum()
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
-from gnewton import recurrent, repeated
+from gnewton import recurrent, repeated, special
 from gnewton.contraction import contract
 
 
@@ -211,8 +211,9 @@ def one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def as_one(*args: Any, **kwargs: Any) -> Any:
-        if has_torch_function_unary(args[0]):
-            return handle_torch_function(as_one, args[:1], *args, **kwargs)
+        first = args[0] if args else next(iter(kwargs.values()))
+        if has_torch_function_unary(first):
+            return handle_torch_function(as_one, (first,), *args, **kwargs)
         return function(*args, **kwargs)
 
     as_one.one_operation = True  # type: ignore[attr-defined]
@@ -340,15 +341,17 @@ def _reduce_last(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A loss that acts entry by entry, and the mean or sum as an operation of its own."""
     # With weights these divide by the sum of the weights or not at all: torch's own lines say it, in elementary steps.
     weighs = loss in (F.mse_loss, F.l1_loss, F.huber_loss)
+    each = one_operation(special.binary_cross_entropy) if loss is F.binary_cross_entropy else loss
 
     @wraps(loss)
     def run(*args: Any, reduction: str = "mean", **kwargs: Any) -> Tensor:
         if weighs and kwargs.get("weight") is not None:
             return _body(loss)(*args, reduction=reduction, **kwargs)  # type: ignore[no-any-return, misc]
-        if reduction not in ("mean", "sum") or any(kwargs.get(name) is not None for name in ("size_average", "reduce")):
+        deprecated = any(kwargs.get(name) is not None for name in ("size_average", "reduce"))
+        if reduction not in ("mean", "sum", "none") or deprecated:
             return loss(*args, reduction=reduction, **kwargs)
-        values = loss(*args, reduction="none", **kwargs)
-        return values.mean() if reduction == "mean" else values.sum()
+        values = each(*args, reduction="none", **kwargs)
+        return values if reduction == "none" else values.mean() if reduction == "mean" else values.sum()
 
     return run
 
@@ -619,6 +622,9 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     **{loss: _reduce_last(loss) for loss in _ENTRY_BY_ENTRY},
     **{pool: _with_indices(pool, both) for pool, both in _POOLS},
 }
+_BY_PARTS = {whole.__name__: one_operation(whole) for whole in special.WHOLE} | special.IN_STEPS
+SPECIAL = {own: special.written_out(own, parts) for name, parts in _BY_PARTS.items() for own in special.homes(name)}
+WRITTEN_OUT |= SPECIAL
 # Exported programs call the same functions by the names of torch's operator library.
 _LIBRARY = ("layer_norm", "rms_norm", "batch_norm", "instance_norm", "group_norm", "_weight_norm", "embedding")
 for _name in _LIBRARY:

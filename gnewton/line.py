@@ -17,17 +17,18 @@ from gnewton.direction import (
     Direction,
     check_direction,
     check_finite,
+    gradient_here,
     lengths,
     mean_gradient,
     on_host,
     plain_gradient,
     slopes,
-    value_and_gradient,
 )
-from gnewton.loss import Tally, batches, differentiable_mode
+from gnewton.loss import Tally, batches, differentiable_mode, evaluation
 from gnewton.partition import Partition
 from gnewton.proposer import Proposal
 from gnewton.ranks import Part
+from gnewton.sharded import local_part
 from gnewton.summary import Summary, is_finite, mean_summary, summarize, summarize_tape
 from gnewton.undo import Parameters, RandomState
 
@@ -63,7 +64,7 @@ class Objective:
         rng: RandomState | None = None,
     ) -> None:
         self.partition, self.closure, self.data, self.engine = partition, closure, data, engine
-        self.plain = plain and partition.ranks.size == 1
+        self.plain = plain and partition.ranks.size == 1 and partition.shards is None
         self._samples = samples if data is None else 0.0
         self.value: Tensor | None = None
         self.number: float | None = None
@@ -86,14 +87,15 @@ class Objective:
         if self.plain and self._gradients is None:
             self.value, self._gradients = plain_gradient(self.closure, self.partition)
         elif self.value is None or self._gradients is None:
-            record = record and self.data is None and self.engine in ("auto", "tape")
+            record = record and self.data is None and self.engine in ("auto", "tape") and self.partition.shards is None
             # Among several ranks each one answers for its own samples: from the mean nobody would know whose it was.
             finite = finite or self.partition.ranks.size > 1
 
             def compute(tally: Tally) -> tuple[Tensor, Direction]:
-                with differentiable_mode(self.partition, restore_buffers=restore_buffers, higher=record):
-                    if not record:
-                        return value_and_gradient(self.closure, self.partition, self.data, weight=tally, finite=finite)
+                if not record:
+                    options = {"restore_buffers": restore_buffers, "finite": finite}
+                    return gradient_here(self.closure, self.partition, tally, data=self.data, **options)
+                with differentiable_mode(self.partition, restore_buffers=restore_buffers):
                     self._tape, gradients = record_with_gradient(self.closure, self.partition, finite=finite)
                     assert self._tape.value is not None
                     return self._tape.value.detach(), gradients
@@ -150,7 +152,12 @@ class Objective:
 
         def compute() -> Part:
             tally = self._tally()
-            with self._random.replay(), differentiable_mode(self.partition, higher=False):
+            with (
+                self._random.replay(),
+                self.partition.gathered() as whole,
+                differentiable_mode(whole, higher=False),
+                evaluation(whole),
+            ):
                 values = [(float(self.closure(*batch).detach()), n) for batch, n in batches(self.data, tally)]
             return Part(sum(value * n for value, n in values) / sum(n for _, n in values), samples=tally.total)
 
@@ -328,7 +335,7 @@ class Line:
         """Put ``factor`` times the last step, which began at ``previous``, in the place of it."""
         _ = self.objective.start  # where an error puts the parameters back to
         for name, p in self.partition.parameters.items():
-            p.copy_(previous[name].lerp(p, factor))
+            local_part(p).copy_(local_part(previous[name]).lerp(local_part(p), factor))
 
     def from_first(self, numbers: Tensor) -> Tensor:
         """The first rank's numbers: another processor may round an eigenvalue otherwise."""

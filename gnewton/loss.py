@@ -55,7 +55,7 @@ def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = (), *, fin
     with torch._C.DisableTorchFunction():
         _check_surroundings(partition)
         before, newest, written = RandomState(partition), _newest_node(), _Written(partition)
-    with nullcontext() if partition.weights is None else partition.weights.evaluation():
+    with evaluation(partition):
         value = _call(loss, batch)
     with torch._C.DisableTorchFunction():
         written.check()
@@ -63,6 +63,11 @@ def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = (), *, fin
     if finite:
         check_value(scalar)
     return scalar
+
+
+def evaluation(partition: Partition) -> AbstractContextManager[Any]:
+    """Inside, a loss is evaluated: weights that are gathered for it come from no other evaluation."""
+    return nullcontext() if partition.weights is None else partition.weights.evaluation()
 
 
 def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> list[Tensor | None]:
@@ -187,7 +192,7 @@ def check_gathered(partition: Partition) -> None:
     """Raises TypeError for a partition of shards, which is differentiated as whole inside ``gathered`` alone."""
     if partition.shards is not None:
         raise TypeError(
-            "expected whole parameters, got shards (fully_shard), of which gnewton takes direction.gradient and summarize alone; leave "
+            "expected whole parameters, got shards (fully_shard), which gradients, summaries and GroupedNewton take alone; leave "
             "the sharding out, and share the samples among replicas in DistributedDataParallel"
         )
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from gnewton.direction import Direction
 from gnewton.line import Line, Objective
-from gnewton.loss import check_gathered
 from gnewton.partition import Partition
 from gnewton.proposer import Proposal
 from gnewton.undo import Buffers, Parameters, RandomState
@@ -65,7 +64,6 @@ class RateMonitor:
     def __init__(self, optimizer: torch.optim.Optimizer, partition: Partition, *, period: int = 10) -> None:
         if not (isinstance(period, int) and period >= 1):
             raise ValueError(f"expected a period of at least 1 step, got {period!r}; 10 costs little")
-        check_gathered(partition)
         self.partition, self.period, self.history = partition, period, list[RateLook]()
         self._steps = 0
         self._previous: Direction | None = None

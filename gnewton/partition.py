@@ -234,6 +234,15 @@ class Partition:
         label = self._labels[name]
         return label if isinstance(label, int) else label.to(self.parameters[name].device)
 
+    def _label_here(self, name: str) -> Label:
+        """The label of this rank's rows."""
+        label = self.label(name)
+        return label if self.shards is None or isinstance(label, int) else self.shards.rows(name, label)
+
+    def _with_rows(self, name: str, rows: Tensor) -> Tensor:
+        """A tensor like the parameter, from this rank's rows."""
+        return rows if self.shards is None else self.shards.like(name, rows)
+
     def groups_in(self, name: str) -> tuple[int, ...]:
         """The groups that have a scalar of parameter ``name``.
 
@@ -264,7 +273,7 @@ class Partition:
         total = torch.zeros(len(self) + 1, dtype=accumulator_dtype(self.device), device=self.device)
         whole: dict[int, list[Tensor]] = {}
         for name, value in values.items():
-            label = self.label(name)
+            value, label = local_part(value), self._label_here(name)
             if isinstance(label, int):
                 whole.setdefault(label, []).append(value.sum(dtype=total.dtype))
             else:
@@ -273,7 +282,7 @@ class Partition:
             # One addition for all tensors that lie in one group each: most partitions have no others.
             parts = torch.stack([sum(parts[1:], parts[0]) for parts in whole.values()]).to(total.device)
             total = total.index_add(0, torch.tensor(list(whole), device=total.device), parts)
-        return total[:-1]
+        return (total if self.shards is None else self.shards.ranks.sum("sums", total))[:-1]
 
     def scale(self, direction: Mapping[str, Tensor], eta: Tensor) -> dict[str, Tensor]:
         """Each group's part of the direction times its own factor: U I_{P:S} eta, of the direction's shapes and dtypes.
@@ -290,11 +299,22 @@ class Partition:
         # Plain numbers, where they are at hand, spare every tensor a copy of all rates in its own dtype.
         numbers = padded.tolist() if padded.device.type == "cpu" and not padded.requires_grad else None
 
-        def factor(name: str, u: Tensor) -> Any:
-            label = self.label(name)
-            return numbers[label] if numbers and isinstance(label, int) else padded.to(u)[label]
+        def scaled(name: str, u: Tensor) -> Tensor:
+            label = self._label_here(name)
+            return u * (numbers[label] if numbers and isinstance(label, int) else padded.to(u)[label])
 
-        return {name: u * factor(name, u) for name, u in direction.items()}
+        return {name: self._with_rows(name, scaled(name, local_part(u))) for name, u in direction.items()}
+
+    def largest(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """The largest magnitude of a direction's entries, ().
+
+        >>> import torch, gnewton as gn
+        >>> gn.Partition.single(gn.models.perceptron([2, 2])).largest({"0.bias": torch.tensor([1.0, -2.0])})
+        tensor(2.)
+        """
+        parts = [local_part(u) for u in direction.values()]
+        most = torch.stack([u.abs().max() if u.numel() else u.new_zeros(()) for u in parts]).max()
+        return most if self.shards is None else self.shards.ranks.largest("largest", most)
 
     def restrict(self, direction: Mapping[str, Tensor], group: int) -> dict[str, Tensor]:
         """u_s: the direction inside one group, zero elsewhere.

@@ -14,6 +14,7 @@ from gnewton.caller import warn
 from gnewton.direction import Direction, check_finite, normalize, total
 from gnewton.loss import check_value
 from gnewton.partition import Partition
+from gnewton.sharded import lend_rows, own_rows
 
 # k times the learning rate is k times the step.
 _LINEAR = (
@@ -76,14 +77,14 @@ class Proposer:
         _check_held(self.optimizer, self._partition)
         self._before = _state_copy(self.optimizer)
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
-        values = [p.data for p in held]
-        before = dict(zip(map(id, held), values, strict=True))
+        rows = [own_rows(p) for p in held]
+        before = {id(p): p.detach() for p in held}
         from_zero = self._from_zero
         try:
             with _gradients_set(held, self._partition, gradients), torch.no_grad():
                 for p in held:
                     # The parameter lends its name to another storage, so that its own values are never written.
-                    p.data = torch.zeros_like(p) if from_zero else p.detach().clone()
+                    lend_rows(p, torch.zeros_like(own_rows(p)) if from_zero else own_rows(p).detach().clone())
                 self.optimizer.step()
             # A frozen parameter need not be held, and does not move.
             return {
@@ -96,8 +97,8 @@ class Proposer:
             self.undo()
             raise
         finally:
-            for p, value in zip(held, values, strict=True):
-                p.data = value
+            for p, own in zip(held, rows, strict=True):
+                lend_rows(p, own)
 
     @property
     def scales(self) -> bool:

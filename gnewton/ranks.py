@@ -149,6 +149,12 @@ class Ranks:
         self._fill(call, tensor, lambda: torch.distributed.all_reduce(tensor, group=self.group))
         return tensor
 
+    def largest(self, call: str, number: Tensor) -> Tensor:
+        """The largest of the ranks' numbers ()."""
+        each = number.new_zeros(self.size)
+        each[self.rank] = number
+        return self.sum(call, each).max()
+
     def any(self, call: str, flag: bool) -> bool:
         """Whether it is so on some rank."""
         return bool(self.sum(call, torch.tensor(float(flag), device=self._like.device)))

@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor
 
 from gnewton.average import Exponential, Windows
-from gnewton.loss import check_gathered
 from gnewton.partition import Partition
 from gnewton.policies import Policy
 
@@ -25,7 +24,6 @@ def check_arguments(partition: Any, average: Any, renamed: Mapping[str, Any]) ->
         raise TypeError(
             f"expected a Partition, got {type(partition).__name__}; write GroupedNewton(Partition.by_tensor(model))"
         )
-    check_gathered(partition)
     if not isinstance(average, Exponential | Windows | None):
         raise TypeError(
             f"expected an average of summaries, got {average!r}; write gn.average.Exponential(0.9) or gn.average.Windows(5, 3)"

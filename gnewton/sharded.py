@@ -56,13 +56,12 @@ class Shards:
         self.names = {id(p): name for name, p in self.parameters.items()}
         check_shards(module, self.parameters)
         first = next(iter(self.parameters.values()))
-        self.group = first.device_mesh.get_group()
-        self.ranks = Ranks(local_part(first), self.group)
+        self.ranks = Ranks(local_part(first), first.device_mesh.get_group())
 
     def check_group(self, group: Any) -> None:
         """Raises ValueError for a process group, or a mesh, that is not the one that holds the shards."""
         given = group.get_group() if hasattr(group, "get_group") else group
-        if given is not self.group and members(given) != members(self.group):
+        if members(given) != members(self.ranks.group):
             raise ValueError(
                 "expected the ranks that hold the shards, which all see samples of their own, got others; leave over() out"
             )
@@ -300,6 +299,20 @@ def local_part(tensor: Any) -> Tensor:
     """
     part: Tensor = tensor._local_tensor.detach() if is_dtensor(tensor) else tensor
     return part
+
+
+def own_rows(parameter: Any) -> Tensor:
+    """The memory that a parameter has here, to be given back by ``lend_rows``."""
+    rows: Tensor = parameter._local_tensor if is_dtensor(parameter) else parameter.data
+    return rows
+
+
+def lend_rows(parameter: Any, rows: Tensor) -> None:
+    """Let a parameter stand for other memory; a DTensor's ``data`` is no more than its name."""
+    if is_dtensor(parameter):
+        parameter._local_tensor = rows
+    else:
+        parameter.data = rows
 
 
 def with_local_part(like: Any, local: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _SHARDED = {
     "DTensor": "FSDP2's fully_shard and tensor parallelism make it",
@@ -32,7 +32,8 @@ def is_dtensor(tensor: Any) -> bool:
     >>> is_dtensor(torch.ones(2))
     False
     """
-    return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
+    kind = type(tensor)
+    return kind not in (Tensor, nn.Parameter) and any(one.__name__ == "DTensor" for one in kind.__mro__)
 
 
 def check_apart(parameters: dict[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gnewton.cubic import Step, newton_step
 from gnewton.direction import Direction, gradient, slopes
-from gnewton.loss import Loss, Weight, check_gathered
+from gnewton.loss import Loss, Weight
 from gnewton.loss import batches as weighed
 from gnewton.partition import Partition, accumulator_dtype
 from gnewton.proposer import Proposer
@@ -258,7 +258,6 @@ def _note(rate: float) -> str:
 def _check(partition: Partition, data: Any, batches: int | None, lr: float) -> None:
     if not isinstance(partition, Partition):
         raise TypeError(f"expected a Partition, got {type(partition).__name__}; write Partition.by_tensor(model)")
-    check_gathered(partition)
     if data is not None and not isinstance(data, Iterable):
         raise TypeError(f"expected data as batches, got {type(data).__name__}; a Dataset gives them by .batches(100)")
     if batches is not None and (not isinstance(batches, int) or batches < 1):

@@ -30,6 +30,17 @@ def pool():
     pool.close()
 
 
+@pytest.fixture(scope="module")
+def trains(pool):
+    return all(pool.run(jobs.fsdp_trains))
+
+
+@pytest.fixture
+def fsdp(trains):
+    if not trains:
+        pytest.skip("this torch's FSDP2 does not train on processors")
+
+
 def distance(a, b):
     return float((a - b).abs().max() / b.abs().max().clamp(min=1e-300))
 
@@ -51,6 +62,8 @@ CASES = [
     ("attention", "by_layer", {"full_third": True}),
     ("attention", "by_kind", {"order": 2}),
     ("convolutions", "by_tensor", {"full_third": True}),
+    ("perceptron", "by_name", {}),
+    ("forces", "by_layer", {"engine": "nested"}),
 ]
 
 
@@ -87,6 +100,56 @@ def test_gauss_newton_is_that_of_one_process(pool):
     assert all(distance(a, b) < 1e-10 for a, b in zip(many[0], one, strict=True))
 
 
+STEPS = [
+    ("perceptron", "by_layer", "adam", {"period": 2}, "batch"),
+    ("tied", "by_tensor", "gradient", {"cubic": 10.0, "period": 2}, "batch"),
+    ("perceptron", "by_row", "momentum", {"cubic": 10.0}, "batch"),
+    ("attention", "by_kind", "adam", {"average": gn.average.Exponential(0.5)}, "batch"),
+    ("perceptron", "by_layer", "gradient", {"engine": "nested"}, "data"),
+    ("perceptron", "by_layer", "adam", {"policy": gn.policies.Calibrated(steps=4, period=2)}, "batch"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:the direction is theta_before", "ignore:no step was taken")
+@pytest.mark.parametrize("case", STEPS)
+def test_steps_of_sharded_models_are_those_of_one_process(pool, case):
+    many = pool.run(jobs.stepped, *case)
+    for other in many[1:]:
+        assert all(torch.equal(other[what], many[0][what]) for what in ("parameters", "rates"))
+        assert other["records"] == many[0]["records"]
+    # Training amplifies roundings: no more than another order of the samples does in one process.
+    one, *others = (jobs.stepped(0, *case, order) for order in range(4))
+    allowed = max(1e-11, 10 * max(distance(other["parameters"], one["parameters"]) for other in others))
+    assert distance(many[0]["parameters"], one["parameters"]) <= allowed
+    assert distance(one["before"], one["parameters"]) > 1e-3
+
+
+def test_steps_with_samples_that_are_not_weighed_are_others(pool):
+    case = STEPS[0][:4]
+    many, one = pool.run(jobs.stepped, *case, "unweighed"), jobs.stepped(0, *case)
+    assert distance(many[0]["parameters"], one["parameters"]) > 1e-6
+
+
+def test_suggested_rates_are_those_of_one_process(pool):
+    many, one = pool.run(jobs.suggested), jobs.suggested(0)
+    for what, expected in one.items():
+        assert all(torch.equal(other[what], many[0][what]) for other in many)
+        torch.testing.assert_close(many[0][what], expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.usefixtures("fsdp")
+def test_a_monitor_says_of_fsdp_what_it_says_of_one_process(pool):
+    many, one = pool.run(jobs.monitored), jobs.monitored(0)
+    assert all(other == many[0] for other in many)
+    torch.testing.assert_close(torch.tensor(many[0]), torch.tensor(one), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("settings", [{"period": 2}, {"policy": gn.policies.Calibrated(steps=4, period=2)}])
+def test_a_run_goes_on_from_what_each_rank_saved(pool, settings):
+    for whole, resumed in pool.run(jobs.resumed, settings):
+        assert torch.equal(whole, resumed)
+
+
 def test_few_weights_are_whole_at_once(pool):
     """Of 24 layers: the weights that were read last, the one in use and the direction along it."""
     for rank in pool.run(jobs.living, sharded._RECENT):
@@ -96,6 +159,7 @@ def test_few_weights_are_whole_at_once(pool):
     assert all(share > 0.9 for rank in pool.run(jobs.living, 1000) for share in rank["peaks"].values())
 
 
+@pytest.mark.usefixtures("fsdp")
 @pytest.mark.parametrize("name", ["perceptron", "attention"])
 def test_training_by_fsdp_goes_on_as_if_nothing_had_been_asked(pool, name):
     asked, alone = pool.run(jobs.trained, name, True), pool.run(jobs.trained, name, False)
@@ -108,14 +172,16 @@ FAULTS = [
     "value",
     "signal",
     "sweep",
-    *(f"gradient in {w}" for w in ("forward", "value", "slope", "backward")),
+    "interrupt in waiting",
+    *(f"gradient in {w}" for w in ("forward", "slope", "backward")),
+    *(f"step in {w}" for w in ("value", "slope", "sweep", "proposer", "solver", "commit")),
 ]
 
 
 @pytest.mark.parametrize("where", FAULTS)
 @pytest.mark.parametrize("who", EVERY)
-def test_a_failure_on_one_rank_is_one_on_all_and_changes_nothing(pool, who, where):
-    ranks = pool.run(jobs.fail, who, where, seconds=20)
+def test_a_failure_on_one_rank_is_one_on_all_and_changes_nothing(pool, trains, who, where):
+    ranks = pool.run(jobs.fail, who, where, trains, seconds=20)
     assert all(one["seconds"] < 5 for one in ranks)
     for rank, one in enumerate(ranks):
         assert one["raised"], where
@@ -123,10 +189,11 @@ def test_a_failure_on_one_rank_is_one_on_all_and_changes_nothing(pool, who, wher
     assert all(one["unchanged"] for one in ranks)
     assert all(one["works"] for one in ranks)
     assert same_bits(ranks)
+    assert len({one["loss"] for one in ranks}) == 1
 
 
-def test_where_nothing_fails_nothing_is_raised(pool):
-    assert not any(one["raised"] for one in pool.run(jobs.fail, RANKS, "forward"))
+def test_where_nothing_fails_nothing_is_raised(pool, trains):
+    assert not any(one["raised"] for one in pool.run(jobs.fail, RANKS, "forward", trains))
 
 
 REFUSED = {
@@ -146,9 +213,7 @@ REFUSED = {
     "written into aside": "got one that wrote into 5.bias",
     "replaced": "got one that replaces weight",
     "other model": "build the Partition anew",
-    "stepping": "TypeError: expected whole parameters, got shards",
     "stochastic": "TypeError: expected whole parameters, got shards",
-    "suggestion": "TypeError: expected whole parameters, got shards",
 }
 
 

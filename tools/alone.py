@@ -26,6 +26,7 @@ ARGUMENTS = {
     "reports": ["FOLDER=notebooks"],
     "test-ranks": ["PYTEST_ADDOPTS=-k torchrun"],
     "test-zoo": ["ZOO_ARGS=-k peft"],
+    "test-zoo-part": ["ZOO_ARGS=-k zuko"],
 }
 ARGUMENTS |= {
     name: [PART]

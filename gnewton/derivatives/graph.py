@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.utils.hooks import RemovableHandle
@@ -56,7 +57,7 @@ def hooks_so_far() -> int:
 
 
 def wrong_kernels(value: Tensor, partition: Partition, order: int) -> list[str]:
-    """The fused kernels between the parameters and the loss whose derivatives of this order torch computes wrong.
+    """The kernels between the parameters and the loss whose derivatives of this order torch computes wrong.
 
     >>> import torch, gnewton as gn
     >>> layer = torch.nn.LayerNorm(3)
@@ -72,7 +73,20 @@ def _wrong_from(node: Any) -> float:
     name = node.name()
     # With given statistics a norm is an affine map, whose derivatives are right.
     fixed = getattr(node, "_saved_training", True) is False
+    if "LinalgDet" in name:
+        return _det_wrong_from(node._saved_LU)
     return min((order for part, order in _WRONG_FROM.items() if part in name and not fixed), default=float("inf"))
+
+
+def _det_wrong_from(lu: Tensor) -> float:
+    """A determinant is differentiated through the inverse, det(A) A^-1: of n pivots whose smallest is r times the largest,
+    the second derivative keeps the relative error eps / r, the third eps / r^2."""
+    if not lu.numel() or lu.is_meta:
+        return float("inf")
+    pivots = lu.detach().diagonal(dim1=-2, dim2=-1).abs()
+    ratio, eps = float((pivots.amin(-1) / pivots.amax(-1)).nan_to_num(0).amin()), torch.finfo(lu.dtype).eps
+    allowed = max(1e-6, 15 * eps**0.5)  # as in proof.tolerance
+    return 2 if eps > allowed * ratio else 3 if eps > allowed * ratio**2 else float("inf")
 
 
 def _leading_to(suspects: Iterable[Any], partition: Partition) -> list[Any]:

@@ -63,6 +63,9 @@ def group_blocks(
     None is what is available; the machine is asked only where it matters. Where not even two groups (three) fit, they are
     swept nevertheless: it cannot be done with fewer.
     """
+    if max_memory is None and _at_most(tape, len(partition)) <= _LITTLE:
+        yield tuple(range(len(partition)))
+        return
     needed = peak(tape, partition, order, full)
     if max_memory is None:
         max_memory = needed if needed <= _LITTLE else available(partition.device)
@@ -113,6 +116,11 @@ def _free_in_container(root: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 # -- counting --------------------------------------------------------------------------------------------------------
+
+
+def _at_most(tape: Tape, groups: int) -> int:
+    """More bytes than any sweep takes: every value at once for all groups, two jets, and ten copies or one for each pair."""
+    return 2 * groups * (groups + 10) * sum(_bytes(v) for o in tape.operations for v in (*o.inputs, *o.outputs))
 
 
 def _adjoint_bytes(tape: Tape) -> int:

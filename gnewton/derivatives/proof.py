@@ -40,11 +40,15 @@ def check_kernels(value: Tensor, partition: Partition, order: int) -> None:
     """Raises NotImplementedError where torch's own derivatives of this order are known to be wrong."""
     wrong = graph.wrong_kernels(value, partition, order)
     if wrong:
+        instead = (
+            "write the determinant of a matrix that is all but singular as products of its entries"
+            if any("LinalgDet" in name for name in wrong)
+            else "call F.layer_norm, F.batch_norm or their modules outside torch.jit, which gnewton writes out"
+        )
         raise NotImplementedError(
-            f"expected a loss whose derivatives of order {order} torch computes right, got one through the fused kernel "
-            f"{', '.join(wrong)}, whose {'third' if order == 3 else 'second'} derivative is wrong in torch; call F.layer_norm, "
-            "F.batch_norm or their modules outside torch.jit, which gnewton writes out, lower the order, or use "
-            'engine="differences"'
+            f"expected a loss whose derivatives of order {order} torch computes right, got one through the kernel "
+            f"{', '.join(wrong)}, whose {'third' if order == 3 else 'second'} derivative is wrong in torch; {instead}, "
+            'lower the order, or use engine="differences"'
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.problems import build
+from support.zoo import ZOO
 from torch import nn
 
 import gnewton as gn
@@ -30,6 +31,17 @@ def test_the_bound_holds():
     assert len(rows) == 11
     for row in rows:
         assert row["took"] <= 1.2 * row["max_memory"] + row["gradient"] + 8e6, row
+
+
+@pytest.mark.filterwarnings("ignore::gnewton.loss.RandomLossWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", [name for name, case in ZOO.items() if case.expected == "tape"][::8])
+def test_nothing_is_counted_where_it_cannot_be_much(name):
+    torch.manual_seed(0)
+    problem = ZOO[name].build()
+    partition = (ZOO[name].partition or gn.Partition.by_tensor)(problem.model)
+    tape = record(problem.loss, partition)
+    most = memory._at_most(tape, len(partition))
+    assert all(memory.peak(tape, partition, *asked) < most for asked in ((2, False), (3, False), (3, True)))
 
 
 class Tied(nn.Module):

@@ -396,6 +396,45 @@ def test_a_norm_by_another_name_is_right_or_refused(name):
                 torch.testing.assert_close(summary.third, expected.third, rtol=1e-9, atol=1e-9)
 
 
+# -- determinants of matrices that are all but singular -----------------------------------------------------------------
+
+
+def determinant(smallest, function):
+    """det A along a direction, A (3, 3) with singular values 1, 1/2 and the smallest one."""
+    torch.manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0] for _ in range(2))
+    spread = torch.diag(torch.tensor([1.0, 0.5, smallest], dtype=torch.float64))
+    matrix = nn.Parameter(left @ spread @ right)
+    partition = gn.Partition.from_groups({"matrix": {"matrix": matrix}})
+    return (lambda: function(matrix)), partition, {"matrix": torch.randn(3, 3, dtype=torch.float64)}
+
+
+def by_products(a):
+    return torch.linalg.cross(a[0], a[1]) @ a[2]
+
+
+@pytest.mark.parametrize("engine", ["auto", "nested"])
+@pytest.mark.parametrize(("smallest", "order"), [(s, o) for s in (0.1, 1e-3, 1e-6, 1e-11, 0.0) for o in (1, 2, 3)])
+def test_a_determinant_is_right_or_refused(smallest, order, engine):
+    refused = {2: smallest < 1e-9, 3: smallest < 1e-5}.get(order, False)
+    expected = gn.summarize(*determinant(smallest, by_products), order=order)
+    if refused:
+        with pytest.raises(NotImplementedError, match=r"LinalgDet.*products of its entries.*differences"):
+            gn.summarize(*determinant(smallest, torch.linalg.det), order=order, engine=engine)
+        return
+    summary = gn.summarize(*determinant(smallest, torch.linalg.det), order=order, engine=engine)
+    for ours, theirs in zip(summary.tensors(), expected.tensors(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_the_control_the_third_derivative_of_a_determinant_is_lost():
+    from gnewton.derivatives import nested
+
+    loss, partition, u = determinant(1e-9, torch.linalg.det)
+    expected = gn.summarize(*determinant(1e-9, by_products)).third
+    assert not torch.allclose(nested.summary(loss(), partition, u)[2], expected, rtol=1e-2)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.RMSNorm(4)])

@@ -24,10 +24,12 @@ from benchmarks import (
     one_sample,
     peers,
     process,
+    profile,
     real,
     real_networks,
     report,
     sections,
+    steps,
     widgets,
 )
 from benchmarks.plan import Plan
@@ -41,6 +43,7 @@ S_BY_TENSOR = {
     "residual": 29,
     "transformer": 26,
     "tiny": 4,
+    "small": 6,
     "chain-5-8": 10,
 }
 
@@ -260,6 +263,27 @@ def test_a_network_of_transformers_has_the_groups_of_its_row(name: str) -> None:
     assert network.loss().isfinite()
 
 
+def test_every_kind_of_step_is_timed_beside_adams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "run", lambda task, **arguments: steps.times("tiny", 0.01))
+    steps.step_times(Plan(folder=tmp_path))
+    milliseconds = json.loads((tmp_path / "steps.json").read_text())["milliseconds"]
+    assert {"Adam", "Calibrated", "GroupedNewton"} <= set(milliseconds)
+    assert all(ms > 0 for ms in milliseconds.values())
+    assert "| Adam " in (tmp_path / "steps.md").read_text()
+
+
+def test_a_profile_says_what_each_operation_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "run", lambda task, **arguments: profile.times("tiny", arguments["order"]))
+    monkeypatch.setattr(profile, "NETWORKS", ("tiny",))
+    profile.profile(Plan(networks=["tiny"], folder=tmp_path))
+    (second, third) = json.loads((tmp_path / "profile.json").read_text())
+    assert {"linear", "tanh", "log_softmax"} <= set(second["operations"]) == set(third["operations"])
+    assert 0 < second["rules"] < second["all"]
+    with profile.timed_rules() as spent:
+        pass
+    assert not spent
+
+
 def test_real_networks_from_measurement_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With times made up: a miss is listed, and without transformers its networks are left out."""
 
@@ -377,7 +401,8 @@ def test_slope_of_a_power(exponent: float) -> None:
 def test_growth_figure(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rows = [{"peer": "engine", "order": o, "why": None, "seconds": 1.0, "gradient_seconds": 0.1} for o in (2, 3)]
-    points = [(2, {"rows": rows}), (4, {"rows": rows})]
+    slow = {"peer": "engine", "order": 2, "why": "not done after 5 s"}
+    points = [(2, {"rows": rows}), (4, {"rows": [slow, *rows]}), (8, {"rows": [slow]})]
     growth.figure({"S": points, "depth": points}, ["engine"], tmp_path)
     assert (tmp_path / "growth.png").stat().st_size > 1000
 

@@ -29,6 +29,7 @@ ORDER = (
     "contraction",
     "recurrent",
     "repeated",
+    "special",
     "elementary",
     "loss",
     "direction",

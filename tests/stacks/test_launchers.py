@@ -47,9 +47,10 @@ def check_two_alike(lines: list[tuple[str, str, str]]) -> None:
     assert float(lines[0][2]) < math.log(10), "it learned more than to guess"
 
 
-def test_torchrun() -> None:
+@pytest.mark.parametrize("program", ["with_torchrun.py", "with_fsdp.py"])
+def test_torchrun(program: str) -> None:
     port = f"--master-port={free_port()}"
-    check_two_alike(launched("-m", "torch.distributed.run", "--nproc-per-node=2", port, "with_torchrun.py"))
+    check_two_alike(launched("-m", "torch.distributed.run", "--nproc-per-node=2", port, program))
 
 
 @pytest.mark.zoo

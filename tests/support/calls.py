@@ -63,6 +63,10 @@ WAYS: dict[str, Way] = {
     "diagonal": lambda f, x, y: f(x, y[0, :4]),
     "rows": lambda f, x, y: f(INDEX, x),
     "p": lambda f, x, y: f(x, 3),
+    "p between": lambda f, x, y: f(x, 1.5, 0),
+    "sums": lambda f, x, y: f(x, 0, GRID, y[:2], "sum"),
+    "means": lambda f, x, y: f(x, 0, GRID * 0, y[:2], "mean", include_self=False),
+    "x, mask, y": lambda f, x, y: f(x, MASK, y),
     "margin": lambda f, x, y: f(x, (1, 2)),
     "classes": lambda f, x, y: f(x, INDEX),
     "axes": lambda f, x, y: f(x, (0,), 1e-5),
@@ -107,7 +111,7 @@ WAYS: dict[str, Way] = {
 
 def functions(name: str) -> list[Any]:
     """What torch calls by this name."""
-    homes = (torch, F, torch.linalg, torch.Tensor, torch._C._nn, torch._C._special)
+    homes = (torch, F, torch.linalg, torch.Tensor, torch._C._nn, torch._C._special, torch.special)
     named = [getattr(home, name) for home in homes if hasattr(home, name)]
     # A property, such as Tensor.T, is called by its getter.
     named = [f.__get__ if type(f).__name__ == "getset_descriptor" else f for f in named]

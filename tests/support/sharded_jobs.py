@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from support.rank_jobs import world
+from support.rank_jobs import interrupted, world
 from torch import Tensor, nn
 
 import gnewton as gn
@@ -23,8 +23,10 @@ warnings.filterwarnings(
     "ignore", "FSDP2-wrapped module"
 )  # that views must not be written into, of its own forward passes
 
+warnings.filterwarnings("ignore", "DTensor random operators may not have complete support")  # torch 2.6
+
 Loss = Callable[[Tensor, Tensor], Tensor]
-SAMPLES = 9  # ragged: 5 and 4
+SAMPLES = 13  # ragged: no number of ranks divides it
 
 
 class Tied(nn.Module):
@@ -64,6 +66,19 @@ def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.LayerNorm(3), nn.GELU(), nn.Linear(3, 1))
 
 
+class Forces(nn.Module):
+    """Its output is a slope, which a backward pass inside computes: the tape does not see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = perceptron()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.requires_grad_()
+        (slope,) = torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)
+        return slope.sum(-1)
+
+
 def convolutions() -> nn.Module:
     return nn.Sequential(
         nn.Conv1d(5, 3, 2), nn.BatchNorm1d(3), nn.SiLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(3, 2)
@@ -73,7 +88,7 @@ def convolutions() -> nn.Module:
 def problem(name: str) -> tuple[nn.Module, Loss, Tensor, Tensor]:
     """A whole model, its loss and the whole batch, the same ones everywhere."""
     torch.manual_seed(0)
-    make = {"tied": Tied, "attention": Attention, "convolutions": convolutions}.get(name, perceptron)
+    make = {"tied": Tied, "attention": Attention, "convolutions": convolutions, "forces": Forces}.get(name, perceptron)
     model = make().double()
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(SAMPLES, 4, 5, generator=generator, dtype=torch.float64)
@@ -144,7 +159,10 @@ def direction(partition: gn.Partition) -> dict[str, Tensor]:
 def summary(rank: int, name: str, factory: str, options: dict[str, Any], weighed: bool = True) -> dict[str, Any]:
     """The gradient, whole, and the summary along an irregular direction."""
     model, loss, samples = started(rank, name)
-    partition = getattr(gn.Partition, factory)(model)
+    if factory == "by_name":
+        partition = gn.Partition.by_name(model, {"ends": ["0.*", "5.*"], "norm": "3.weight"}, rest="ignore")
+    else:
+        partition = getattr(gn.Partition, factory)(model)
     samples = samples if weighed else 1
     gradient = gn.direction.gradient(loss, partition, samples=samples)
     s = gn.summarize(loss, partition, direction(partition), samples=samples, **options)
@@ -178,16 +196,104 @@ def gauss_newton(rank: int) -> list[Tensor]:
     ]
 
 
+PROPOSERS: dict[str, Callable[..., Any]] = {
+    "gradient": lambda parameters: None,
+    "adam": torch.optim.Adam,
+    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01),
+}
+
+
+def stepped(
+    rank: int, name: str, factory: str, proposer: str, settings: dict[str, Any], kind: str = "batch", order: int = 0
+) -> dict[str, Any]:
+    """Whole parameters and rates after some steps of a GroupedNewton; another ``order`` is that of the same samples."""
+    model, loss, x, y = problem(name)
+    mixed = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(order)) if order else slice(None)
+    a, b = mine(rank, x[mixed], y[mixed])
+    if world() > 1:
+        shard(model)
+    partition = getattr(gn.Partition, factory)(model)
+    optimizer = gn.GroupedNewton(partition, PROPOSERS[proposer](model.parameters()), **settings)
+    before = whole({n: p.detach().clone() for n, p in partition.parameters.items()})
+    for _ in range(8):
+        if kind == "data":
+            optimizer.step(loss, data=[(a[:2], b[:2]), (a[2:], b[2:])])
+        else:
+            optimizer.step(lambda: loss(a, b), samples=len(a) if kind == "batch" else 1)
+    return {
+        "before": flat(before),
+        "parameters": flat(whole({n: p.detach() for n, p in partition.parameters.items()})),
+        "rates": torch.stack([o.learning_rates for o in optimizer.history]),
+        "records": repr([(o.value, o.lr, o.cubic, o.rho, o.evaluations, o.age) for o in optimizer.history]),
+    }
+
+
+def resumed(rank: int, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The parameters after six steps, and after three, a saved state, and three of another optimizer on another model."""
+    import io
+
+    ends = []
+    for loaded in (False, True):
+        model, loss, samples = started(rank, "perceptron")
+        optimizer = gn.GroupedNewton(gn.Partition.by_layer(model), torch.optim.Adam(model.parameters()), **settings)
+        for step in range(6):
+            if loaded and step == 3:
+                buffer = io.BytesIO()
+                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
+                buffer.seek(0)
+                state = torch.load(buffer, weights_only=True)
+                model, loss, samples = started(rank, "perceptron")
+                model.load_state_dict(state["model"])
+                optimizer = gn.GroupedNewton(
+                    gn.Partition.by_layer(model), torch.optim.Adam(model.parameters()), **settings
+                )
+                optimizer.load_state_dict(state["optimizer"])
+            optimizer.step(loss, samples=samples)
+        ends.append(flat(whole({n: p.detach() for n, p in model.named_parameters()})))
+    return ends[0], ends[1]
+
+
+def flat(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors.values()])
+
+
+def suggested(rank: int) -> dict[str, Tensor]:
+    """Suggested rates of Adam: as many samples in each batch on every rank, and in those of one process all of theirs."""
+    model, loss, x, y = problem("perceptron")
+    batches = [tuple(t[:12][start::2][rank :: world()] for t in (x, y)) for start in (0, 1)]
+    if world() > 1:
+        shard(model)
+    partition = gn.Partition.by_layer(model)
+    s = gn.suggest_learning_rates(loss, partition, batches, proposer=torch.optim.Adam(model.parameters()), cubic=1.0)
+    return {"rates": s.learning_rates, "low": s.low, "high": s.high}
+
+
+def monitored(rank: int) -> list[Any]:
+    """What a monitor says of an ordinary training, by FSDP2 where there are several processes."""
+    model, loss, x, y = problem("perceptron")
+    a, b = mine(rank, x[:12], y[:12])
+    if world() > 1:
+        shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    monitor = gn.RateMonitor(optimizer, gn.Partition.by_layer(model), period=1)
+    for _ in range(4):
+        monitor.look(lambda: loss(a, b))
+        optimizer.zero_grad()
+        loss(a, b).backward()
+        optimizer.step()
+    return [(look.newton_ratio, *look.group_ratios) for look in monitor.history]
+
+
 # -- memory -------------------------------------------------------------------------------------------------------------
 
 
 def living(rank: int, recent: int) -> dict[str, Any]:
     """The most bytes of gathered tensors that were alive at once, beside those of the whole model."""
     torch.manual_seed(0)
-    model = nn.Sequential(*[one for _ in range(24) for one in (nn.Linear(16, 16), nn.Tanh())]).double()
+    model = nn.Sequential(*[one for _ in range(24) for one in (nn.Linear(24, 24), nn.Tanh())]).double()
     size = sum(8 * p.numel() for p in model.parameters())
     partition = gn.Partition.by_layer(shard(model))
-    x, now, most = torch.randn(2, 16, dtype=torch.float64), [0], [0]
+    x, now, most = torch.randn(2, 24, dtype=torch.float64), [0], [0]
     gather, before = gn.ranks.Ranks.gather, sharded._RECENT
 
     def die(n: int) -> None:
@@ -215,6 +321,16 @@ def living(rank: int, recent: int) -> dict[str, Any]:
         gn.ranks.Ranks.gather, sharded._RECENT = gather, before  # type: ignore[method-assign]
     gc.collect()
     return {"peaks": peaks, "left": now[0]}
+
+
+def fsdp_trains(rank: int) -> bool:
+    """Whether this torch's FSDP2 trains on processors: that of torch 2.6 does not."""
+    model = shard(perceptron())
+    try:
+        model(torch.ones(2, 5)).sum().backward()
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 # -- what stays as it was -----------------------------------------------------------------------------------------------
@@ -250,28 +366,30 @@ class Broken(RuntimeError):
     pass
 
 
-def fail(rank: int, who: int, where: str) -> dict[str, Any]:
+def fail(rank: int, who: int, where: str, trains: bool) -> dict[str, Any]:
     """Something goes wrong on one rank; what is raised on each, how soon, and whether everything is as it was, and works."""
     model, loss, samples = started(rank, "perceptron")
     partition = gn.Partition.by_layer(model)
-    u = direction(partition)
+    u, kind = direction(partition), where.split(" in ")[0]
+    optimizer = gn.GroupedNewton(partition, torch.optim.Adam(model.parameters()), period=1)
+    optimizer.step(loss, samples=samples)
     before = {n: p.detach().full_tensor() for n, p in model.named_parameters()}
+    state = whole_state(optimizer)
     known = [(m.__dict__["_parameters"], m._forward_pre_hooks, m._forward_hooks) for m in model.modules()]
 
-    def ask() -> gn.Summary:
-        if where.startswith("gradient"):
-            return gn.Summary.from_tensors(
-                [
-                    float(g.full_tensor().sum())
-                    for g in gn.direction.gradient(loss_here, partition, samples=samples).values()
-                ]
-            )
+    def ask() -> Any:
+        if kind == "gradient":
+            return gn.direction.gradient(loss_here, partition, samples=samples)
+        if kind == "step":
+            return optimizer.step(loss_here, samples=samples)
         return gn.summarize(loss_here, partition, u, samples=samples, full_third=True)
 
     loss_here, raised, start = loss, "", time.monotonic()
-    with going_wrong(where.split(" in ")[-1], model) if rank == who else _nothing() as spoil:
+    with going_wrong(where.split(" in ")[-1], model, optimizer) if rank == who else _nothing() as spoil:
         if spoil is not None:
             loss_here = lambda: spoil(loss())  # noqa: E731
+        elif kind == "interrupt" and rank != who:
+            loss_here = lambda: (time.sleep(0.4), loss())[1]  # noqa: E731
         try:
             ask()
         except BaseException as error:
@@ -281,20 +399,29 @@ def fail(rank: int, who: int, where: str) -> dict[str, Any]:
     now = [(m.__dict__["_parameters"], m._forward_pre_hooks, m._forward_hooks) for m in model.modules()]
     restored = all(a is b for old, new in zip(known, now, strict=True) for a, b in zip(old, new, strict=True))
     unchanged = restored and all(torch.equal(after[n], p) for n, p in before.items())
-    gradients = whole(gn.direction.gradient(loss, partition, samples=samples))
-    loss().backward()
-    # FSDP2's is the mean over the ranks, each of which weighs the same.
-    theirs = whole({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    unweighed = whole(gn.direction.gradient(loss, partition))
-    works = all(torch.allclose(theirs[n], unweighed[n], rtol=1e-10, atol=1e-12) for n in theirs)
+    unchanged = unchanged and all(map(torch.equal, state, whole_state(optimizer)))
+    works = True
+    if trains:
+        loss().backward()
+        # FSDP2's is the mean over the ranks, each of which weighs the same.
+        theirs = whole({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        unweighed = whole(gn.direction.gradient(loss, partition))
+        works = all(torch.allclose(theirs[n], unweighed[n], rtol=1e-10, atol=1e-12) for n in theirs)
     return {
         "raised": raised,
         "seconds": seconds,
         "unchanged": unchanged,
         "works": works,
-        "gradients": gradients,
-        "summary": ask().tensors(),
+        "summary": gn.summarize(loss, partition, u, samples=samples).tensors(),
+        "loss": float(optimizer.step(loss, samples=samples)),
     }
+
+
+def whole_state(optimizer: gn.GroupedNewton) -> list[Tensor]:
+    """Rates, and what the proposer remembers."""
+    assert optimizer.proposer is not None
+    states = [whole(state) for state in optimizer.proposer.optimizer.state.values()]
+    return [t.clone() for state in states for t in state.values()] + [optimizer.learning_rates]
 
 
 @contextmanager
@@ -303,8 +430,10 @@ def _nothing() -> Iterator[None]:
 
 
 @contextmanager
-def going_wrong(where: str, model: nn.Module) -> Iterator[Callable[[Tensor], Tensor] | None]:
-    """In the loss, between two gathered weights, in its value, in its gradient, in the backward pass or in the sweep."""
+def going_wrong(
+    where: str, model: nn.Module, optimizer: gn.GroupedNewton
+) -> Iterator[Callable[[Tensor], Tensor] | None]:
+    """Between two gathered weights, in the value of the loss, its gradient, the backward pass, the sweep or the step."""
     if where == "forward":
         handle = model[2].register_forward_pre_hook(lambda *_: _raise(Broken("the disk is gone")))
         yield None
@@ -313,17 +442,26 @@ def going_wrong(where: str, model: nn.Module) -> Iterator[Callable[[Tensor], Ten
         yield lambda value: value * float("nan")
     elif where == "slope":
         yield lambda value: value + (0 * value).sqrt()
+    elif where == "waiting":
+        interrupted(0.2)  # while the others sleep, and this rank waits for their rows
+        yield None
     elif where == "signal":
         yield lambda value: (signal.raise_signal(signal.SIGINT), value)[1]
     elif where == "backward":
         yield lambda value: _FailingBackward.apply(value)
-    elif where == "sweep":
-        before = Linear.forward
-        Linear.forward = lambda *_: _raise(torch.OutOfMemoryError("tried to allocate 2 GiB"))  # type: ignore[method-assign]
+    else:
+        owner, name = {
+            "sweep": (Linear, "forward"),
+            "proposer": (optimizer.proposer.optimizer, "step"),
+            "solver": (gn.cubic.CubicModel, "minimize"),
+            "commit": (gn.line.Objective, "commit"),
+        }[where]
+        before = getattr(owner, name)
+        setattr(owner, name, lambda *_: _raise(torch.OutOfMemoryError("tried to allocate 2 GiB")))
         try:
             yield None
         finally:
-            Linear.forward = before  # type: ignore[method-assign]
+            setattr(owner, name, before)
 
 
 def _raise(error: BaseException) -> None:
@@ -436,16 +574,10 @@ def refused(rank: int, what: str) -> str:
         gn.direction.gradient(lambda: model(a).sum() if rank else model[0](a).sum(), partition)
 
     def fewer_batches() -> None:
-        gn.direction.gradient(loss, sharded(), [(a, b)] * (2 - rank))
-
-    def stepping() -> None:
-        gn.GroupedNewton(sharded()).step(lambda: loss(a, b))
+        gn.direction.gradient(loss, sharded(), [(a, b)] * (2 - (rank > 0)))
 
     def stochastic() -> None:
         gn.StochasticNewton(sharded(), lr=0.1, lr_direction=0.1).step(lambda: loss(a, b))
-
-    def suggestion() -> None:
-        gn.suggest_learning_rates(loss, sharded(), [(a[:2], b[:2]), (a[2:], b[2:])])
 
     try:
         locals()[what.replace(" ", "_")]()

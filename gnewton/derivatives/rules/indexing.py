@@ -22,20 +22,20 @@ from gnewton.derivatives.rules.linear import PiecewiseLinear
 register(
     """
     diagonal_scatter embedding gather index_add index_copy index_fill index_put index_select kthvalue masked_fill
-    msort scatter_add select_scatter slice_scatter sort take_along_dim topk tril triu where
+    masked_scatter msort scatter_add select_scatter slice_scatter sort take_along_dim topk tril triu where
     """,
     PiecewiseLinear(),
 )
 
 
 class Scatter(PiecewiseLinear):
-    """Entries put at some places."""
+    """Entries put at some places, or their sums or means."""
 
     def applies(self, o: Operation) -> bool:
-        return o.argument(4, "reduce") is None
+        return o.argument(4, "reduce") in (None, "sum", "mean")
 
 
-register("scatter", Scatter())
+register("scatter scatter_reduce", Scatter())
 
 
 class Take(Rule):

@@ -79,8 +79,8 @@ class Pointwise(Rule):
 
 register(
     """
-    acos acosh asin asinh atan atanh celu cos cosh digamma elu erf erfc erfinv exp exp2 expm1 gelu hardsigmoid hardswish i0 lgamma
-    log log10 log1p log2 log_sigmoid mish reciprocal rsqrt selu sigmoid silu sin sinc sinh softplus softshrink
+    acos acosh asin asinh atan atanh celu cos cosh digamma elu erf erfc erfcx erfinv exp exp2 expm1 gelu hardsigmoid hardswish i0 i0e i1 i1e
+    lgamma log log_ndtr log10 log1p log2 log_sigmoid mish reciprocal rsqrt selu sigmoid silu sin sinc sinh softplus softshrink
     special_erf special_expit sqrt square tan tanh tanhshrink
     """,
     Pointwise(),

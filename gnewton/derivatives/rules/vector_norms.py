@@ -41,14 +41,17 @@ class Powers(NamedTuple):
 
 
 class VectorNorm(Rule):
-    """N = |x|_p with p = 2 or p >= 3, which is smooth but where the whole vector vanishes."""
+    """N = |x|_p with p = 2 or p >= 3, which is smooth but where the whole vector vanishes; with another p > 1 between zeros.
+
+    At a zero the third derivative of these is infinite: the summary is then not finite, and asked of nested passes.
+    """
 
     reads_outputs = True
 
     def applies(self, o: Operation) -> bool:
         p = o.argument(1, "ord", 2)
         plain = o.argument(4, "dtype") is None and isinstance(p, int | float) and o.inputs[0].value.dim() > 0
-        return super().applies(o) and plain and (p == 2 or 3 <= p < float("inf"))
+        return super().applies(o) and plain and 1 < p < float("inf")
 
     def forward(self, o: Operation, jets: Jets, adjoints: Adjoints, sums: Accumulator) -> list[Jet]:
         ((x, x2),), (adjoint,), p = jets, adjoint_values(o, adjoints), o.argument(1, "ord", 2)

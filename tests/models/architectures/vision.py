@@ -103,6 +103,17 @@ def convnext() -> Built:
     return _classified(ConvNextForImageClassification(config), 16)
 
 
+def mobilenetv2() -> Built:
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    # Small enough that hardly a corner of its ReLU6 lies within the steps of the differences.
+    config = MobileNetV2Config(
+        image_size=8, depth_multiplier=0.05, depth_divisible_by=2, min_depth=2, expand_ratio=2, finegrained_output=False,
+        num_labels=3, classifier_dropout_prob=0.0,
+    )  # fmt: skip
+    return _classified(MobileNetV2ForImageClassification(config), 8)
+
+
 def _efficientnet() -> nn.Module:
     from efficientnet_pytorch import EfficientNet
 
