@@ -1,5 +1,6 @@
 """The figures as a reader meets them, in Chromium: script a frame on a page of the book, key to picture in JupyterLab."""
 
+import os
 import re
 import shutil
 import statistics
@@ -18,6 +19,7 @@ from benchmarks.widgets import percentile
 BOOK = ROOT / "book" / "_build" / "html"
 ASKED_FRAME, ASKED_KEY = 8.0, 40.0  # milliseconds, for the median
 MOVES, KEYS = 40, 12
+BUSY = 2.0  # a load average that a browser and a kernel by themselves do not reach
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 # Every control of a figure through its values and back, a frame each: milliseconds of script, numbers and drawing together.
@@ -55,7 +57,7 @@ def figures(plan: Plan) -> None:
     with chromium() as browser:
         page = [one for path in _pages(plan) for one in frames(browser, path)]
         lab = [one for name in _names(plan) for one in keys(browser, name)]
-    results = {"page": page, "lab": lab}
+    results = {"page": page, "lab": lab, "load": os.getloadavg()[2]}
     save(plan.folder, "figures", report(results), results)
     slow = [one for one in page if statistics.median(one["ms"]) > ASKED_FRAME]
     late = [one for one in lab if statistics.median(one["ms"]) > ASKED_KEY]
@@ -82,6 +84,8 @@ def report(results: dict[str, Any]) -> str:
         f"which {met[0]} of {len(page)} figures meet. In JupyterLab, from the key to the changed picture: medians of "
         f"{min(lab):.0f} to {max(lab):.0f} ms, at most {ASKED_KEY:.0f} asked, which {met[1]} of {len(lab)} meet."
     )
+    if (load := results.get("load", 0.0)) > BUSY:
+        words += f" Other work ran beside JupyterLab: the load average was {load:.1f}."
     live = {(one["page"], one["figure"]): one for one in results["lab"]}
     rows = [_row(one, live.get((one["page"], one["figure"]))) for one in results["page"]]
     header = ["page", "figure", "numbers", "script a frame: median ms", "95th percentile", "met"]

@@ -377,6 +377,8 @@ def test_the_words_about_figures_follow_the_numbers() -> None:
     said = figures.report({"page": page, "lab": lab})
     assert "medians of 2.0 to 9.0 ms of script a frame, at most 8 asked, which 1 of 2 figures meet" in said
     assert "medians of 41 to 41 ms, at most 40 asked, which 0 of 1 meet" in said
+    assert "Other work" not in said
+    assert "load average was 6.5." in figures.report({"page": page, "lab": lab, "load": 6.5})
     rows = [line.split("|")[3:-1] for line in said.splitlines()[-2:]]
     cells = [[cell.strip() for cell in row] for row in rows]
     assert cells == [["table", "2.0", "9.0", "yes", "41.0", "42.0", "NO"], ["table", "9.0", "9.0", "NO", "-", "-", "-"]]

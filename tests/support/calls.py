@@ -66,7 +66,6 @@ WAYS: dict[str, Way] = {
     "p between": lambda f, x, y: f(x, 1.5, 0),
     "sums": lambda f, x, y: f(x, 0, GRID, y[:2], "sum"),
     "means": lambda f, x, y: f(x, 0, GRID * 0, y[:2], "mean", include_self=False),
-    "x, mask, y": lambda f, x, y: f(x, MASK, y),
     "margin": lambda f, x, y: f(x, (1, 2)),
     "classes": lambda f, x, y: f(x, INDEX),
     "axes": lambda f, x, y: f(x, (0,), 1e-5),

@@ -22,7 +22,7 @@ from gnewton.derivatives.rules.linear import PiecewiseLinear
 register(
     """
     diagonal_scatter embedding gather index_add index_copy index_fill index_put index_select kthvalue masked_fill
-    masked_scatter msort scatter_add select_scatter slice_scatter sort take_along_dim topk tril triu where
+    msort scatter_add select_scatter slice_scatter sort take_along_dim topk tril triu where
     """,
     PiecewiseLinear(),
 )
