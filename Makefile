@@ -162,7 +162,7 @@ test-zoo test-zoo-part: export HF_HUB_OFFLINE := 1
 test-zoo: $(VENV)/.installed-zoo  ## models and loops of other libraries; write VENV=.venv-zoo: torchvision would break them (ZOO_ARGS="-k peft")
 	$(BIN)/pytest tests/models/test_architectures.py tests/stacks -m "zoo or not zoo" -n $(WORKERS) $(ZOO_ARGS)
 
-test-zoo-part: $(VENV)/.installed-test $(VENV)/.installed-zoo-part  ## those of the libraries that install in half a minute, as CI runs them
+test-zoo-part: $(VENV)/.installed-zoo-part  ## those of the libraries that install in half a minute, as CI runs them (VENV=.venv-zoo, too)
 	$(BIN)/pytest tests/models/test_architectures.py tests/stacks -m zoo -n $(WORKERS) $(ZOO_ARGS)
 
 test-alone:  ## each target as the first command in a fresh clone, an hour (ALONE="lint book" for some)
