@@ -370,7 +370,7 @@ def outcome(function, name, mode, x):
 
 OVERLOADS = ("default", "Tensor_Tensor", "Tensor")
 OWN = {
-    f"{i} {f}": f
+    f"{i} {f if isinstance(f, torch._ops.OpOverload | torch._ops.OpOverloadPacket) else f.__name__}": f
     for i, f in enumerate(SPECIAL)
     if not isinstance(f, torch._ops.OpOverload) or f._overloadname in OVERLOADS
 }
