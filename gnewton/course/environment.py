@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 REQUIREMENT = re.compile(r"([\w.-]+)>=([\w.]+)")
-EXTRA = re.compile(r"""extra == ["'](\w+)["']""")
+EXTRA = re.compile(r"""extra == ["']([\w-]+)["']""")
 
 
 class Need(NamedTuple):
@@ -48,6 +48,8 @@ def needs(requirements: Iterable[str], extra: str | None) -> list[Need]:
 
     >>> needs(["torch>=2.6", "tqdm>=4.66; extra == 'lab'", "gnewton[lab]; extra == 'test'"], "lab")
     [Need(name='tqdm', least='4.66')]
+    >>> needs(["torch>=2.6", "peft>=0.17; extra == 'zoo-part'"], None)
+    [Need(name='torch', least='2.6')]
     """
     packages = []
     for line in requirements:
