@@ -570,9 +570,8 @@ def is_finite(summary: Summary) -> bool:
     (True, False)
     """
     # torch masks singularities in its backward formulas, past which the tape may differentiate: 0 times infinity.
-    with torch._C.DisableTorchFunction():
-        finite = [torch.isfinite(t).all().to(summary.gradient.device) for t in summary.tensors()]
-        return summary.gradient.is_meta or bool(torch.stack(finite).all())
+    finite = [torch.isfinite(t).all().to(summary.gradient.device) for t in summary.tensors()]
+    return summary.gradient.is_meta or bool(torch.stack(finite).all())
 
 
 def _join_engines(one: str | None, other: str | None) -> str | None:
