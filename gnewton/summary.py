@@ -18,7 +18,9 @@ from torch import Tensor
 
 from gnewton.derivatives import differences, graph, nested, price, proof, sweep
 from gnewton.derivatives.gauss_newton import TwoParts, two_parts
+from gnewton.derivatives.opened import functions_opened, record_opened
 from gnewton.derivatives.record import record_in_mode, warn_of_missing
+from gnewton.derivatives.recorder import HOOKED
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Direction, check_direction, gradient
 from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differentiable_mode, evaluate
@@ -350,8 +352,9 @@ def summarize(
         engine: "tape" records the loss and sweeps S tangents through the record, for the price of a few gradients. "nested"
             takes 2S + 1 backward passes. "auto" is the tape, or nested for a long list of tiny operations and hardly any groups
             (a small recurrent network with S = 1), where that is cheaper and no ``max_memory`` is given; where the record is not
-            complete (a custom autograd function, a scripted module) it is nested, with one IncompleteRecordWarning that names the operation. Where torch does
-            not vouch for a backward pass (a custom function, a hook), it is first compared with differences of the
+            complete (a scripted module, a function in NumPy) it is nested, with one IncompleteRecordWarning that names the operation. A custom
+            autograd function is opened: its forward pass is recorded, if it has the gradient that its backward pass says. Where torch does
+            not vouch for a backward pass (a custom operator, a hook), it is first compared with differences of the
             gradient. "differences" takes 4S + 1 gradients of any loss that has one; its summary is not exact, says so,
             and estimates its ``errors``.
         max_memory: bounds the tape's tangents, in bytes; a smaller one takes longer. None is half of the memory that is free.
@@ -491,21 +494,15 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
         return _by_differences(asked)
     if engine == "nested" or asked.order == 1:
         return _nested(asked)
-    loss, partition, before = asked.loss, asked.partition, RandomState(asked.partition)
-    tape = record_in_mode(loss, partition, asked.batch)
-    on_tape = None
-    if tape.missing is None:
-        assert tape.value is not None
-        asked.prove(graph.unproven(tape.value), before)
-        proof.check_kernels(tape.value, partition, asked.order)
-        if engine == "auto" and _is_cheaper_nested(tape, asked):
-            # Through the graph of the recorded loss, which is proven.
-            tensors = nested.summary(tape.value, partition, asked.u, order=asked.order)
-            return asked.answer(tape.value, tensors, "nested")
-        if isinstance(loss, TwoParts):
-            loss.drop_outer_adjoints(tape, partition)
-        options = {"full_third": asked.full_third, "max_memory": asked.max_memory}
-        on_tape = _sweep(tape, partition, asked.u, asked.order, **options)
+    partition, before = asked.partition, RandomState(asked.partition)
+    tape = record_in_mode(asked.loss, partition, asked.batch)
+    assert tape.value is not None
+    with_open = None
+    if tape.missing not in (None, HOOKED):
+        with_open = record_opened(asked.loss, partition, asked.batch, before, tape.value)
+    # What checkpoints compute again in the backward pass is computed as it was recorded.
+    with functions_opened() if with_open else nullcontext():
+        on_tape = _by_tape(asked, with_open or tape, before, engine)
     if not partition.on_any_rank(on_tape is None or not is_finite(on_tape)):
         assert on_tape is not None
         return on_tape
@@ -516,6 +513,24 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
     if on_tape is None:
         warn_of_missing(tape.missing, partition, asked.order)
     return summary
+
+
+def _by_tape(asked: _Question, tape: Tape, before: RandomState, engine: str) -> Summary | None:
+    """From a tape, or through the graph of its value where that is cheaper; None where the tape is not complete."""
+    if tape.missing is not None:
+        return None
+    assert tape.value is not None
+    loss, partition = asked.loss, asked.partition
+    asked.prove(graph.unproven(tape.value), before)
+    proof.check_kernels(tape.value, partition, asked.order)
+    if engine == "auto" and _is_cheaper_nested(tape, asked):
+        # Through the graph of the recorded loss, which is proven.
+        tensors = nested.summary(tape.value, partition, asked.u, order=asked.order)
+        return asked.answer(tape.value, tensors, "nested")
+    if isinstance(loss, TwoParts):
+        loss.drop_outer_adjoints(tape, partition)
+    options = {"full_third": asked.full_third, "max_memory": asked.max_memory}
+    return _sweep(tape, partition, asked.u, asked.order, **options)
 
 
 def _sweep(tape: Tape, partition: Partition, u: Mapping[str, Tensor], order: int, **options: Any) -> Summary | None:

@@ -43,7 +43,7 @@ def unproven(value: Tensor) -> list[str]:
     >>> unproven(torch.ones(2, requires_grad=True).sin().sum())
     []
     """
-    return sorted({_function_name(node) for node in nodes(value) if _is_foreign(node)})
+    return sorted({_function_name(node) for node in nodes(value) if is_foreign(node)})
 
 
 def functions_with_hooks(value: Tensor) -> list[str]:
@@ -115,13 +115,19 @@ def _leading_to(suspects: Iterable[Any], partition: Partition) -> list[Any]:
     return [node for node in suspects if node in leading]
 
 
-def _is_foreign(node: Any) -> bool:
-    return isinstance(node, BackwardCFunction) or not _TORCHS.fullmatch(node.name())
+def is_python(node: Any) -> bool:
+    """Whether the node is a custom autograd function in Python."""
+    return isinstance(node, BackwardCFunction)
+
+
+def is_foreign(node: Any) -> bool:
+    """Whether the node's backward was not written by torch."""
+    return is_python(node) or not _TORCHS.fullmatch(node.name())
 
 
 def _function_name(node: Any) -> str:
     name: str = node.name()
-    return name.removesuffix("Backward") if isinstance(node, BackwardCFunction) else name
+    return name.removesuffix("Backward") if is_python(node) else name
 
 
 def _has_hooks(node: Any) -> bool:

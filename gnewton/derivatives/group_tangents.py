@@ -161,4 +161,5 @@ def sum_values_to(values: Tensor, shape: Sequence[int]) -> Tensor:
 
 def rows(stacked: Tensor) -> Tensor:
     """(k, *shape) -> (k, number of scalars)."""
-    return stacked.reshape(len(stacked), -1)
+    # Of no scalars, torch would not tell how many a -1 stands for.
+    return stacked.reshape(len(stacked), stacked.shape[1:].numel())

@@ -5,7 +5,7 @@ Python functions of torch are opened, not written down whole: their parts have s
 
 A list that lacks an operation would give wrong numbers and no error. So each operation is compared with autograd's graph:
 walking back from its outputs, every path must end at the inputs that were written down. A path that reaches a parameter
-otherwise means that something went unseen (a custom autograd function, a scripted module, another thread). Then the tape
+otherwise means that something went unseen (a custom autograd function, which `opened.py` can open, a scripted module, another thread). Then the tape
 names it in ``missing``, and the slow engine, which needs no record, takes over.
 """
 

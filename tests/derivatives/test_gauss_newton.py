@@ -100,13 +100,21 @@ class Square(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * g
 
 
+class SquareInNumpy(Square):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.from_numpy(x.detach().numpy() ** 2)
+
+
 @pytest.mark.filterwarnings("ignore::gnewton.derivatives.record.IncompleteRecordWarning")
-def test_a_loss_that_cannot_be_recorded_goes_by_backward_passes():
+@pytest.mark.parametrize(("function", "engine"), [(Square, "tape"), (SquareInNumpy, "nested")])
+def test_a_custom_function_is_opened_or_goes_by_backward_passes(function, engine):
     model, x, y, partition, u = build()
-    pair = (lambda: Square.apply(model(x)), lambda z: F.cross_entropy(z, y))
+    pair = (lambda: function.apply(model(x)), lambda z: F.cross_entropy(z, y))
     same = (lambda: model(x) ** 2, lambda z: F.cross_entropy(z, y))
     got = gn.summarize(pair, partition, u, curvature="gauss-newton")
-    assert got.engine == "nested"
+    assert got.engine == engine
     close(got.hessian, gn.summarize(same, partition, u, curvature="gauss-newton", engine="tape").hessian)
 
 

@@ -249,7 +249,7 @@ def test_the_text_of_an_incomplete_tape_says_what_is_missing():
 class Identity(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
-        return x.clone()
+        return torch.from_numpy(x.detach().numpy().copy())  # no operation of torch, so that it cannot be opened
 
     @staticmethod
     def backward(ctx, g):

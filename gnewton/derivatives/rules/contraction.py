@@ -49,7 +49,7 @@ def _pull(adjoint: tuple[str, Tensor], other: tuple[str, Tensor], term: str, lik
     equation = f"{_GROUP}{adjoint[0]},{_GROUP}{other[0]}->{_GROUP}{''.join(here)}"
     pulled = torch.einsum(equation, adjoint[1], other[1])
     shape = [n if c in here else 1 for c, n in zip(term, like.shape, strict=True)]
-    return pulled.reshape(-1, *shape).expand(-1, *like.shape)
+    return pulled.reshape(len(pulled), *shape).expand(-1, *like.shape)
 
 
 class Einsum(Contraction):

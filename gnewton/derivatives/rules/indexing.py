@@ -62,7 +62,7 @@ class Take(Rule):
         out = m.values.new_zeros(len(m.groups), x.numel())
         # An entry that was taken twice collects from both.
         out.index_add_(1, self.positions(o).flatten() % x.numel(), m.rows())
-        return [GroupTangents(m.groups, out.reshape(-1, *x.shape))]
+        return [GroupTangents(m.groups, out.reshape(len(out), *x.shape))]
 
 
 register("take", Take())
@@ -106,10 +106,10 @@ class Assign(Rule):
             if i == o.place(0, "before"):
                 values = m.rows().clone()
                 values[:, positions.flatten()] = 0
-                values = values.reshape(-1, *v.value.shape)
+                values = values.reshape(len(values), *v.value.shape)
             else:
                 values = sum_values_to(_pick(m.values, positions), _written_shape(v.value, positions)).to(v.value.dtype)
-                values = values.reshape(-1, *v.value.shape)
+                values = values.reshape(len(values), *v.value.shape)
             pulled.append(GroupTangents(m.groups, values))
         return pulled
 
@@ -121,9 +121,9 @@ class Assign(Rule):
         out = y.new_zeros(len(groups), y.numel()) if before is None else rows(before.over(groups)).clone()
         shape = () if new is None else _written_shape(new.values[0], positions)
         values = out.new_zeros(len(groups)) if new is None else new.over(groups).to(out.dtype)
-        values = values.reshape(-1, *[1] * (positions.dim() - len(shape)), *shape).expand(-1, *positions.shape)
+        values = values.reshape(len(values), *[1] * (positions.dim() - len(shape)), *shape).expand(-1, *positions.shape)
         out[:, positions.flatten()] = rows(values)
-        return GroupTangents(groups, out.reshape(-1, *y.shape), owned=True)
+        return GroupTangents(groups, out.reshape(len(out), *y.shape), owned=True)
 
 
 register("assign", Assign())
@@ -136,4 +136,4 @@ def _written_shape(new: Tensor, positions: Tensor) -> Sequence[int]:
 
 def _pick(stacked: Tensor, positions: Tensor) -> Tensor:
     """(k, *shape) -> (k, *positions.shape)"""
-    return rows(stacked)[:, positions.flatten()].reshape(-1, *positions.shape)
+    return rows(stacked)[:, positions.flatten()].reshape(len(stacked), *positions.shape)

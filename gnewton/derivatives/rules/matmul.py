@@ -92,7 +92,8 @@ class Linear(Product):
     def times(self, o: Operation, a: Tensor, b: Tensor) -> Tensor:
         if len(b) == 1:
             return a @ b[0].T
-        return (_samples(a) @ b.mT).reshape(-1, *a.shape[1:-1], b.shape[1])
+        products = _samples(a) @ b.mT
+        return products.reshape(len(products), *a.shape[1:-1], b.shape[1])
 
     def tangent(self, o: Operation, pair: Pair, *more: GroupTangents | None) -> GroupTangents | None:
         a, b = pair
@@ -120,7 +121,8 @@ def _sum_with_product(
     """a_s times a matrix that all groups share, by far the largest term, written where it is to stay; and more terms."""
     groups, shape, k = union([a, *more]), o.outputs[0].value.shape, len(a.groups)
     out = a.values.new_empty(len(groups), *shape)
-    torch.mm(a.values.reshape(-1, matrix.shape[0]), matrix, out=out[:k].view(-1, matrix.shape[1]))
+    samples = a.values.shape[:-1].numel()
+    torch.mm(a.values.reshape(samples, matrix.shape[0]), matrix, out=out[:k].view(samples, matrix.shape[1]))
     out[k:] = 0
     for term in more:
         if term:
@@ -130,4 +132,4 @@ def _sum_with_product(
 
 def _samples(stacked: Tensor) -> Tensor:
     """(k, ..., n) -> (k, N, n)."""
-    return stacked.reshape(len(stacked), -1, stacked.shape[-1])
+    return stacked.reshape(len(stacked), stacked.shape[1:-1].numel(), stacked.shape[-1])

@@ -112,7 +112,7 @@ def to_cells(stacked: Tensor, axes: Sequence[int]) -> Tensor:
     """(k, *shape) -> (k, cells, entries): the axes that a mean is taken over come last, as one."""
     dims = [axis % (stacked.dim() - 1) + 1 for axis in axes]
     last = stacked.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims))
-    return last.reshape(len(stacked), -1, last.shape[-1])
+    return last.reshape(len(stacked), last.shape[1:-1].numel(), last.shape[-1])
 
 
 def from_cells(cells: Tensor, axes: Sequence[int], shape: Sequence[int]) -> Tensor:

@@ -122,7 +122,7 @@ class VectorNorm(Rule):
         return [dim] if isinstance(dim, int) else list(dim)
 
     def _result(self, o: Operation, groups: tuple[int, ...], values: Tensor) -> GroupTangents:
-        return GroupTangents(groups, values.reshape(-1, *o.outputs[0].value.shape))
+        return GroupTangents(groups, values.reshape(len(values), *o.outputs[0].value.shape))
 
 
 def _pairings(powers: Powers, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:

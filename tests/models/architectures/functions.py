@@ -1,6 +1,7 @@
 """Gaussian processes, flows, operators, differential equations and losses that differentiate."""
 
 import math
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -143,7 +144,16 @@ def neural_ode_rk4() -> Built:
 
 
 def neural_ode_dopri5() -> Built:
-    return _solved("dopri5")
+    from torchdiffeq._impl import rk_common
+
+    built, choose = _solved("dopri5"), rk_common._optimal_step_size
+
+    def loss() -> Tensor:
+        # Its step lengths are stopped by no_grad: by detach, they can be held.
+        with mock.patch.object(rk_common, "_optimal_step_size", lambda *args: choose(*args).detach()):
+            return built.loss()
+
+    return Built(built.model, loss, stops=True)
 
 
 def neural_ode_adjoint() -> Built:
