@@ -1,7 +1,7 @@
 """Functions whose derivatives in torch lose their digits at some points, written out so that autograd keeps them.
 
 torch computes the functions right; its formulas for their gradients, or the derivatives of these, are not: they cancel (sinc
-and the Bessel functions near 0, log_ndtr and erfcx in the tail), overflow (mish, gelu, logaddexp), are kept away from a pole (binary
+and the Bessel functions near 0, products with a factor near 0, log_ndtr and erfcx in the tail), overflow (mish, gelu, logaddexp), are kept away from a pole (binary
 cross-entropy), or lack a term that a mask hides (x^y, differentiated in both, at y = 0 and at y = 1). Here a function that
 cancels is replaced, where it does, by a series or by an integral of positive terms, whose derivatives are again such sums.
 `tests/test_special.py` compares with mpmath.
@@ -145,6 +145,36 @@ def float_power(input: Tensor, exponent: Tensor) -> Tensor:
     return power(input.double(), exponent.double())
 
 
+def prod(input: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    """``torch.prod``, pair by pair: torch's derivatives divide by each factor, and lose their digits near 0."""
+    if not _has_factors(input, dim, dtype) or (dim is None and keepdim):
+        own: dict[str, Any] = {} if dim is None and not keepdim else {"dim": dim, "keepdim": keepdim}
+        return torch.prod(input, **own, dtype=dtype)
+    axis = -1 if dim is None else dim
+    rows = (input.flatten() if dim is None else input).to(dtype or input.dtype).movedim(axis, -1)
+    while (n := rows.shape[-1]) > 1:
+        pairs = rows[..., : n // 2] * rows[..., n // 2 : n - n % 2]
+        rows = torch.cat([pairs, rows[..., n - 1 :]], -1) if n % 2 else pairs
+    return rows.movedim(-1, axis) if keepdim else rows.squeeze(-1)
+
+
+def _has_factors(input: Tensor, dim: Any, dtype: torch.dtype | None) -> bool:
+    """Whether there is something to multiply, along an axis with a number, into numbers that have derivatives."""
+    plain = dtype is None or dtype.is_floating_point
+    return plain and input.dim() > 0 and input.numel() > 0 and not isinstance(dim, str)
+
+
+def cumprod(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """``torch.cumprod``: the same; after k rounds each entry is the product of the last 2^k."""
+    if not _has_factors(input, dim, dtype):
+        return torch.cumprod(input, dim, dtype=dtype)
+    rows, length = input.to(dtype or input.dtype).movedim(dim, -1), 1
+    while length < rows.shape[-1]:
+        rows = torch.cat([rows[..., :length], rows[..., length:] * rows[..., :-length]], -1)
+        length *= 2
+    return rows.movedim(-1, dim)
+
+
 def binary_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -168,6 +198,8 @@ IN_STEPS: dict[str, Callable[..., Tensor]] = {
     "logaddexp2": logaddexp2,
     "pow": power,
     "float_power": float_power,
+    "prod": prod,
+    "cumprod": cumprod,
 }
 
 

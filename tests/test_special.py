@@ -313,6 +313,11 @@ SEVERAL = {
     "atan2": (lambda x: torch.atan2(x[0], x[1] + 1), lambda x: (x[0] / (x[1] + 1)).atan()),
     "lerp": (lambda x: torch.lerp(x[0], x[1], x[2]), lambda x: x[0] + x[2] * (x[1] - x[0])),
     "kl_div": (lambda x: F.kl_div(x[0], x[1] + 1, reduction="sum"), lambda x: (x[1] + 1) * ((x[1] + 1).log() - x[0])),
+    "prod, keepdim": (lambda x: spread(x.prod(0, keepdim=True)), lambda x: spread((x[0] * x[1] * x[2])[None])),
+    "cumprod_": (
+        lambda x: spread((x * 1.0).cumprod_(-1)),
+        lambda x: spread(torch.stack([x[0], x[0] * x[1], x[0] * x[1] * x[2]])),
+    ),
     "scatter_reduce prod": (
         lambda x: summed(x + 1, "prod"),
         lambda x: spread((x + 1)[[0, 2]] * torch.stack([x[1] + 1, T[0] / 0.3])),
@@ -331,6 +336,7 @@ SEVERAL = {
     ),
 }
 TIES = [[2.0, 3.0, 4.0], [0.0, 2.0, 3.0], [0.0, 0.0, 3.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [2.0, 0.0, 5.0]]
+TIES += [[1e-8, 2.0, 3.0], [2.0, 1e-4, 1e-9], [1e-20, 0.0, 1.0]]
 
 
 @pytest.mark.parametrize("engine", ["tape", "nested"])
@@ -348,6 +354,64 @@ def test_zeros_ones_and_ties(name, engine):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10 * max(1.0, theirs.abs().max().item()))
 
 
+@pytest.mark.parametrize("name", ["prod", "cumprod"])
+def test_the_control_torchs_own_products_lose_their_third_derivative_near_zero(name):
+    function, formula = SEVERAL[name]
+    x = nn.Parameter(torch.tensor([2.0, 1e-4, 1e-9], dtype=DTYPE))
+    partition = gn.Partition.by_scalar(nn.ParameterList([x]))
+    u = {n: torch.tensor([1.0, -0.7, 0.4], dtype=DTYPE) for n in partition.parameters}
+    own, expected = (nested.summary(f(x), partition, u, full_third=True)[3] for f in (function, formula))
+    assert (own - expected).abs().max() > 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("engine", ["tape", "nested"])
+@pytest.mark.parametrize(("least", "order"), [(r, o) for r in (0.1, 1e-3, 1e-6, 1e-11) for o in (2, 3)])
+def test_products_by_scatter_are_right_or_refused(least, order, engine):
+    def product_by_scatter(x):
+        return torch.ones(1, dtype=DTYPE).scatter_reduce(0, torch.zeros(3, dtype=torch.long), x, "prod").sum()
+
+    x = nn.Parameter(torch.tensor([1.0, least, -0.7], dtype=DTYPE))
+    partition = gn.Partition.by_scalar(nn.ParameterList([x]))
+    u = {n: torch.tensor([1.0, -0.7, 0.4], dtype=DTYPE) for n in partition.parameters}
+    if {2: least < 1e-9, 3: least < 1e-5}[order]:
+        with pytest.raises(NotImplementedError, match=r"ScatterReduce.*torch\.prod"):
+            gn.summarize(lambda: product_by_scatter(x), partition, u, order=order, engine=engine)
+        return
+    summary = gn.summarize(lambda: product_by_scatter(x), partition, u, order=order, engine=engine)
+    expected = gn.summarize(lambda: x[0] * x[1] * x[2], partition, u, order=order)
+    for ours, theirs in zip(summary.tensors(), expected.tensors(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+SHAPES = [(1,), (2,), (7,), (4, 5), (2, 3, 5), (3, 0)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("function", [torch.prod, torch.cumprod])
+def test_products_along_every_axis_are_torchs(function, shape):
+    x = torch.linspace(-1, 2, torch.Size(shape).numel(), dtype=DTYPE).reshape(shape).requires_grad_()
+    options = [{"keepdim": True}, {"keepdim": False}] if function is torch.prod else [{}]
+    calls = [{"dim": dim} | more for dim in range(-len(shape), len(shape)) for more in options]
+    calls += [{"dim": 9}, *([{}, {"dtype": torch.float32}, {"keepdim": True}] if function is torch.prod else [])]
+    for call in calls:
+        results = []
+        for mode in (Elementary(), torch.enable_grad()):
+            try:
+                with mode:
+                    value = function(x, **call)
+                results.append((value.shape, value.dtype, value.detach(), *torch.autograd.grad(value.sum(), x)))
+            except (IndexError, TypeError) as error:
+                results.append(type(error))
+        # A few roundings, in float32 where it is asked for.
+        assert isinstance(results[0], type) or results[0][:2] == results[1][:2]
+        digits = 1e-6 if torch.float32 in call.values() else 1e-13
+        for ours, theirs in zip(*results, strict=True) if isinstance(results[0], tuple) else [results]:
+            if isinstance(ours, torch.Tensor):
+                torch.testing.assert_close(ours, theirs, rtol=digits, atol=digits)
+            else:
+                assert ours == theirs
+
+
 # -- what is written out is torch's function ---------------------------------------------------------------------------
 
 ARGUMENTS = {
@@ -361,7 +425,8 @@ Y = torch.tensor([0.3, -0.2, 1.0], dtype=DTYPE)
 def outcome(function, name, mode, x):
     x, y = x.clone().requires_grad_(), Y.clone().requires_grad_()
     given = x * 1.0 if name.rstrip("0123456789").endswith("_") or name.startswith("__i") else x
-    rest = [y] if ARGUMENTS.get(name) else [1] if name == "logcumsumexp" else []
+    along = name in ("logcumsumexp", "cumprod", "cumprod_")
+    rest = [y] if ARGUMENTS.get(name) else [1] if along else []
     with mode:
         out = function(given, *rest)
     slopes = torch.autograd.grad(out.sum(), [x, *[y] * bool(ARGUMENTS.get(name))])

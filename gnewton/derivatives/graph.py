@@ -75,6 +75,8 @@ def _wrong_from(node: Any) -> float:
     fixed = getattr(node, "_saved_training", True) is False
     if "LinalgDet" in name:
         return _det_wrong_from(node._saved_LU)
+    if getattr(node, "_saved_reduce", None) == "prod":
+        return _product_wrong_from(node)
     return min((order for part, order in _WRONG_FROM.items() if part in name and not fixed), default=float("inf"))
 
 
@@ -84,7 +86,20 @@ def _det_wrong_from(lu: Tensor) -> float:
     if not lu.numel() or lu.is_meta:
         return float("inf")
     pivots = lu.detach().diagonal(dim1=-2, dim2=-1).abs()
-    ratio, eps = float((pivots.amin(-1) / pivots.amax(-1)).nan_to_num(0).amin()), torch.finfo(lu.dtype).eps
+    return _lost_from(float((pivots.amin(-1) / pivots.amax(-1)).nan_to_num(0).amin()), lu.dtype)
+
+
+def _product_wrong_from(node: Any) -> float:
+    """scatter_reduce and index_reduce divide the product by each factor, and lose the same where one is r times the largest."""
+    factors = node._saved_src if hasattr(node, "_saved_src") else node._saved_source
+    sizes = factors.detach().abs()
+    if not sizes.numel() or sizes.is_meta:
+        return float("inf")
+    return _lost_from(float((sizes.amin() / sizes.amax()).nan_to_num(0)), factors.dtype)
+
+
+def _lost_from(ratio: float, dtype: torch.dtype) -> float:
+    eps = torch.finfo(dtype).eps
     allowed = max(1e-6, 15 * eps**0.5)  # as in proof.tolerance
     return 2 if eps > allowed * ratio else 3 if eps > allowed * ratio**2 else float("inf")
 

@@ -43,6 +43,8 @@ def check_kernels(value: Tensor, partition: Partition, order: int) -> None:
         instead = (
             "write the determinant of a matrix that is all but singular as products of its entries"
             if any("LinalgDet" in name for name in wrong)
+            else "write a product of factors of which one is near 0 by torch.prod, whose derivatives gnewton writes out"
+            if any("Reduce" in name for name in wrong)
             else "call F.layer_norm, F.batch_norm or their modules outside torch.jit, which gnewton writes out"
         )
         raise NotImplementedError(
