@@ -16,6 +16,7 @@ from torch import Tensor
 from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differentiable_mode, differentiate, evaluate
 from gnewton.partition import Partition, accumulator_dtype
 from gnewton.ranks import Part
+from gnewton.repeated import WatchedWrites
 from gnewton.sharded import local_part
 from gnewton.storage import is_dtensor
 
@@ -49,7 +50,8 @@ def gradient(
     """
 
     compute = partial(gradient_here, loss, partition, data=data)
-    gradients = mean_gradient(partition, compute, Tally(weight, samples if data is None else 0.0))[1]
+    with WatchedWrites():
+        gradients = mean_gradient(partition, compute, Tally(weight, samples if data is None else 0.0))[1]
     return {name: g.clone() for name, g in gradients.items()}
 
 

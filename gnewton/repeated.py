@@ -8,7 +8,7 @@ What is accumulated (``index_add``, ``accumulate=True``) is a sum, and what is c
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from types import EllipsisType
+from types import EllipsisType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -86,6 +86,28 @@ def check_write(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         check_graph([getattr(target.detach(), name[:-1])(*rest, **kwargs).grad_fn])
 
 
+def check_kernel(name: str, args: Sequence[Any]) -> None:
+    """The same of a kernel that writes into its first argument, called by a scripted module or a transformation of torch.func."""
+    target, *rest = args
+    if name not in _IN_PLACE or not target._is_view() or not any(_has_gradient(value) for value in rest):
+        return
+    kind = next(kind for kind, (function, *_) in _WRITERS.items() if f"{function}_" == name)
+    if kind in ("IndexPut", "Put") and rest[2:] == [True]:
+        return
+    # What autograd's node would say, if there were one.
+    said = {"_saved_dim": rest[0] % max(target.dim(), 1), "_saved_index": rest[1]} if _writes_along(kind) else {}
+    node = SimpleNamespace(_saved_indices=rest[0], _input_metadata=[target], **({"_saved_index": rest[0]} | said))
+    _check(name, _WRITERS[kind][2](node, target.shape))
+
+
+def _writes_along(kind: str) -> bool:
+    return _WRITERS[kind][2] is _along_axis
+
+
+def _has_gradient(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
 class WatchedWrites(TorchFunctionMode):
     """``check_write`` of every call, where no other mode asks it."""
 
@@ -94,7 +116,7 @@ class WatchedWrites(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-_IN_PLACE = {f"{name}_" for name, *_ in _WRITERS.values()}
+_IN_PLACE = {f"{name}_" for name, position, _ in _WRITERS.values() if position}
 _OPERATORS = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
 
 

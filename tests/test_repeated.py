@@ -13,6 +13,7 @@ import gnewton as gn
 from gnewton.repeated import may_overlap
 
 DTYPE = torch.float64
+SQUARE = torch.ones(3, 3, dtype=DTYPE)
 
 
 def rows(index):
@@ -97,13 +98,77 @@ def test_a_place_that_occurs_twice_is_refused(name, engine):
         gn.summarize(loss, partition, u, engine=engine)
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_the_gradient_alone_is_refused_as_well(order):
-    loss, partition, u = problem(WRITES["index_copy"], TWICE)
-    with pytest.raises(ValueError, match="index_copy with a place"):
-        gn.summarize(loss, partition, u, order=order)
-    with pytest.raises(ValueError, match="index_copy with a place"):
+@pytest.mark.parametrize("name", WRITES)
+def test_the_gradient_alone_is_refused_as_well(name):
+    loss, partition, u = problem(WRITES[name], TWICE)
+    with pytest.raises(ValueError, match="with a place that occurs twice"):
+        gn.summarize(loss, partition, u, order=1)
+    with pytest.raises(ValueError, match="with a place that occurs twice"):
         gn.direction.gradient(loss, partition)
+    loss, partition, u = problem(WRITES[name], DISTINCT)
+    slopes, summary = gn.direction.gradient(loss, partition), gn.summarize(loss, partition, u, order=1)
+    sums = torch.stack([(slopes[n] * u[n]).sum() for n in u])
+    # Roundings of a dozen terms.
+    torch.testing.assert_close(sums, summary.gradient, rtol=1e-12, atol=1e-13)
+
+
+def index_put_in_a_view(x: torch.Tensor, i: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    y = torch.cat([x, x])[:3]
+    y[i] = w
+    return y
+
+
+def index_copy_in_a_view(x: torch.Tensor, i: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    y = torch.cat([x, x])
+    y[:3].index_copy_(-2, i, w)
+    return y[:3]
+
+
+def scatter_in_a_view(x: torch.Tensor, i: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    y = torch.cat([x, x])
+    y[:3].scatter_(0, i[:, None].expand(2, 3), w)
+    return y[:3]
+
+
+def put_in_a_view(x: torch.Tensor, i: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    y = torch.cat([x, x])
+    y[:3].put_(torch.arange(9, device=x.device).view(3, 3)[i], w)
+    return y[:3]
+
+
+def accumulated_in_a_view(x: torch.Tensor, i: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    y = torch.cat([x, x])
+    y[:3].index_put_([i], w, accumulate=True)
+    return y[:3]
+
+
+SCRIPTED = (index_put_in_a_view, index_copy_in_a_view, scatter_in_a_view, put_in_a_view)
+
+
+@pytest.mark.filterwarnings("ignore::gnewton.derivatives.record.IncompleteRecordWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    "how", [torch.jit.script, lambda f: torch.jit.trace(f, (SQUARE, torch.tensor([2, 0]), SQUARE[:2]))]
+)
+@pytest.mark.parametrize("function", SCRIPTED, ids=lambda f: f.__name__)
+def test_a_write_inside_a_scripted_function_is_seen(function, how):
+    scripted = how(function)
+    write = lambda x, i, w: scripted(x, torch.tensor(i), w)  # noqa: E731
+    with pytest.raises(ValueError, match=r"distinct places, got .* with a place that occurs twice"):
+        gn.summarize(*problem(write, TWICE))
+    summary = gn.summarize(*problem(write, DISTINCT))
+    expected = gn.summarize(*problem(as_product("index_copy"), DISTINCT), engine="nested")
+    torch.testing.assert_close(summary.third, expected.third, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore::gnewton.derivatives.record.IncompleteRecordWarning")
+def test_what_a_scripted_function_accumulates_is_taken():
+    scripted = torch.jit.script(accumulated_in_a_view)
+    summaries = [
+        gn.summarize(*problem(lambda x, i, w, f=f: f(x, torch.tensor(i), w), TWICE))
+        for f in (scripted, lambda x, i, w: x.index_add(0, i, w))
+    ]
+    torch.testing.assert_close(summaries[0].third, summaries[1].third, rtol=1e-10, atol=1e-10)
 
 
 def test_the_control_torch_takes_both_values():

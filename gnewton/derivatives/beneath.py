@@ -19,6 +19,7 @@ from gnewton.derivatives.recorder import Recorder, tensors_in
 from gnewton.derivatives.rules import rule_for
 from gnewton.derivatives.writes import RESHAPING
 from gnewton.loss import Loss
+from gnewton.repeated import check_kernel
 
 _aten = torch.ops.aten
 # Kernels that are functions of torch by another name: the function, and how many arguments it takes of theirs.
@@ -50,6 +51,7 @@ class RecorderBeneath(Recorder):
     def __init__(self, partition: Any) -> None:
         self._at: dict[Any, Variable] = {}
         self._lost = False
+        self._error: ValueError | None = None
         self._last: tuple[Operation, Any, set[Any], str | None] | None = None
         super().__init__(partition)
 
@@ -59,6 +61,8 @@ class RecorderBeneath(Recorder):
                 return loss(*batch)
             with _Calls(self):
                 value = loss(*batch)
+            if self._error is not None:
+                raise self._error
             with torch._C.DisableTorchFunction():
                 self.settle()
                 self._hooked |= hooks_so_far() != self._hooks
@@ -86,6 +90,8 @@ class RecorderBeneath(Recorder):
         unseen = [t for t in tensors if t.requires_grad and not self._variable(t) and self._strays([t], set())]
         reason = self._reason(unseen[0]) if unseen else None
         target = tensors[0] if function._schema.is_mutable else None
+        if target is not None:
+            self._check_write(function, args)
         plain, count = _as_function(function, args)
         if target is not None and (plain is function or (target._is_view() and _name_of(function) not in RESHAPING)):
             reason = reason or f"{function._schema.name} writes into a tensor"
@@ -98,6 +104,13 @@ class RecorderBeneath(Recorder):
         self._note_reads([t for t in tensors if t is not target], operation)
         self._last = (operation, result, edges, reason or self._flaw(operation, tensors, None))
         return result
+
+    def _check_write(self, function: Any, args: Any) -> None:
+        try:
+            check_kernel(_name_of(function), args)
+        except ValueError as error:
+            # Raised here, a scripted function would make another error of it.
+            self._error = error
 
     def settle(self) -> None:
         """Write down the last call: now its results have their place in autograd's graph."""
