@@ -497,12 +497,14 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
     partition, before = asked.partition, RandomState(asked.partition)
     tape = record_in_mode(asked.loss, partition, asked.batch)
     assert tape.value is not None
-    with_open = None
-    if tape.missing not in (None, HOOKED):
+    with_open, doubtful = None, graph.unproven(tape.value)
+    if doubtful and tape.missing != HOOKED:
         with_open = record_opened(asked.loss, partition, asked.batch, before, tape.value)
     # What checkpoints compute again in the backward pass is computed as it was recorded.
     with functions_opened() if with_open else nullcontext():
-        on_tape = _by_tape(asked, with_open or tape, before, engine)
+        if tape.missing is None and not with_open:
+            asked.prove(doubtful, before)
+        on_tape = _by_tape(asked, with_open or tape, engine)
     if not partition.on_any_rank(on_tape is None or not is_finite(on_tape)):
         assert on_tape is not None
         return on_tape
@@ -515,13 +517,12 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
     return summary
 
 
-def _by_tape(asked: _Question, tape: Tape, before: RandomState, engine: str) -> Summary | None:
+def _by_tape(asked: _Question, tape: Tape, engine: str) -> Summary | None:
     """From a tape, or through the graph of its value where that is cheaper; None where the tape is not complete."""
     if tape.missing is not None:
         return None
     assert tape.value is not None
     loss, partition = asked.loss, asked.partition
-    asked.prove(graph.unproven(tape.value), before)
     proof.check_kernels(tape.value, partition, asked.order)
     if engine == "auto" and _is_cheaper_nested(tape, asked):
         # Through the graph of the recorded loss, which is proven.

@@ -21,6 +21,7 @@ from support.custom_functions import (
     Reversal,
     Sine,
     SineByAnother,
+    SineInNumpy,
     StraightThrough,
 )
 from torch import nn
@@ -107,6 +108,7 @@ right_sine_operator.register_autograd(
 RIGHT = {
     "custom function": Sine.apply,
     "one inside another": SineByAnother.apply,
+    "NumPy in the forward pass alone": SineInNumpy.apply,
     "hooks that look": watched,
     "custom operator": right_sine_operator,
 }
@@ -248,7 +250,7 @@ def test_the_optimizer_refuses_too_and_takes_differences():
 
 
 def test_the_stochastic_newton_refuses_too():
-    loss, partition, _ = problem(InNumpy.apply)
+    loss, partition, _ = problem(OnCtx.apply)
     before = copy.deepcopy([p.detach() for p in partition.parameters.values()])
     with pytest.raises(NotImplementedError, match="OnCtx"):
         gn.StochasticNewton(partition).step(loss)
@@ -477,6 +479,6 @@ def test_the_guard_is_needed():
 
 
 def test_the_fallback_still_warns_once():
-    loss, partition, u = problem(right_sine_operator)
-    with pytest.warns(IncompleteRecordWarning, match="right_sine"):
+    loss, partition, u = problem(SineInNumpy.apply)
+    with pytest.warns(IncompleteRecordWarning, match="SineInNumpy"):
         gn.summarize(loss, partition, u)

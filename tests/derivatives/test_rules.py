@@ -14,6 +14,7 @@ from gnewton.derivatives import operation
 from gnewton.derivatives.group_tangents import GroupTangents
 from gnewton.derivatives.operation import Jet, Rule, matching_rules, register
 from gnewton.derivatives.record import record
+from gnewton.derivatives.rules import matrices
 from gnewton.derivatives.rules.generic import Generic
 
 pytestmark = [
@@ -134,3 +135,92 @@ def test_logcumsumexp_of_numbers_far_apart():
     p = torch.tensor(1.0, dtype=DTYPE).sigmoid()
     torch.testing.assert_close(summary.hessian[0, 0], 4 * p * (1 - p) * 4)
     torch.testing.assert_close(summary.third[0], 4 * p * (1 - p) * (1 - 2 * p) * 8)
+
+
+# -- matrix equations ----------------------------------------------------------------------------------------------------
+
+
+def regular(a):
+    return a + 3 * torch.eye(a.shape[-1], dtype=DTYPE)
+
+
+def positive(a):
+    return regular(a @ a.mT)
+
+
+L = torch.linalg
+# of a square matrix a and columns b
+EQUATIONS = {
+    "solve": lambda a, b: L.solve(regular(a), b),
+    "solve with a constant matrix": lambda a, b: L.solve(regular(torch.ones_like(a, requires_grad=False)), b),
+    "solve for constant columns": lambda a, b: L.solve(regular(a), torch.ones_like(b, requires_grad=False)),
+    "solve for a vector": lambda a, b: L.solve(regular(a.flatten(0, -2)[: a.shape[-1]]), b.flatten()[: a.shape[-1]]),
+    "solve, one in the other": lambda a, b: L.solve(positive(L.solve(regular(a), a)), b),
+    "inv": lambda a, b: L.inv(regular(a)) @ b,
+    "inverse": lambda a, b: regular(a).inverse() @ b,
+    "upper": lambda a, b: L.solve_triangular(regular(a), b, upper=True),
+    "lower": lambda a, b: L.solve_triangular(regular(a), b, upper=False),
+    "unit lower": lambda a, b: L.solve_triangular(regular(a), b, upper=False, unitriangular=True),
+    "cholesky": lambda a, b: L.cholesky(positive(a)) @ b,
+    "whitening": lambda a, b: L.solve_triangular(L.cholesky(positive(a)), b, upper=False),
+    "logdet": lambda a, b: torch.logdet(positive(a)).sin(),
+    "slogdet": lambda a, b: L.slogdet(regular(a))[1].sin(),
+}
+SIZES = [((), 3, 2), ((2,), 2, 1), ((2, 2), 1, 3)]
+
+
+def equation(name, batch, n, k):
+    torch.manual_seed(0)
+    shapes = {"a": (*batch, n, n), "b": (*batch, n, k), "c": (n, n)}
+    p = nn.ParameterDict({name: nn.Parameter(torch.randn(shape, dtype=DTYPE)) for name, shape in shapes.items()})
+    u = {name: torch.randn_like(q) for name, q in p.items()}
+    weights = torch.randn(24, dtype=DTYPE)
+
+    def loss():
+        out = EQUATIONS[name]((p["a"] @ p["c"]).sin(), (p["b"] * p["a"][..., :1]).tanh()).flatten()
+        return (weights[: len(out)] * out.sin()).sum()
+
+    return loss, gn.Partition.by_tensor(p), u
+
+
+def misfit(loss, partition, u, **options):
+    """The largest disagreement of the tape with nested passes, relative to the largest entry of each order."""
+    ours = gn.summarize(loss, partition, u, engine="tape", **options).tensors()
+    theirs = gn.summarize(loss, partition, u, engine="nested", full_third=len(ours) > 4).tensors()
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_matrix_equations_in_closed_form(name, size):
+    loss, partition, u = equation(name, *size)
+    rules = [o.rule for o in record(loss, partition).operations]
+    assert any(isinstance(r, matrices.Solve | matrices.Cholesky | matrices.LogDeterminant) for r in rules)
+    assert not any(isinstance(r, Generic) for r in rules)
+    for options in ({}, {"full_third": True}, {"max_memory": 1.0}):
+        assert misfit(loss, partition, u, **options) < 1e-10
+    summary, finite = gn.summarize(loss, partition, u), finite_differences(loss, partition, u)
+    for ours, theirs in ((summary.hessian, finite.hessian), (summary.third, finite.third)):
+        # The differences estimate their own error.
+        assert (ours - theirs.value).abs().max() <= 10 * theirs.error.max() + 1e-9 * theirs.scale
+
+
+@pytest.mark.parametrize(("name", "part"), [("cholesky", "_half"), ("logdet", "_trace"), ("solve", "_side_by_side")])
+def test_the_control_a_closed_form_that_is_off_by_a_part_in_a_million_is_noticed(name, part, monkeypatch):
+    right = getattr(matrices, part)
+    monkeypatch.setattr(matrices, part, lambda *args: right(*args) * (1 + 1e-6))
+    assert misfit(*equation(name, (), 3, 2), full_third=True) > 1e-8
+
+
+def test_a_call_without_a_closed_form_takes_the_generic_rule():
+    torch.manual_seed(0)
+    a, b = (nn.Parameter(torch.randn(2, n, 3, dtype=DTYPE)) for n in (3, 2))
+    partition = gn.Partition.by_tensor(nn.ParameterDict({"a": a, "b": b}))
+    u = {name: torch.randn_like(p) for name, p in partition.parameters.items()}
+    for call in (
+        lambda: L.solve(regular(a), b, left=False),
+        lambda: L.solve(regular(a[0]), b.mT),
+        lambda: L.solve_triangular(regular(a), b, upper=True, left=False),
+        lambda: L.cholesky(positive(a), upper=True),
+    ):
+        assert misfit(lambda call=call: call().sin().sum(), partition, u, full_third=True) < 1e-10

@@ -105,6 +105,10 @@ WAYS: dict[str, Way] = {
     "circular": lambda f, x, y: f(x[None], (2, 1), mode="circular"),
     "accumulated": lambda f, x, y: f(x, (INDEX,), y, accumulate=True),
     "ellipses": lambda f, x, y: f("...i,ji->...j", x, y),
+    "positive": lambda f, x, y: f(x @ x.mT + 3 * torch.eye(4, dtype=DTYPE)),
+    "system": lambda f, x, y: f(x[:, :4] + 3 * torch.eye(4, dtype=DTYPE), y),
+    "lower": lambda f, x, y: f(x[:, :4] + torch.eye(4, dtype=DTYPE), y, upper=False),
+    "unit upper": lambda f, x, y: f(x[:, :4], y, upper=True, unitriangular=True),
 }
 
 
@@ -114,7 +118,8 @@ def functions(name: str) -> list[Any]:
     named = [getattr(home, name) for home in homes if hasattr(home, name)]
     # A property, such as Tensor.T, is called by its getter.
     named = [f.__get__ if type(f).__name__ == "getset_descriptor" else f for f in named]
-    return named + {"linalg_vector_norm": [torch.linalg.vector_norm]}.get(name, [])
+    inside = getattr(torch.linalg, name.removeprefix("linalg_"), None) if name.startswith("linalg_") else None
+    return named + ([] if inside is None else [inside])
 
 
 def scalars(out: Any) -> Tensor | None:

@@ -10,7 +10,7 @@ A rule stands with the functions that it serves in one file, named after the kin
     losses      loss functions                                 pooling      pooling and resampling of images
     division    quotients of tensors                           contraction  einsum, products with vectors
     vector_norms  the p-norm along some axes                  complex_numbers  all of these with complex numbers
-    shapes      the same scalars in another shape
+    shapes      the same scalars in another shape            matrices     solve, inverse, Cholesky, log-determinant
 
 A function that no rule serves gets ``generic``, which is right for all, and slower.
 
