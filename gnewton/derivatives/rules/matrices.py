@@ -230,7 +230,7 @@ def _tangent(factor: Tensor, a: Tensor) -> Tensor:
 def _adjoint(factor: Tensor, adjoint: Tensor) -> Tensor:
     """The adjoint of ``_tangent``: a symmetric matrix."""
     inner = torch.linalg.solve_triangular(factor.mT, _half(factor.mT @ adjoint.tril()), upper=True)
-    outer = torch.linalg.solve_triangular(factor.mT, inner.mT, upper=True)
+    outer: Tensor = torch.linalg.solve_triangular(factor.mT, inner.mT, upper=True)
     return (outer + outer.mT) / 2
 
 
