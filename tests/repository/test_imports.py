@@ -21,6 +21,7 @@ ORDER = (
     "storage",
     "interrupts",
     "ranks",
+    "buckets",
     "sharded",
     "partition",
     "complex_parameters",
