@@ -102,7 +102,8 @@ def cut(parameters: Mapping[str, Tensor]) -> list[list[str]]:
     """
     buckets: list[list[str]] = []
     room = 0
-    for name, p in reversed(parameters.items()):
+    for name in reversed(list(parameters)):
+        p = parameters[name]
         if room <= 0 or _kind(p) != _kind(parameters[buckets[-1][0]]):
             buckets.append([])
             room = BUCKET_BYTES

@@ -101,7 +101,7 @@ class Ranks:
 
     def check_said(self) -> None:
         """Raises ValueError where torch.distributed has several ranks and nobody said which of them share the loss."""
-        ranks = _world_size()
+        ranks = world_size()
         if ranks > 1 and self.group is None and not self.alone:
             raise ValueError(
                 f"expected to know which of the {ranks} ranks share the loss, got a partition that does not say: build it on "
@@ -386,7 +386,7 @@ def check_batch_norm(module: nn.Module | None) -> None:
 
     >>> check_batch_norm(nn.BatchNorm1d(3))
     """
-    for name, one in module.named_modules() if module and _world_size() > 1 else ():
+    for name, one in module.named_modules() if module and world_size() > 1 else ():
         if isinstance(one, nn.SyncBatchNorm) and one.training:
             raise ValueError(
                 f"expected batch norm over each rank's own samples, got SyncBatchNorm in {name or 'the model'}, which torch "
@@ -399,7 +399,12 @@ def _is_wrapper(module: Any) -> bool:
     return isinstance(module, nn.parallel.DistributedDataParallel)
 
 
-def _world_size() -> int:
+def world_size() -> int:
+    """The processes of torch.distributed; one without it.
+
+    >>> world_size()
+    1
+    """
     distributed = torch.distributed
     if not distributed.is_available() or not distributed.is_initialized():
         return 1

@@ -45,6 +45,7 @@ ORDER = (
     "settings",
     "saved_state",
     "optimizer",
+    "checkpoint",
     "schedules",
     "stochastic",
     "tuning",

@@ -417,24 +417,14 @@ def traffic(rank: int) -> dict[str, tuple[int, int]]:
 
 
 def save_together(rank: int, folder: str) -> None:
-    """Through torch.distributed.checkpoint, after a few steps: the optimizer's state as one leaf, since its keys change."""
-    from torch.distributed import checkpoint
-
-    model, optimizer = started(rank, 4)
-    buffer = io.BytesIO()
-    torch.save(optimizer.state_dict(), buffer)
-    checkpoint.save({"model": model.state_dict(), "optimizer": buffer.getvalue()}, checkpoint_id=folder)
+    """After a few steps."""
+    gn.save_checkpoint(folder, *started(rank, 4))
 
 
 def load_together(rank: int, folder: str) -> Tensor:
     """Parameters, rates and moments as they were loaded into an optimizer that has taken one step."""
-    from torch.distributed import checkpoint
-
     model, optimizer = started(rank, 1)
-    state = {"model": model.state_dict(), "optimizer": b""}
-    checkpoint.load(state, checkpoint_id=folder, no_dist=world() == 1)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(torch.load(io.BytesIO(state["optimizer"]), weights_only=True))
+    gn.load_checkpoint(folder, model, optimizer)
     assert len(optimizer.history) > 1
     moments = [one["exp_avg"] for one in optimizer.proposer.optimizer.state.values()]
     return flattened([*model.parameters(), optimizer.learning_rates, *moments])
