@@ -21,7 +21,7 @@ from gnewton.derivatives.beneath import RecorderBeneath
 from gnewton.derivatives.price import usual_price
 from gnewton.derivatives.recorder import HOOKED, Recorder
 from gnewton.derivatives.tape import Tape
-from gnewton.loss import Loss, differentiable_mode, evaluate
+from gnewton.loss import Loss, differentiable_mode, evaluate, has_custom_functions
 from gnewton.partition import Partition
 from gnewton.undo import Buffers, RandomState
 
@@ -71,7 +71,9 @@ def record_in_mode(loss: Loss, partition: Partition, batch: Sequence[Any] = (), 
             kinds = (Recorder,)  # beneath autograd, to gather a weight is no single operation
         buffers, random = Buffers(partition.module), RandomState(partition)
     tape = _record_by(kinds[0], loss, partition, batch, finite)
-    if tape.missing in (None, HOOKED) or len(kinds) == 1:
+    assert tape.value is not None
+    # Inside of a custom function there is no graph that kernels could be compared with.
+    if tape.missing in (None, HOOKED) or len(kinds) == 1 or has_custom_functions(tape.value):
         return tape
     # A second evaluation, of the same function: what the first one drew is drawn again, what it wrote is undone.
     with torch._C.DisableTorchFunction():
