@@ -12,6 +12,8 @@ newton_step             one learning rate per group from a summary, cubic-regula
 Step, Status            its result and what became of it; NewtonStepError when raised
 GroupedNewton           all of it as a torch.optim.Optimizer
 policies                how rates come about: RatioTest, ReuseRates, Calibrated, or one of your own
+save_checkpoint         model and optimizer in one folder, from any number of processes
+load_checkpoint         and for any other
 average_weights         the average of the parameters over the last steps, of any optimizer
 average                 means of summaries over steps: Exponential, Windows
 AsRate                  a view through which schedulers drive any setting, lambda_int too
@@ -32,6 +34,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from gnewton import average, derivatives, direction, exact, models, policies
+from gnewton.checkpoint import load_checkpoint, save_checkpoint
 from gnewton.complex_parameters import split_complex
 from gnewton.cubic import NewtonStepError, Status, Step, newton_step
 from gnewton.exact import ExactNewton
@@ -65,9 +68,11 @@ __all__ = [
     "derivatives",
     "direction",
     "exact",
+    "load_checkpoint",
     "models",
     "newton_step",
     "policies",
+    "save_checkpoint",
     "split_complex",
     "suggest_learning_rates",
     "summarize",

@@ -7,13 +7,25 @@ points uphill, as the gradient does.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differentiable_mode, differentiate, evaluate
+from gnewton.buckets import Buckets, cut
+from gnewton.loss import (
+    Loss,
+    Tally,
+    Weight,
+    batches,
+    check_partition,
+    differentiable_mode,
+    differentiate,
+    evaluate,
+    has_custom_functions,
+)
 from gnewton.partition import Partition, accumulator_dtype
 from gnewton.ranks import Part
 from gnewton.sharded import local_part
@@ -47,14 +59,15 @@ def gradient(
     >>> gradient(model, gn.Partition.single(model))
     {'theta': tensor([-215.6000,  -88.0000])}
     """
-
+    check_partition(partition)
     compute = partial(gradient_here, loss, partition, data=data)
-    gradients = mean_gradient(partition, compute, Tally(weight, samples if data is None else 0.0))[1]
+    tally = Tally(weight, samples if data is None else 0.0)
+    gradients = mean_gradient(partition, compute, tally, is_sent=is_sent(partition, data))[1]
     return {name: g.clone() for name, g in gradients.items()}
 
 
 def mean_gradient(
-    partition: Partition, compute: Callable[[Tally], tuple[Tensor, Direction]], tally: Tally
+    partition: Partition, compute: Callable[[Tally], tuple[Tensor, Direction]], tally: Tally, *, is_sent: bool = False
 ) -> tuple[Tensor, Direction]:
     """The loss () and its gradient, means over the samples of all ranks.
 
@@ -62,28 +75,37 @@ def mean_gradient(
         partition: whose ranks.
         compute: returns this rank's loss and gradient; ``compute(tally)`` counts its samples.
         tally: the count.
+        is_sent: whether the gradient that is returned there is the mean already.
 
     Raises FloatingPointError on a rank whose own gradient is not finite: from the mean nobody would know whose it was.
     """
-    check_partition(partition)
     if partition.ranks.size == 1:
         return compute(tally)
     local: list[tuple[Tensor, Direction]] = []
 
-    sharded = partition.shards is not None
-
     def part() -> Part:
         value, gradients = compute(tally)
-        if not sharded:
+        if not is_sent:
             check_finite(gradients, "gradient")
         local.append((value, gradients))
-        return Part(float(value), [] if sharded else list(gradients.values()), tally.total)
+        return Part(float(value), [] if is_sent else list(gradients.values()), tally.total)
 
     mean = partition.ranks.mean("gradient", part)
     ((value, gradients),) = local
-    # Shards are the mean's already.
-    means = gradients if sharded else dict(zip(gradients, mean.tensors, strict=True))
+    means = gradients if is_sent else dict(zip(gradients, mean.tensors, strict=True))
     return value.new_tensor(mean.value), means
+
+
+def is_sent(partition: Partition, data: Iterable[Any] | None) -> bool:
+    """Whether ``gradient_here`` sends the gradient while it computes it: that of shards, and of one batch in several buckets.
+
+    >>> import gnewton as gn
+    >>> is_sent(gn.Partition.single(gn.models.Rosenbrock(2)), None)
+    False
+    """
+    if partition.ranks.size == 1 or partition.shards is not None:
+        return partition.shards is not None
+    return data is None and len(cut(_trainable(partition))) > 1
 
 
 def gradient_here(
@@ -95,7 +117,7 @@ def gradient_here(
     restore_buffers: bool = True,
     finite: bool = True,
 ) -> tuple[Tensor, Direction]:
-    """This rank's loss () and gradient, as ``mean_gradient`` asks for them.
+    """This rank's loss () and gradient, or the mean of all ranks where it ``is_sent``, as ``mean_gradient`` asks for them.
 
     Args:
         loss, partition: as in ``gradient``.
@@ -107,6 +129,8 @@ def gradient_here(
     with partition.gathered() as whole, differentiable_mode(whole, restore_buffers=restore_buffers, higher=False):
         if whole.weights is not None:
             return _sharded_gradient(loss, whole, tally, data=data)
+        if is_sent(partition, data):
+            return _bucketed_gradient(loss, partition, tally)
         return value_and_gradient(loss, whole, data, weight=tally, finite=finite)
 
 
@@ -126,7 +150,7 @@ def value_and_gradient(
 
     The gradient is to be read alone: autograd may hand the same memory out for two parameters.
     """
-    trainable = {name: p for name, p in partition.parameters.items() if p.requires_grad}
+    trainable = _trainable(partition)
     total: Direction = {}
     value, samples = torch.zeros((), device=partition.device), 0.0
     for batch, n in batches(data, weight):
@@ -139,6 +163,26 @@ def value_and_gradient(
             dense = torch.zeros_like(trainable[name], requires_grad=False) if g is None else g.to_dense()
             total[name] = torch.lerp(total[name], dense, n / samples) if name in total else dense
     return value, {n: total[n] if n in total else torch.zeros_like(p) for n, p in partition.parameters.items()}
+
+
+def _bucketed_gradient(loss: Loss, partition: Partition, tally: Tally) -> tuple[Tensor, Direction]:
+    """This rank's loss (), and the gradient of the mean over the samples of all ranks, sent while it is computed."""
+    value, trainable = evaluate(loss, partition), _trainable(partition)
+    buckets = Buckets(partition.ranks, trainable, tally.total)
+    # A checkpoint inside a custom function may complete a gradient several times.
+    with nullcontext() if has_custom_functions(value) else buckets.sent_at_once():
+        entries = differentiate(value, list(trainable.values()))
+    gradients = {
+        name: torch.zeros_like(p, requires_grad=False) if g is None else g
+        for (name, p), g in zip(trainable.items(), entries, strict=True)
+    }
+    check_finite(gradients, "gradient")
+    means = buckets.means(gradients)
+    return value.detach(), {n: means[n] if n in means else torch.zeros_like(p) for n, p in partition.parameters.items()}
+
+
+def _trainable(partition: Partition) -> Direction:
+    return {name: p for name, p in partition.parameters.items() if p.requires_grad}
 
 
 def _sharded_gradient(

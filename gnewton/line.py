@@ -18,6 +18,7 @@ from gnewton.direction import (
     check_direction,
     check_finite,
     gradient_here,
+    is_sent,
     lengths,
     mean_gradient,
     on_host,
@@ -100,7 +101,8 @@ class Objective:
                     assert self._tape.value is not None
                     return self._tape.value.detach(), gradients
 
-            self.value, self._gradients = mean_gradient(self.partition, compute, self._tally())
+            sent = not record and is_sent(self.partition, self.data)
+            self.value, self._gradients = mean_gradient(self.partition, compute, self._tally(), is_sent=sent)
         return self.value, self._gradients
 
     def summary(self, direction: Direction, order: int, *others: Tensor) -> tuple[Summary, list[Tensor]]:

@@ -125,6 +125,15 @@ def _has_reentrant_checkpoint(graph: Iterable[Any]) -> bool:
     return any(node.name() == "CheckpointFunctionBackward" for node in graph)
 
 
+def has_custom_functions(value: Tensor) -> bool:
+    """Whether a custom autograd function has a part in a loss: what it differentiates inside, nobody sees.
+
+    >>> has_custom_functions(torch.ones(2, requires_grad=True).sum())
+    False
+    """
+    return any(isinstance(node, BackwardCFunction) for node in _reachable([value.grad_fn]))
+
+
 def _may_hide(graph: Iterable[Any], inputs: Sequence[Tensor]) -> bool:
     """Whether an input that looks unused may be used inside a custom function: a reentrant checkpoint, a reversible block."""
     if not any(isinstance(node, BackwardCFunction) for node in graph):

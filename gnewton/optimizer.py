@@ -223,14 +223,15 @@ class GroupedNewton(torch.optim.Optimizer):
         packed["state"] = packed["state"] | {"grouped_newton": copy.deepcopy(self._memory)}
         proposer = None if self.proposer is None else self.proposer.optimizer.state_dict()
         ours = {"proposer": copy.deepcopy(proposer), "history": saved_state.pack_history(self.history)}
-        return packed | self._kind | ours
+        return packed | self.kind | self._owner | ours
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``, for an optimizer built with the same partition, average, policy and kind of proposer.
 
         Raises ValueError, and changes nothing, where the state is another optimizer's.
         """
-        state = saved_state.read(state_dict, self._kind, self.partition.device)
+        saved_state.check_owner(state_dict, self._owner)
+        state = saved_state.read(state_dict, self.kind, self.partition.device)
         if self.proposer is not None:
             # torch checks the groups before it changes anything, so that a misfit stops here.
             self.proposer.optimizer.load_state_dict(state["proposer"])
@@ -240,9 +241,16 @@ class GroupedNewton(torch.optim.Optimizer):
         self._replicas = Replicas(self.partition)
 
     @property
-    def _kind(self) -> dict[str, Any]:
+    def kind(self) -> dict[str, Any]:
+        """What an optimizer must have in common with a state that it loads."""
         proposer = None if self.proposer is None else self.proposer.optimizer
         return saved_state.kind_of(self.group_names, proposer, self.average, self.policy)
+
+    @property
+    def _owner(self) -> dict[str, Any]:
+        """Whose rows a state has; nothing where it has whole tensors."""
+        ranks = self.partition.ranks
+        return {} if self.partition.shards is None else {"shards": [ranks.rank, ranks.size]}
 
     def __getstate__(self) -> dict[str, Any]:
         # torch copies and pickles its own attributes alone.

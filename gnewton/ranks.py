@@ -12,7 +12,8 @@ next question of the others, and all of them raise.
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +69,7 @@ class Ranks:
         self.rank = 0 if group is None else torch.distributed.get_rank(group)
         self.sent = self.collectives = 0
         self._told: bool | None = None  # whether the others know of an error; None outside a session
+        self._owed: Callable[[], Any] | None = None  # sends the rest of what the others wait for
         self._interrupts = DeferredInterrupts()
         # Made now: after an error there may be no memory left.
         self._header = torch.zeros(5, dtype=torch.float64, device=like.device) if self.size > 1 else None
@@ -99,7 +101,7 @@ class Ranks:
 
     def check_said(self) -> None:
         """Raises ValueError where torch.distributed has several ranks and nobody said which of them share the loss."""
-        ranks = _world_size()
+        ranks = world_size()
         if ranks > 1 and self.group is None and not self.alone:
             raise ValueError(
                 f"expected to know which of the {ranks} ranks share the loss, got a partition that does not say: build it on "
@@ -121,15 +123,50 @@ class Ranks:
         if self.size == 1:
             return compute()
         with self.session():
-            with self._interrupts.listen():
-                part = compute()
-                _check_samples(part.samples)
+            try:
+                with self._interrupts.listen():
+                    part = compute()
+                    _check_samples(part.samples)
+            except BaseException:
+                self._settle()
+                raise
             # Copied before the header: past it there is no way to say that memory has run out.
             flat = _flatten(part.tensors)
             value, share = self._exchange_headers(_number(call, part.tensors), part)
             for buffer in flat.values():
                 self._all_reduce(_weigh(buffer, share))
             return Part(value, _unflatten(flat, part.tensors), share)
+
+    def share(self, call: str, samples: float, owed: Callable[[], Any]) -> float:
+        """This rank's share of all samples: what a rank asks before it sends parts of a mean.
+
+        Args:
+            call: what the parts are of.
+            samples: of this rank.
+            owed: sends what is missing of the parts, in the place of a computation that fails before ``settled()``.
+        """
+        _check_samples(samples)
+        with self.session(), self._interrupts.deafen():
+            _, share = self._exchange_headers(_number(call, ()), Part(samples=samples))
+            self._owed = owed
+        return share
+
+    def start_mean(self, buffer: Tensor, share: float) -> Callable[[], None]:
+        """Send a part of a mean, and go on; what is returned waits until ``buffer`` is the mean of all ranks' parts."""
+        works: list[Any] = []
+        with torch.no_grad(), self._interrupts.deafen():
+            send = partial(torch.distributed.all_reduce, _weigh(buffer, share), group=self.group, async_op=True)
+            self._send(buffer, lambda: works.append(send()))
+
+        def wait() -> None:
+            with self._interrupts.deafen():
+                self._answered(works[0].wait)
+
+        return wait
+
+    def settled(self) -> None:
+        """All parts of a mean have been sent."""
+        self._owed = None
 
     def from_first(self, call: str, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The first rank's tensors, bit for bit, on every rank."""
@@ -226,6 +263,13 @@ class Ranks:
         sums: list[float] = self._header.tolist()
         return sums
 
+    def _settle(self) -> None:
+        """After an error: send what the others wait for, so that they come to the next question, and hear of the error there."""
+        owed, self._owed = self._owed, None
+        if owed is not None and not self._told:
+            with suppress(RankError):  # nobody is left to be told
+                owed()
+
     def _tell(self, error: BaseException) -> None:
         """Answer the others' next call with this error, which is about to be raised here."""
         self._told = True
@@ -266,6 +310,9 @@ class Ranks:
     def _send(self, tensor: Tensor, send: Callable[[], Any]) -> None:
         self.collectives += 1
         self.sent += tensor.numel() * tensor.element_size()
+        self._answered(send)
+
+    def _answered(self, send: Callable[[], Any]) -> None:
         try:
             send()
         except RuntimeError as error:
@@ -339,7 +386,7 @@ def check_batch_norm(module: nn.Module | None) -> None:
 
     >>> check_batch_norm(nn.BatchNorm1d(3))
     """
-    for name, one in module.named_modules() if module and _world_size() > 1 else ():
+    for name, one in module.named_modules() if module and world_size() > 1 else ():
         if isinstance(one, nn.SyncBatchNorm) and one.training:
             raise ValueError(
                 f"expected batch norm over each rank's own samples, got SyncBatchNorm in {name or 'the model'}, which torch "
@@ -352,7 +399,12 @@ def _is_wrapper(module: Any) -> bool:
     return isinstance(module, nn.parallel.DistributedDataParallel)
 
 
-def _world_size() -> int:
+def world_size() -> int:
+    """The processes of torch.distributed; one without it.
+
+    >>> world_size()
+    1
+    """
     distributed = torch.distributed
     if not distributed.is_available() or not distributed.is_initialized():
         return 1

@@ -61,6 +61,19 @@ def read(state_dict: Mapping[str, Any], kind: Mapping[str, Any], device: torch.d
     return state
 
 
+def check_owner(state: Mapping[str, Any], owner: Mapping[str, Any]) -> None:
+    """Raises ValueError for another rank's rows of the proposer's moments, which would be taken for one's own."""
+    if "shards" in state and state["shards"] != owner.get("shards"):
+        saved, here = (
+            "rank {} of {}".format(*one) if one else "whole parameters"
+            for one in (state["shards"], owner.get("shards"))
+        )
+        raise ValueError(
+            f"expected the state that {here} saved, got that of {saved}; load what each rank saved by itself, or write "
+            "gn.save_checkpoint(folder, model, optimizer), and load_checkpoint at any number of ranks"
+        )
+
+
 def _check_kind(state: Mapping[str, Any], kind: Mapping[str, Any]) -> None:
     for key, word in _WORDS.items():
         if state[key] != kind[key]:

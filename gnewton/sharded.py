@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from gnewton.ranks import Ranks, members
 from gnewton.storage import is_dtensor
 
+_OF_TRANSFORMS = ("yet support saved tensor hooks", "would mutate a captured Tensor")
 _RECENT = 4  # weights that stay until others have been read: a module asks for the same one several times
 
 
@@ -151,8 +152,16 @@ class Weights:
     def evaluation(self) -> Iterator[None]:
         """Inside, a loss is evaluated: none of its weights come from an earlier evaluation, and its graph keeps recipes."""
         self._forget()
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
-            yield
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+                yield
+        except RuntimeError as error:
+            if not any(text in str(error) for text in _OF_TRANSFORMS):
+                raise
+            raise NotImplementedError(
+                "expected a loss of sharded weights without derivatives by torch.func (grad, vjp, jvp, jacrev, hessian), inside of which "
+                "no weight can be gathered; write torch.autograd.grad(..., create_graph=True) in the closure"
+            ) from error
 
     def whole(self, name: str) -> Tensor:
         """The weight of this name, with its stand-in behind it."""
@@ -238,7 +247,8 @@ class Weights:
 
     def _pack(self, tensor: Tensor) -> Any:
         with torch._C.DisableTorchFunction():
-            return self.recipe(tensor) or tensor
+            # Detached: an output that its own node kept with its graph would keep that node, and the model, for ever.
+            return self.recipe(tensor) or tensor.detach()
 
     def _unpack(self, kept: Any) -> Any:
         with torch._C.DisableTorchFunction():
@@ -379,7 +389,10 @@ class _Read(dict[str, Any]):
         return (self[name] for name in self)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        raise ValueError(f"expected a loss that leaves the parameters as they are, got one that replaces {name}")
+        raise ValueError(
+            f"expected a loss that leaves the parameters as they are, got one that replaces {name}; call the module itself, and not "
+            "torch.func.functional_call"
+        )
 
 
 def _sharded_modules(module: nn.Module) -> list[Any]:

@@ -5,7 +5,6 @@ The processes are real ones (gloo, on 127.0.0.1), started once. Two by default; 
 
 import contextlib
 import copy
-import inspect
 import io
 import os
 import signal
@@ -105,12 +104,7 @@ def test_a_run_is_resumed_at_another_world_size(pool, settings):
         assert agrees(resumed["parameters"], one["parameters"], [other["parameters"] for other in others])
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_state_saved_by_all_ranks_together_is_loaded_by_one(pool, tmp_path):
-    from torch.distributed import checkpoint
-
-    if "no_dist" not in inspect.signature(checkpoint.load).parameters:
-        pytest.skip("this torch cannot load in one of many processes")
     pool.run(jobs.save_together, str(tmp_path))
     many = pool.run(jobs.load_together, str(tmp_path))
     assert all(torch.equal(one, many[0]) for one in many)
@@ -166,6 +160,53 @@ def test_one_all_reduce_carries_a_summary_and_one_a_gradient(pool):
     assert counts["summary"] == (2, 8 * (5 + 1 + 2 * S + S**2))
 
 
+# -- a gradient in buckets ----------------------------------------------------------------------------------------------
+
+PECULIAR = [
+    "plain",
+    "frozen",
+    "tied",
+    "unused on one",
+    "no samples on one",
+    "no gradient",
+    "sparse",
+    "two dtypes",
+    "reentrant",
+]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("kind", PECULIAR)
+def test_a_gradient_in_buckets_is_that_of_one_piece(pool, kind):
+    ranks = pool.run(jobs.gradient_in_buckets, kind)
+    for one in ranks:
+        assert torch.equal(one["buckets"], ranks[0]["buckets"])
+        # The sum of several ranks may be in another order.
+        torch.testing.assert_close(one["buckets"], one["whole"], rtol=1e-12, atol=1e-14)
+        in_buckets, whole = one["sent"]
+        assert in_buckets >= whole + 3
+    assert float(ranks[0]["whole"].abs().max()) > 1e-3
+
+
+def test_buckets_are_sent_while_the_gradient_is_computed(pool):
+    """A header, four buckets from the last parameter to the first, and a header."""
+    for total, begun in pool.run(jobs.sent_on_the_way, False):
+        assert begun[0] == 1, "nothing before the last layer"
+        assert begun[-1] == 4, "three buckets before the first layer's weight"
+        assert total == 6
+    # Where a device's work is queued in several streams they wait for the end.
+    assert pool.run(jobs.sent_on_the_way, True) == [(6, [1, 1, 1])] * RANKS
+
+
+def test_steps_in_buckets_are_those_of_one_process(pool):
+    case = ("ddp", "adam", FIXED, 20, "batch")
+    many = pool.run(jobs.in_buckets, jobs.train, *case)
+    assert many[0]["collectives"] > pool.run(jobs.train, *case)[0]["collectives"]
+    one, *others = (jobs.train(0, *case, order) for order in range(4))
+    assert all(torch.equal(other["parameters"], many[0]["parameters"]) for other in many)
+    assert agrees(many[0]["parameters"], one["parameters"], [other["parameters"] for other in others])
+
+
 # -- failures -----------------------------------------------------------------------------------------------------------
 
 PERIOD_1 = {"period": 1}
@@ -186,7 +227,28 @@ FAULTS = [
 @pytest.mark.parametrize(("fault", "at", "step", "settings"), FAULTS)
 @pytest.mark.parametrize("who", EVERY)
 def test_a_failure_on_one_rank_is_one_on_all_and_changes_nothing(pool, who, fault, at, step, settings):
-    ranks = pool.run(jobs.fail, who, fault, at, step, settings, seconds=20)
+    check_failure(pool.run(jobs.fail, who, fault, at, step, settings, seconds=20), who)
+
+
+IN_BUCKETS = [
+    *((fault, 1) for fault in ("exception", "nan", "nan gradient", "signal")),
+    *(
+        (f"{fault} in backward of {layer}", 0)
+        for fault in ("exception", "memory", "signal", "nan")
+        for layer in (0, 3, 5)
+    ),
+    ("signal while waiting", 0),
+]
+
+
+@pytest.mark.parametrize(("fault", "at"), IN_BUCKETS)
+@pytest.mark.parametrize("who", EVERY)
+def test_a_failure_while_buckets_are_sent_is_one_on_all(pool, who, fault, at):
+    check_failure(pool.run(jobs.in_buckets, jobs.fail, who, fault, at, 1, FIXED, seconds=20), who)
+
+
+def check_failure(ranks, who):
+    """All raise soon, the others name the rank, and nothing has changed on any."""
     assert all(one["raised"] for one in ranks), ranks
     assert all(one["seconds"] < 5 for one in ranks)
     for rank, one in enumerate(ranks):
@@ -258,7 +320,7 @@ def test_one_process_sends_nothing_and_copies_nothing():
 
 
 def test_more_ranks_must_be_said(monkeypatch):
-    monkeypatch.setattr(ranks, "_world_size", lambda: 4)
+    monkeypatch.setattr(ranks, "world_size", lambda: 4)
     partition = gn.Partition.by_tensor(jobs.network())
     x = torch.zeros(2, 8, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"4 ranks .*over\(None\)"):

@@ -3,6 +3,7 @@
 The processes are real ones (gloo, on 127.0.0.1), started once. Two by default; ``GNEWTON_RANKS=4`` for four.
 """
 
+import inspect
 import os
 import sys
 
@@ -64,6 +65,7 @@ CASES = [
     ("convolutions", "by_tensor", {"full_third": True}),
     ("perceptron", "by_name", {}),
     ("forces", "by_layer", {"engine": "nested"}),
+    ("vectorized", "by_layer", {"engine": "nested"}),
 ]
 
 
@@ -150,6 +152,47 @@ def test_a_run_goes_on_from_what_each_rank_saved(pool, settings):
         assert torch.equal(whole, resumed)
 
 
+# Who saves and who loads: all ranks, all but one, one process with whole weights, replicas.
+LAYOUTS = [("shards", RANKS), ("replicas", RANKS), ("shards", max(RANKS - 1, 1)), ("whole", 1)]
+PASSAGES = [
+    *((LAYOUTS[0], other) for other in LAYOUTS),
+    *((other, LAYOUTS[0]) for other in LAYOUTS[1:]),
+    (LAYOUTS[1], LAYOUTS[3]),
+]
+POLICIES = [{"period": 2}, {"policy": gn.policies.Calibrated(steps=4, period=2)}]
+
+
+@pytest.mark.parametrize("settings", POLICIES)
+@pytest.mark.parametrize(("saves", "loads"), dict.fromkeys(PASSAGES))
+def test_a_run_goes_on_at_another_number_of_ranks(pool, tmp_path, settings, saves, loads):
+    from torch.distributed import checkpoint
+
+    if ("whole", 1) in (saves, loads) and "no_dist" not in inspect.signature(checkpoint.load).parameters:
+        pytest.skip("this torch cannot save or load in one of many processes")
+    ends = pool.run(jobs.through_checkpoint, str(tmp_path), settings, saves, loads)
+    assert sum(end is not None for end in ends) == loads[1]
+    one, *others = (jobs.six_steps(settings, order) for order in range(4))
+    # No more than the order of the samples in one process, which changes nothing but roundings.
+    allowed = max(1e-10, 10 * max(distance(other, one) for other in others))
+    assert allowed < 1e-6
+    assert all(torch.equal(end, ends[0]) for end in ends if end is not None)
+    assert distance(ends[0], one) <= allowed
+
+
+MISLOADED = {
+    "another policy": "ValueError: expected a state whose policy is Calibrated(",
+    "shards of no parameter": "TypeError: expected shards of the parameters' shapes in the optimizer's state, got others in state.",
+    "another rank": "load what each rank saved by itself, or write gn.save_checkpoint(folder, model, optimizer)",
+}
+
+
+@pytest.mark.parametrize("what", MISLOADED)
+def test_a_state_of_others_is_refused_and_changes_nothing(pool, tmp_path, what):
+    for said, unchanged in pool.run(jobs.misloaded, str(tmp_path), what):
+        assert MISLOADED[what] in said
+        assert unchanged
+
+
 def test_few_weights_are_whole_at_once(pool):
     """Of 24 layers: the weights that were read last, the one in use and the direction along it."""
     for rank in pool.run(jobs.living, sharded._RECENT):
@@ -157,6 +200,16 @@ def test_few_weights_are_whole_at_once(pool):
         assert rank["left"] == 0
     # The counting sees weights that are kept.
     assert all(share > 0.9 for rank in pool.run(jobs.living, 1000) for share in rank["peaks"].values())
+
+
+@pytest.mark.parametrize("name", ["perceptron", "tied", "attention"])
+@pytest.mark.parametrize("what", ["gradient", "tape", "nested", "step"])
+def test_nothing_keeps_a_model(pool, name, what):
+    assert all(pool.run(jobs.freed, name, what))
+
+
+def test_a_model_that_its_graph_keeps_is_seen(pool):
+    assert not any(pool.run(jobs.freed, "perceptron", "tape", True))
 
 
 @pytest.mark.usefixtures("fsdp")
@@ -213,6 +266,8 @@ REFUSED = {
     "written into aside": "got one that wrote into 5.bias",
     "replaced": "got one that replaces weight",
     "other model": "build the Partition anew",
+    "functional call": "got one that replaces weight; call the module itself",
+    **{f"func {name}": "without derivatives by torch.func" for name in ("grad", "vjp", "jvp", "jacrev", "hessian")},
     "stochastic": "TypeError: expected whole parameters, got shards",
 }
 

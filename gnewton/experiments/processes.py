@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.futures import Future
 
+from gnewton import buckets
 from gnewton.datasets import digits
+from gnewton.direction import gradient
 from gnewton.models import perceptron
 from gnewton.optimizer import GroupedNewton
 from gnewton.partition import Partition
+from gnewton.policies import Calibrated
 
 Job = Callable[..., dict[str, Any]]
 SAMPLES = 128
@@ -27,6 +30,8 @@ METHODS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "adam": ("DistributedDataParallel, Adam", None),
     "reuse": ("rates reused, a step without a summary", {"cubic": 1e4, "period": 10**6}),
     "reuse-10": ("rates reused for 10 steps", {"cubic": 1e4, "period": 10}),
+    "calibrated-first": ("calibrated, the first steps, which look for the rate", {"policy": Calibrated(steps=10**6)}),
+    "calibrated": ("calibrated, the steps after them", {"policy": Calibrated()}),
     "adaptive-5": ("adaptive, curvature kept for 5 steps", {"period": 5}),
     "adaptive-1": ("adaptive, a summary a step", {"period": 1}),
 }
@@ -84,6 +89,47 @@ def _all_reduce_seconds(tensor: Tensor, repeats: int) -> float:
     return min(times[2:])
 
 
+def measure_gradient(rank: int, repeats: int) -> dict[str, Any]:
+    """A gradient of eight layers of 1024 x 1024: of this process alone, of all in one piece, and in buckets; the fastest of each.
+
+    The three take turns, so that all of them meet whatever else the machine does.
+    """
+    model = perceptron([1024] * 9, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(SAMPLES, 1024, generator=torch.Generator().manual_seed(rank))
+    alone = Partition.by_layer(model).over(None)
+    together = alone.over(torch.distributed.group.WORLD)
+    ways = {"alone": (alone, 0), "one piece": (together, 2**40), "buckets": (together, buckets.BUCKET_BYTES)}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(repeats + 1):
+        for name, (partition, most) in ways.items():
+            with _bucket_bytes(most):
+                times[name].append(_gradient_seconds(partition, lambda: model(x).square().mean()))
+    fastest = {name: [min(seconds) for seconds in zip(*pairs[1:], strict=True)] for name, pairs in times.items()}
+    return {name: {"ms": 1000 * wall, "processor_ms": 1000 * work} for name, (wall, work) in fastest.items()} | {
+        "scalars": sum(together.sizes),
+        "all-reduces": len(buckets.cut(together.parameters)),
+    }
+
+
+def _gradient_seconds(partition: Partition, loss: Callable[[], Tensor]) -> tuple[float, float]:
+    """By the clock, until every process has it, and by this one's processor."""
+    torch.distributed.barrier()
+    start, work = time.perf_counter(), time.process_time()
+    gradient(loss, partition)
+    work = time.process_time() - work
+    torch.distributed.barrier()
+    return time.perf_counter() - start, work
+
+
+@contextlib.contextmanager
+def _bucket_bytes(most: int) -> Iterator[None]:
+    before, buckets.BUCKET_BYTES = buckets.BUCKET_BYTES, most
+    try:
+        yield
+    finally:
+        buckets.BUCKET_BYTES = before
+
+
 def measure_methods(rank: int, blocks: int, steps: int) -> dict[str, Any]:
     """Every method, one after the other: mean seconds a step of each block, by the clock and by the processor, and what is sent."""
     return {name: _measure(rank, settings, blocks, steps) for name, (_, settings) in METHODS.items()}
@@ -101,7 +147,7 @@ def _measure(rank: int, settings: dict[str, Any] | None, blocks: int, steps: int
         step, sent = _adam_step(model, proposer, x, y)
     else:
         step, sent = _newton_step(model, GroupedNewton(partition, proposer, **settings), x, y)
-    for _ in range(steps):
+    for _ in range(2 * steps):  # and the steps that look for a calibrated rate, and memory is where it stays
         step()
     before, times = sent(), _times(step, blocks, steps)
     bytes_sent, collectives = ((after - then) / (blocks * steps) for after, then in zip(sent(), before, strict=True))

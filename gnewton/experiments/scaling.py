@@ -15,20 +15,21 @@ from collections.abc import Iterable, Sequence
 from gnewton import plots
 from gnewton.experiments.experiment import Experiment, Results
 from gnewton.experiments.pictures import name_curves
-from gnewton.experiments.processes import METHODS, measure_link, measure_methods, run_processes
+from gnewton.experiments.processes import METHODS, measure_gradient, measure_link, measure_methods, run_processes
 from gnewton.experiments.protocol import Plan
 from gnewton.experiments.report import facts, markdown, round_numbers
 
 TITLE = "several processes: bytes, collectives and seconds, beside DistributedDataParallel with Adam"
 PROCESSES = (1, 2, 4)
 DEVICES = (2, 10, 100, 1000, 10_000)
-ROUNDS, BLOCKS, STEPS, REPEATS = 2, 3, 10, 200
+ROUNDS, BLOCKS, STEPS, REPEATS, GRADIENTS = 2, 3, 10, 200, 40
 
 
 def measure(plan: Plan, command: str) -> Results:
     """Run every method at 1, 2 and 4 processes."""
     processes = PROCESSES[:2] if plan.quick else PROCESSES
     link = run_processes(2, measure_link, 3 if plan.quick else REPEATS)[0]
+    sent = run_processes(2, measure_gradient, 3 if plan.quick else GRADIENTS)[0]
     # In turns: what else the machine does comes and goes.
     rounds = [
         {size: run_processes(size, measure_methods, BLOCKS, STEPS) for size in processes}
@@ -48,8 +49,13 @@ def measure(plan: Plan, command: str) -> Results:
         "title": TITLE,
         "cores_for_processes": os.cpu_count(),
         "link": {name: round_numbers(value) for name, value in link.items()},
+        "gradient": {name: _rounded(value) for name, value in sent.items()},
         "methods": methods,
     }
+
+
+def _rounded(value: Results | int) -> Results | int:
+    return value if isinstance(value, int) else {name: round_numbers(ms) for name, ms in value.items()}
 
 
 def _summarize(rounds: Sequence[Sequence[Results]]) -> Results:
@@ -94,6 +100,7 @@ def report(numbers: Results) -> str:
             f"A perceptron of {one['scalars']:,} scalars in {one['groups']} groups, 128 samples a process, gloo on one machine of "
             f"{numbers['cores_for_processes']} cores, which had other work as well. Milliseconds of each process's processor, and in brackets of the clock, in the fastest block of {STEPS} steps.",
             _measured(numbers),
+            _gradient(numbers["gradient"]),
             f"The link between two processes here: {1e6 * link['latency']:.3g} microseconds for an all-reduce, and "
             f"{1e9 * link['seconds_per_byte']:.3g} nanoseconds a byte. With these constants the model says, in ms a step:",
             _modelled(numbers),
@@ -113,6 +120,20 @@ def _measured(numbers: Results) -> str:
         for title, processes in methods.items()
     ]
     return markdown(header, rows)
+
+
+def _gradient(sent: Results) -> str:
+    """What is gained by sending a gradient while it is computed."""
+    ways = {
+        "alone": "on one process alone",
+        "one piece": "sent afterwards, in one piece",
+        "buckets": "sent meanwhile, in buckets",
+    }
+    rows = [[title, f"{sent[way]['processor_ms']:.3g} ({sent[way]['ms']:.3g})"] for way, title in ways.items()]
+    return (
+        f"A gradient of {sent['scalars']:,} scalars between two processes, in {sent['all-reduces']} buckets; the fastest of {GRADIENTS}:\n\n"
+        + markdown(["the gradient", "ms"], rows)
+    )
 
 
 def _modelled(numbers: Results) -> str:

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from gnewton import experiments
+from gnewton.buckets import cut
 from gnewton.experiments import scaling
 from gnewton.experiments.processes import METHODS, run_processes
 from gnewton.experiments.protocol import Plan
+from gnewton.models import perceptron
 
 SHIPPED = experiments.load("scaling")
 
@@ -34,6 +36,11 @@ def test_the_shipped_counts_are_those_of_the_algorithm():
     summary, rates = 8 * (1 + 2 * S + S**2), 8 * (3 + S)
     assert two["adam"]["bytes"] == gradient
     assert (two["reuse"]["collectives"], two["reuse"]["bytes"]) == (3, 2 * header + gradient)
+    # A look costs one more header with a loss: at every step that finds the rate, at every tenth afterwards.
+    first, later = two["calibrated-first"], two["calibrated"]
+    assert (first["collectives"], first["bytes"]) == (4, 3 * header + gradient)
+    assert later["collectives"] == pytest.approx(3.1)
+    assert later["bytes"] == pytest.approx(2.1 * header + gradient)
     # A step with a summary: gradient, summary, rates, at least one loss, and the end of the step.
     fresh = two["adaptive-1"]
     questions = fresh["collectives"] - 3
@@ -64,6 +71,9 @@ def test_the_slowest_process_counts_and_the_fastest_block(monkeypatch, tmp_path)
     def pretended(size, job, *arguments):
         if job is scaling.measure_link:
             return [{"latency": 1e-4, "seconds_per_byte": 1e-9}] * size
+        if job is scaling.measure_gradient:
+            way = {"ms": 100 / 3, "processor_ms": 2.0}
+            return [{"alone": way, "one piece": way, "buckets": way, "scalars": 7, "all-reduces": 2}] * size
         counts = {"bytes": 10.0, "collectives": 1.0, "scalars": 3, "groups": 2}
         return [
             {
@@ -84,6 +94,15 @@ def test_the_slowest_process_counts_and_the_fastest_block(monkeypatch, tmp_path)
         "groups": 2,
     }
     assert list(numbers["methods"]["adam"]["processes"]) == ["1", "2"]
+    assert numbers["gradient"]["buckets"] == {"ms": 33.333, "processor_ms": 2.0}
+    assert numbers["gradient"]["scalars"] == 7
+
+
+def test_the_shipped_gradient_was_sent_in_several_buckets():
+    with torch.device("meta"):
+        parameters = dict(perceptron([1024] * 9).named_parameters())
+    assert SHIPPED["gradient"]["all-reduces"] == len(cut(parameters)) > 1
+    assert SHIPPED["gradient"]["scalars"] == sum(p.numel() for p in parameters.values())
 
 
 def test_the_table_has_a_line_for_each_method():

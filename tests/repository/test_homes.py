@@ -41,6 +41,8 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "policies/reuse_rates.py": "policies/test_policy.py",
     },
     "parts of several processes, whose laws are those of the ranks": {
+        "buckets.py": "test_ranks.py",
+        "checkpoint.py": "test_sharded.py",
         "interrupts.py": "test_ranks.py",
         "replicas.py": "test_ranks.py",
     },

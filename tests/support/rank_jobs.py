@@ -147,7 +147,16 @@ class Fault:
 
 @contextmanager
 def going_wrong(place: str, optimizer: gn.GroupedNewton) -> Iterator[None]:
-    """Something outside the loss goes wrong once: the proposer, the solver, or whatever moves the parameters."""
+    """Something outside the loss goes wrong once: the proposer, the solver, what moves the parameters, or a layer's backward pass."""
+    if " in backward of " in place:
+        kind, layer = place.split(" in backward of ")
+        hook = Fault(kind, 1)
+        handle = optimizer.partition.module[0][int(layer)].register_forward_hook(
+            lambda *z: z[-1].register_hook(hook) and None
+        )
+        yield
+        handle.remove()
+        return
     owner, name = {
         "proposer": (optimizer.proposer.optimizer, "step"),
         "solver": (gn.cubic.CubicModel, "minimize"),
@@ -408,24 +417,14 @@ def traffic(rank: int) -> dict[str, tuple[int, int]]:
 
 
 def save_together(rank: int, folder: str) -> None:
-    """Through torch.distributed.checkpoint, after a few steps: the optimizer's state as one leaf, since its keys change."""
-    from torch.distributed import checkpoint
-
-    model, optimizer = started(rank, 4)
-    buffer = io.BytesIO()
-    torch.save(optimizer.state_dict(), buffer)
-    checkpoint.save({"model": model.state_dict(), "optimizer": buffer.getvalue()}, checkpoint_id=folder)
+    """After a few steps."""
+    gn.save_checkpoint(folder, *started(rank, 4))
 
 
 def load_together(rank: int, folder: str) -> Tensor:
     """Parameters, rates and moments as they were loaded into an optimizer that has taken one step."""
-    from torch.distributed import checkpoint
-
     model, optimizer = started(rank, 1)
-    state = {"model": model.state_dict(), "optimizer": b""}
-    checkpoint.load(state, checkpoint_id=folder, no_dist=world() == 1)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(torch.load(io.BytesIO(state["optimizer"]), weights_only=True))
+    gn.load_checkpoint(folder, model, optimizer)
     assert len(optimizer.history) > 1
     moments = [one["exp_avg"] for one in optimizer.proposer.optimizer.state.values()]
     return flattened([*model.parameters(), optimizer.learning_rates, *moments])
@@ -442,3 +441,80 @@ def started(rank: int, steps: int) -> tuple[nn.Module, gn.GroupedNewton]:
 
 def flattened(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([t.detach().flatten().double() for t in tensors])
+
+
+# -- gradients in buckets --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def bucket_bytes(most: int) -> Iterator[None]:
+    before, gn.buckets.BUCKET_BYTES = gn.buckets.BUCKET_BYTES, most
+    try:
+        yield
+    finally:
+        gn.buckets.BUCKET_BYTES = before
+
+
+def in_buckets(rank: int, job: Callable[..., Any], *arguments: Any) -> Any:
+    """A job whose gradients are sent in several buckets, each closed after 25 numbers."""
+    with bucket_bytes(200):
+        return job(rank, *arguments)
+
+
+class _Peculiar(nn.Module):
+    """A model or a loss that a backward pass does not simply go through from the last parameter to the first."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.net = kind, network()
+        self.words = nn.Embedding(5, 4, sparse=kind == "sparse").double()
+        self.last = nn.Linear(4, 4) if kind == "two dtypes" else nn.Identity()
+        if kind == "frozen":
+            self.net[2].weight.requires_grad_(False)
+
+    def forward(self, x: Tensor, rank: int) -> Tensor:
+        z = x
+        for i, layer in enumerate(self.net):
+            if self.kind == "reentrant" and i in (2, 5):
+                z = torch.utils.checkpoint.checkpoint(layer, z, use_reentrant=True)
+            elif not (self.kind == "unused on one" and i == 2 and rank):
+                z = layer(z)
+        if self.kind == "tied":
+            z = z @ self.net[5].weight @ self.net[0].weight[:, :4]
+        z = z + self.words(torch.arange(len(x)) % (5 if self.kind != "no gradient" else 1))
+        return self.last(z.float()).double() if self.kind == "two dtypes" else z
+
+
+def gradient_in_buckets(rank: int, kind: str) -> dict[str, Any]:
+    """The mean gradient of all samples, once in buckets and once in one piece, and the all-reduces of each."""
+    torch.manual_seed(0)
+    model, (x, y) = _Peculiar(kind), mine(rank)
+    x = x.requires_grad_(kind == "reentrant")
+    partition = partition_of(model, "plain")
+    weight = 0 if kind == "no samples on one" and rank else len(x)
+    answers, sent = [], []
+    for most in (200, 10**9):
+        before = partition.ranks.collectives
+        with bucket_bytes(most):
+            gradient = gn.direction.gradient(lambda: F.cross_entropy(model(x, rank), y), partition, samples=weight)
+        answers.append(flattened(gradient.values()))
+        sent.append(partition.ranks.collectives - before)
+    return {"buckets": answers[0], "whole": answers[1], "sent": sent}
+
+
+def sent_on_the_way(rank: int, streams: bool) -> tuple[int, list[int]]:
+    """All-reduces of a gradient in buckets, and how many of them had begun when each layer's gradient was there."""
+    model, (x, y) = network(), mine(rank)
+    partition, begun, stream = partition_of(model, "plain"), [], gn.buckets._stream
+    weights = [model[i].weight for i in (0, 2, 5)]
+    handles = [w.register_hook(lambda g: begun.append(partition.ranks.collectives)) for w in weights]
+    if streams:
+        gn.buckets._stream = lambda parameters: object()
+    try:
+        with bucket_bytes(200):
+            gn.direction.gradient(lambda: F.cross_entropy(model(x), y), partition)
+    finally:
+        gn.buckets._stream = stream
+        for handle in handles:
+            handle.remove()
+    return partition.ranks.collectives, begun

@@ -79,17 +79,36 @@ class Forces(nn.Module):
         return slope.sum(-1)
 
 
+class Vectorized(nn.Module):
+    """One sample at a time, by torch.func.vmap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = perceptron()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.vmap(self.one)(x).squeeze(-1)
+
+
 def convolutions() -> nn.Module:
     return nn.Sequential(
         nn.Conv1d(5, 3, 2), nn.BatchNorm1d(3), nn.SiLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(3, 2)
     ).eval()
 
 
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "tied": Tied,
+    "attention": Attention,
+    "convolutions": convolutions,
+    "forces": Forces,
+    "vectorized": Vectorized,
+}
+
+
 def problem(name: str) -> tuple[nn.Module, Loss, Tensor, Tensor]:
     """A whole model, its loss and the whole batch, the same ones everywhere."""
     torch.manual_seed(0)
-    make = {"tied": Tied, "attention": Attention, "convolutions": convolutions, "forces": Forces}.get(name, perceptron)
-    model = make().double()
+    model = MODELS.get(name, perceptron)().double()
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(SAMPLES, 4, 5, generator=generator, dtype=torch.float64)
     y = torch.randn(SAMPLES, 4, generator=generator, dtype=torch.float64)
@@ -253,6 +272,94 @@ def resumed(rank: int, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return ends[0], ends[1]
 
 
+def by_some(rank: int, how: str, size: int, settings: dict[str, Any]) -> tuple[Any, Any, Callable[[], Tensor]] | None:
+    """A model, its optimizer and its step, of the first ``size`` ranks, in shards or replicas; None on the others."""
+    from torch.distributed.device_mesh import DeviceMesh
+
+    group = dist.new_group(list(range(size))) if size > 1 else None
+    if rank >= size:
+        return None
+    model, loss, x, y = problem("perceptron")
+    if how == "shards" and group is not None:
+        shard(model, mesh=DeviceMesh.from_group(group, "cpu"))
+    partition = gn.Partition.by_layer(model)
+    if partition.shards is None:
+        partition = partition.over(group)
+    optimizer = gn.GroupedNewton(partition, torch.optim.Adam(model.parameters()), **settings)
+    a, b = x[rank::size], y[rank::size]
+    return model, optimizer, lambda: optimizer.step(lambda: loss(a, b), samples=len(a))
+
+
+def through_checkpoint(
+    rank: int, folder: str, settings: dict[str, Any], saves: tuple[str, int], loads: tuple[str, int]
+) -> Tensor | None:
+    """Three steps of some ranks, and after a checkpoint three of others: parameters and moments at the end."""
+    first = by_some(rank, *saves, settings)
+    if first is not None:
+        model, optimizer, step = first
+        for _ in range(3):
+            step()
+        gn.save_checkpoint(folder, model, optimizer)
+    if world() > 1:
+        dist.barrier()
+    second = by_some(rank, *loads, settings)
+    if second is None:
+        return None
+    model, optimizer, step = second
+    step()  # what was there before is not mixed with what is loaded
+    gn.load_checkpoint(folder, model, optimizer)
+    for _ in range(3):
+        step()
+    return state_of(model, optimizer)
+
+
+def six_steps(settings: dict[str, Any], order: int) -> Tensor:
+    """The same of one process that was never stopped, with its samples in some order."""
+    model, loss, x, y = problem("perceptron")
+    mixed = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(order)) if order else slice(None)
+    optimizer = gn.GroupedNewton(gn.Partition.by_layer(model), torch.optim.Adam(model.parameters()), **settings)
+    for _ in range(6):
+        optimizer.step(lambda: loss(x[mixed], y[mixed]))
+    return state_of(model, optimizer)
+
+
+def state_of(model: nn.Module, optimizer: gn.GroupedNewton) -> Tensor:
+    """Parameters, and what Adam remembers."""
+    assert optimizer.proposer is not None
+    states = optimizer.proposer.optimizer.state.values()
+    moments = {f"{i}.{word}": one[word] for i, one in enumerate(states) for word in ("exp_avg", "exp_avg_sq")}
+    return flat(whole({n: p.detach() for n, p in model.named_parameters()} | moments))
+
+
+def misloaded(rank: int, folder: str, what: str) -> tuple[str, bool]:
+    """What is said to a state that is not this optimizer's, and whether everything is as it was."""
+    model, loss, samples = started(rank, "perceptron")
+
+    def built(**settings: Any) -> gn.GroupedNewton:
+        return gn.GroupedNewton(gn.Partition.by_layer(model), torch.optim.Adam(model.parameters()), **settings)
+
+    optimizer = built()
+    optimizer.step(loss, samples=samples)
+    if what == "another policy":
+        gn.save_checkpoint(folder, model, optimizer)
+        optimizer = built(policy=gn.policies.Calibrated())
+    optimizer.step(loss, samples=samples)
+    state = optimizer.state_dict()
+    if what == "shards of no parameter":
+        optimizer.state["grouped_newton"]["policy"]["mine"] = next(model.parameters()).detach()
+    before = state_of(model, optimizer)
+    try:
+        if what == "another policy":
+            gn.load_checkpoint(folder, model, optimizer)
+        elif what == "shards of no parameter":
+            gn.save_checkpoint(folder, model, optimizer)
+        else:
+            optimizer.load_state_dict(state | {"shards": [1 - rank, world()]})
+    except (TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}", torch.equal(before, state_of(model, optimizer))
+    return "", False
+
+
 def flat(tensors: dict[str, Tensor]) -> Tensor:
     return torch.cat([t.flatten() for t in tensors.values()])
 
@@ -321,6 +428,26 @@ def living(rank: int, recent: int) -> dict[str, Any]:
         gn.ranks.Ranks.gather, sharded._RECENT = gather, before  # type: ignore[method-assign]
     gc.collect()
     return {"peaks": peaks, "left": now[0]}
+
+
+def freed(rank: int, name: str, what: str, kept: bool = False) -> bool:
+    """Whether a model is gone after its last use. ``kept``: autograd's graph keeps it, in a circle that Python does not see."""
+    model, loss, n = started(rank, name)
+    partition = gn.Partition.by_layer(model)
+    if kept:
+        circle = torch.ones(2, requires_grad=True).exp()
+        circle.grad_fn.metadata.update(circle=circle, model=model)
+    if what == "gradient":
+        gn.direction.gradient(loss, partition, samples=n)
+    elif what == "step":
+        proposer = torch.optim.RMSprop(model.parameters(), lr=0.01)
+        gn.GroupedNewton(partition, proposer).step(loss, samples=n)
+    else:
+        gn.summarize(loss, partition, direction(partition), samples=n, engine=what)
+    gone = weakref.ref(model)
+    del model, loss, partition
+    gc.collect()
+    return gone() is None
 
 
 def fsdp_trains(rank: int) -> bool:
@@ -563,6 +690,28 @@ def refused(rank: int, what: str) -> str:
     def replaced() -> None:
         partition = sharded()
         gn.summarize(lambda: (setattr(model[0], "weight", nn.Parameter(torch.ones(7, 5))), loss(a, b))[1], partition)
+
+    def functional_call() -> None:
+        partition = sharded()
+        gn.summarize(lambda: torch.func.functional_call(model, dict(model.named_parameters()), (a,)).sum(), partition)
+
+    def functional_derivative(derivative: Callable[[], Tensor]) -> None:
+        gn.direction.gradient(lambda: derivative().square().mean(), sharded())
+
+    def func_grad() -> None:
+        functional_derivative(lambda: torch.func.grad(lambda z: model(z).sum())(a))
+
+    def func_vjp() -> None:
+        functional_derivative(lambda: torch.func.vjp(lambda z: model(z).sum(), a)[1](torch.ones((), dtype=a.dtype))[0])
+
+    def func_jvp() -> None:
+        functional_derivative(lambda: torch.func.jvp(model, (a,), (torch.ones_like(a),))[1])
+
+    def func_jacrev() -> None:
+        functional_derivative(lambda: torch.func.jacrev(lambda z: model(z).sum(0))(a[0]))
+
+    def func_hessian() -> None:
+        functional_derivative(lambda: torch.func.hessian(lambda z: model(z).sum())(a[0, 0]))
 
     def other_model() -> None:
         partition = sharded()
