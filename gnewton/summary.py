@@ -573,10 +573,9 @@ def is_finite(summary: Summary) -> bool:
     """
     # torch masks singularities in its backward formulas, past which the tape may differentiate: 0 times infinity.
     value, *others = summary.tensors()
-    tensors = [value.to(summary.gradient.device), *others]
-    number = torch.stack(torch._foreach_norm(tensors)).sum()
-    # Squares of finite numbers may overflow: then they are looked at one by one.
-    return number.is_meta or math.isfinite(number) or all(bool(t.isfinite().all()) for t in tensors)
+    number = sum((t.sum() for t in others), value.to(summary.gradient.device))
+    # A sum of finite numbers may overflow: then they are looked at one by one.
+    return number.is_meta or math.isfinite(number) or all(bool(t.isfinite().all()) for t in (value, *others))
 
 
 def _join_engines(one: str | None, other: str | None) -> str | None:

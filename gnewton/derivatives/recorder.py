@@ -163,7 +163,7 @@ class Recorder(Elementary):
         # In-place functions have the rules of those that return what they write.
         name = _name(function) if target is None or pure is None else _name(pure)
         operation = Operation(name, pure, arguments, tuple(inputs), pairs=tuple(pairs))
-        operation.is_complex = any(t.is_complex() for t in tensors_in((*args, *kwargs.values())))
+        operation.is_complex = any(pairs) or any(t.is_complex() for t in tensors_in(arguments))
         return operation
 
     def _keep_in(self, variable: Variable, tensor: Tensor) -> None:
