@@ -58,11 +58,14 @@ class Recorder(Elementary):
 
         return record_once
 
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._hooked |= function is Tensor.register_hook
+        return super().__torch_function__(function, types, args, kwargs)
+
     # -- one operation -------------------------------------------------------------------------------------------
 
     def run(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Call the function, and write it down if it is a step from the parameters to the loss."""
-        self._hooked |= function is Tensor.register_hook
         if kwargs.get("out", ()) is None:
             kwargs = {name: value for name, value in kwargs.items() if name != "out"}
         tensors = tensors_in((*args, *kwargs.values()))
