@@ -7,6 +7,7 @@ With phi(eta) = L(theta - sum_s eta_s u_s), where u_s is the direction u inside 
 are the derivatives of phi at 0, up to the sign (-1)^order (Wolinski, arXiv 2312.03885, section 3).
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -452,7 +453,7 @@ def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order
 
     Past a singularity that torch's own backward formulas mask it may be not finite: ``is_finite`` tells.
     """
-    if tape.missing is not None or tape.value is None or graph.unproven(tape.value):
+    if tape.missing is not None or tape.value is None or graph.unproven(graph.nodes(tape.value)):
         return None
     # In the mode of the recording: single operations must find the kernels that ran then.
     with differentiable_mode(partition, restore_buffers=False):
@@ -495,16 +496,20 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
     if engine == "nested" or asked.order == 1:
         return _nested(asked)
     partition, before = asked.partition, RandomState(asked.partition)
-    tape = record_in_mode(asked.loss, partition, asked.batch)
+    tape = record_in_mode(asked.loss, partition, asked.batch, random=before)
     assert tape.value is not None
-    with_open, doubtful = None, graph.unproven(tape.value)
+    reached, with_open = graph.nodes(tape.value), None
+    doubtful = graph.unproven(reached)
     if doubtful and tape.missing != HOOKED:
         with_open = record_opened(asked.loss, partition, asked.batch, before, tape.value)
     # What checkpoints compute again in the backward pass is computed as it was recorded.
     with functions_opened() if with_open else nullcontext():
-        if tape.missing is None and not with_open:
+        if with_open:
+            assert with_open.value is not None
+            reached = graph.nodes(with_open.value)
+        elif tape.missing is None:
             asked.prove(doubtful, before)
-        on_tape = _by_tape(asked, with_open or tape, engine)
+        on_tape = _by_tape(asked, with_open or tape, reached, engine)
     if not partition.on_any_rank(on_tape is None or not is_finite(on_tape)):
         assert on_tape is not None
         return on_tape
@@ -517,13 +522,13 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
     return summary
 
 
-def _by_tape(asked: _Question, tape: Tape, engine: str) -> Summary | None:
+def _by_tape(asked: _Question, tape: Tape, reached: set[Any], engine: str) -> Summary | None:
     """From a tape, or through the graph of its value where that is cheaper; None where the tape is not complete."""
     if tape.missing is not None:
         return None
     assert tape.value is not None
     loss, partition = asked.loss, asked.partition
-    proof.check_kernels(tape.value, partition, asked.order)
+    proof.check_kernels(reached, partition, asked.order)
     if engine == "auto" and _is_cheaper_nested(tape, asked):
         # Through the graph of the recorded loss, which is proven.
         tensors = nested.summary(tape.value, partition, asked.u, order=asked.order)
@@ -555,7 +560,7 @@ def _nested(asked: _Question) -> Summary:
     if order > 1:
         names = proof.doubts(value, partition, hooks)
         asked.prove(names, before)
-        proof.check_kernels(value, partition, order)
+        proof.check_kernels(graph.nodes(value), partition, order)
     if isinstance(loss, TwoParts) and order > 1:
         return asked.answer(value, loss.nested(value, outputs, partition, asked.u, asked.batch), "nested")
     tensors = nested.summary(value, partition, asked.u, order=order, full_third=asked.full_third, doubtful=names)
@@ -586,8 +591,10 @@ def is_finite(summary: Summary) -> bool:
     (True, False)
     """
     # torch masks singularities in its backward formulas, past which the tape may differentiate: 0 times infinity.
-    finite = [torch.isfinite(t).all().to(summary.gradient.device) for t in summary.tensors()]
-    return summary.gradient.is_meta or bool(torch.stack(finite).all())
+    value, *others = summary.tensors()
+    number = sum((t.sum() for t in others), value.to(summary.gradient.device))
+    # A sum of finite numbers may overflow: then they are looked at one by one.
+    return number.is_meta or math.isfinite(number) or all(bool(t.isfinite().all()) for t in (value, *others))
 
 
 def _join_engines(one: str | None, other: str | None) -> str | None:

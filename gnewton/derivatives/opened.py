@@ -152,7 +152,7 @@ def _record_if_same(
             return None
     with before.replay(), functions_opened():
         tape = record_in_mode(loss, partition, batch)
-    whole = tape.missing is None and tape.value is not None and not graph.unproven(tape.value)
+    whole = tape.missing is None and tape.value is not None and not graph.unproven(graph.nodes(tape.value))
     return tape if whole and _is_near(tape.value, closed, partition, 0.0) else None
 
 
