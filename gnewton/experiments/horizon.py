@@ -104,10 +104,10 @@ def minimize(objective: Objective, start: Tensor) -> Tensor:
     for _ in range(_MOST_STEPS):
         # Before it knows a curvature: half of the size that the rates have.
         step = -slope * unit / (slope * unit).norm() / 2 if inverse is None else -(inverse @ (slope * unit))
-        found = _shorten(objective, z * unit, step * unit, value)
-        if found is None:
+        accepted = _shorten(objective, z * unit, step * unit, value)
+        if accepted is None:
             break
-        part, lower, new_slope = found
+        part, lower, new_slope = accepted
         z = z + part * step
         inverse = _update(inverse, part * step, (new_slope - slope) * unit)
         gained, value, slope = value - lower, lower, new_slope

@@ -96,8 +96,8 @@ def test_bfgs_finds_the_minimum_of_a_badly_scaled_bowl():
     def bowl(x):
         return 1e-9 + float((x - best) @ hessian @ (x - best)) / 2, hessian @ (x - best)
 
-    found = minimize(bowl, torch.tensor([0.1, 0.1], dtype=DTYPE))
-    assert bowl(found)[0] < 1e-8
+    minimum = minimize(bowl, torch.tensor([0.1, 0.1], dtype=DTYPE))
+    assert bowl(minimum)[0] < 1e-8
 
 
 def test_bfgs_never_ends_above_its_start():
