@@ -188,6 +188,12 @@ def test_a_gradient_in_buckets_is_that_of_one_piece(pool, kind):
     assert float(ranks[0]["whole"].abs().max()) > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_gradient_that_is_completed_in_parts_is_not_sent_too_soon(pool):
+    """The negative control of a reentrant checkpoint, whose layer is read twice."""
+    assert pool.run(jobs.sent_too_soon) == ["'net.2.bias'"] * RANKS
+
+
 def test_buckets_are_sent_while_the_gradient_is_computed(pool):
     """A header, four buckets from the last parameter to the first, and a header."""
     for total, begun in pool.run(jobs.sent_on_the_way, False):
