@@ -37,7 +37,7 @@ CALIBRATED = {"policy": gn.policies.Calibrated(steps=8, period=3)}
 
 @pytest.fixture(scope="module")
 def pool():
-    pool = Pool(RANKS)
+    pool = Pool(RANKS, "support.rank_jobs", "torch.distributed.checkpoint")
     yield pool
     pool.close()
 
