@@ -110,7 +110,7 @@ lint-deploy: $(VENV)/.installed-test $(VENV)/.installed-deploy  ## linters for w
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(BIN)/pytest tests/repository/test_deploy.py
 
-image:  ## the course in a Docker image; needs a docker engine (not verified)
+image:  ## the course in a Docker image; needs a docker engine (after make dist: with the book)
 	docker build --file deploy/Dockerfile --tag gnewton .
 
 dist-test: $(VENV)/.installed-test $(VENV)/.installed-browser dist chromium  ## build twice: same bytes, the content; the wheel in an empty environment and in Chromium

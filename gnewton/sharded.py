@@ -247,7 +247,8 @@ class Weights:
 
     def _pack(self, tensor: Tensor) -> Any:
         with torch._C.DisableTorchFunction():
-            return self.recipe(tensor) or tensor
+            # Detached: an output that its own node kept with its graph would keep that node, and the model, for ever.
+            return self.recipe(tensor) or tensor.detach()
 
     def _unpack(self, kept: Any) -> Any:
         with torch._C.DisableTorchFunction():

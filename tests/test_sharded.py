@@ -204,6 +204,16 @@ def test_few_weights_are_whole_at_once(pool):
     assert all(share > 0.9 for rank in pool.run(jobs.living, 1000) for share in rank["peaks"].values())
 
 
+@pytest.mark.parametrize("name", ["perceptron", "tied", "attention"])
+@pytest.mark.parametrize("what", ["gradient", "tape", "nested", "step"])
+def test_nothing_keeps_a_model(pool, name, what):
+    assert all(pool.run(jobs.freed, name, what))
+
+
+def test_a_model_that_its_graph_keeps_is_seen(pool):
+    assert not any(pool.run(jobs.freed, "perceptron", "tape", True))
+
+
 @pytest.mark.usefixtures("fsdp")
 @pytest.mark.parametrize("name", ["perceptron", "attention"])
 def test_training_by_fsdp_goes_on_as_if_nothing_had_been_asked(pool, name):

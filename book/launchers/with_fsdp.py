@@ -1,5 +1,7 @@
 """torchrun --nproc-per-node 2 with_fsdp.py"""
 
+import gc
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -33,4 +35,5 @@ def train():
 
 dist.init_process_group("gloo")
 train()
+gc.collect()  # FSDP's modules refer to each other, and to the group
 dist.destroy_process_group()

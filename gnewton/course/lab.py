@@ -2,11 +2,13 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from gnewton.course import place
 from gnewton.course.copies import copy_course
@@ -43,8 +45,24 @@ def environment() -> dict[str, str]:
     return os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(paths), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
-def wait(process: "subprocess.Popen[bytes]") -> int:
-    """Until it ends. Ctrl-C reaches JupyterLab as well, which asks whether it is meant: it decides, not we."""
-    while True:
-        with suppress(KeyboardInterrupt):
-            return process.wait()
+class Process(Protocol):
+    """What is asked of JupyterLab's process."""
+
+    def wait(self) -> int: ...
+
+    def terminate(self) -> None: ...
+
+
+def wait(process: Process) -> int:
+    """Until it ends. Ctrl-C reaches JupyterLab as well, which asks whether it is meant: it decides, not we.
+
+    SIGTERM reaches this process alone, and is handed on: otherwise JupyterLab would be left behind, and a container, whose
+    first process ignores what it does not handle, would be killed.
+    """
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            with suppress(KeyboardInterrupt):
+                return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)

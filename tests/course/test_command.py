@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path, PureWindowsPath
@@ -11,6 +12,7 @@ import pytest
 
 from gnewton.__main__ import main
 from gnewton.course import environment, place
+from gnewton.course.lab import wait
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("lab", "check", "book", "student", "experiments")
@@ -188,6 +190,23 @@ def test_lab_copies_and_starts(
     assert env["JUPYTER_CONFIG_PATH"].split(os.pathsep)[0] == str(place.JUPYTER)
     assert len(list(folder.glob("*.ipynb"))) == 15
     assert str(folder) in text
+
+
+def test_what_ends_gnewton_lab_ends_jupyterlab() -> None:
+    told: list[str] = []
+
+    class Process:
+        def terminate(self) -> None:
+            told.append("terminate")
+
+        def wait(self) -> int:
+            signal.raise_signal(signal.SIGTERM)
+            return 5
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert wait(Process()) == 5
+    assert told == ["terminate"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_lab_keeps_the_reader_s_work(

@@ -11,7 +11,9 @@ factor of 100). 1e-10 leaves room; a forgotten term is of the order of the entry
 """
 
 import copy
+import gc
 import re
+import weakref
 
 import pytest
 import torch
@@ -165,6 +167,21 @@ def test_one_evaluation_as_seen_from_outside(name):
 
 
 # -- the way to them -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::gnewton.derivatives.record.IncompleteRecordWarning")
+def test_nothing_keeps_a_model():
+    """Graphs and tapes may hold each other in circles that Python's collector does not see."""
+    models = {}
+    for name, case in ZOO.items():
+        for engine in ("auto", "nested"):
+            problem = case.build()
+            partition = next(iter(partitions(case, problem.model).values()))
+            summarized(problem, partition, order=2, engine=engine)
+            models[name, engine] = weakref.ref(problem.model)
+    del problem, partition
+    gc.collect()
+    assert [which for which, model in models.items() if model() is not None] == []
 
 
 @pytest.mark.parametrize("name", [n for n, case in ZOO.items() if case.expected == "oracle"])

@@ -1,6 +1,6 @@
 """Releases and classrooms: workflows, image, Binder and devcontainer call what is here, and linters accept them.
 
-None of these was run where it is meant to run: no docker engine, no GitHub and no Binder were at hand.
+The image was built and run; workflows, Binder and devcontainer were not run where they are meant to: no GitHub and no Binder were at hand.
 """
 
 import json

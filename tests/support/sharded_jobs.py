@@ -430,6 +430,26 @@ def living(rank: int, recent: int) -> dict[str, Any]:
     return {"peaks": peaks, "left": now[0]}
 
 
+def freed(rank: int, name: str, what: str, kept: bool = False) -> bool:
+    """Whether a model is gone after its last use. ``kept``: autograd's graph keeps it, in a circle that Python does not see."""
+    model, loss, n = started(rank, name)
+    partition = gn.Partition.by_layer(model)
+    if kept:
+        circle = torch.ones(2, requires_grad=True).exp()
+        circle.grad_fn.metadata.update(circle=circle, model=model)
+    if what == "gradient":
+        gn.direction.gradient(loss, partition, samples=n)
+    elif what == "step":
+        proposer = torch.optim.RMSprop(model.parameters(), lr=0.01)
+        gn.GroupedNewton(partition, proposer).step(loss, samples=n)
+    else:
+        gn.summarize(loss, partition, direction(partition), samples=n, engine=what)
+    gone = weakref.ref(model)
+    del model, loss, partition
+    gc.collect()
+    return gone() is None
+
+
 def fsdp_trains(rank: int) -> bool:
     """Whether this torch's FSDP2 trains on processors: that of torch 2.6 does not."""
     model = shard(perceptron())
