@@ -37,7 +37,7 @@ CALIBRATED = {"policy": gn.policies.Calibrated(steps=8, period=3)}
 
 @pytest.fixture(scope="module")
 def pool():
-    pool = Pool(RANKS, "support.rank_jobs", "torch.distributed.checkpoint")
+    pool = Pool(RANKS, "support.rank_jobs", "torch.distributed.checkpoint", "torch._dynamo")
     yield pool
     pool.close()
 
