@@ -353,7 +353,7 @@ def total(tensors: Mapping[str, Tensor]) -> Tensor:
     (tensor(3.), tensor(nan))
     """
     sums = [local_part(t).sum() for t in tensors.values()]
-    alike = len({(one.dtype, one.device) for one in sums}) == 1
+    alike = all(one.dtype == sums[0].dtype and one.device == sums[0].device for one in sums)
     return torch.stack(sums if alike else [one.to(sums[0]) for one in sums]).sum()
 
 

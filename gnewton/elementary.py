@@ -41,10 +41,11 @@ class Elementary(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        repeated.check_write(function, args, kwargs or {})
+        if repeated.writes(function):
+            repeated.check_write(function, args, kwargs or {})
+        parts = _parts(function)
         # A function that calls itself again within its own parts is meant as it is.
-        parts = None if function in self._opened else WRITTEN_OUT.get(function) or _body(function)
-        if parts is None:
+        if parts is None or function in self._opened:
             return self.run(function, args, kwargs or {})
         if function in _FORGOTTEN and kwargs is not None:
             kwargs = _forgotten(function) | dict(kwargs)
@@ -68,7 +69,12 @@ _ASKED_NO_MORE = dict.fromkeys(
 )
 
 
+# Asked of every call while a loss runs: kept by function.
 @cache
+def _parts(function: Any) -> Callable[..., Any] | None:
+    return WRITTEN_OUT.get(function) or _body(function)
+
+
 def _body(function: Any) -> Callable[..., Any] | None:
     """A composite Python function of torch without its own question for modes, so that its parts are seen."""
     if not isinstance(function, FunctionType) or function.__module__ not in COMPOSITE:

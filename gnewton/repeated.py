@@ -8,6 +8,7 @@ What is accumulated (``index_add``, ``accumulate=True``) is a sum, and what is c
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from types import EllipsisType
 from typing import Any
 
@@ -47,6 +48,12 @@ _WRITERS: dict[str, tuple[str, int, Places]] = {
 _NODE = re.compile(rf"(?:Unsafe)?({'|'.join(_WRITERS)})(?:Impl)?Backward\d+")
 
 
+@cache
+def _writer(node: str) -> tuple[str, int, Places] | None:
+    kind = _NODE.fullmatch(node)
+    return None if kind is None else _WRITERS[kind[1]]
+
+
 def check_graph(nodes: Iterable[Any]) -> None:
     """Raises ValueError where a node of autograd's graph wrote two values, not both constant, to one place.
 
@@ -58,10 +65,10 @@ def check_graph(nodes: Iterable[Any]) -> None:
     ValueError: expected values written to distinct places, got index_copy with a place that occurs twice, ...
     """
     for node in nodes:
-        kind = _NODE.fullmatch(node.name())
-        if kind is None or getattr(node, "_saved_accumulate", False):
+        writer = _writer(node.name())
+        if writer is None or getattr(node, "_saved_accumulate", False):
             continue
-        name, position, places = _WRITERS[kind[1]]
+        name, position, places = writer
         if any(edge[0] is not None for edge in node.next_functions[position : position + 1]):
             # A graph that was used up has no saved values: it is refused where it is differentiated.
             with suppress(RuntimeError):
@@ -69,9 +76,9 @@ def check_graph(nodes: Iterable[Any]) -> None:
 
 
 def check_write(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """The same of a call that writes into a view, where autograd's graph does not tell the places."""
+    """The same of a call that ``writes`` into a view, where autograd's graph does not tell the places."""
     name = getattr(function, "__name__", "")
-    if not (_writes(name) and args and isinstance(args[0], Tensor) and torch.is_grad_enabled()):
+    if not (args and isinstance(args[0], Tensor) and torch.is_grad_enabled()):
         return
     target, *rest = args
     tensors = [t for t in (*rest, *kwargs.values()) if isinstance(t, Tensor)]
@@ -90,7 +97,8 @@ class WatchedWrites(TorchFunctionMode):
     """``check_write`` of every call, where no other mode asks it."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        check_write(function, args, kwargs or {})
+        if writes(function):
+            check_write(function, args, kwargs or {})
         return function(*args, **(kwargs or {}))
 
 
@@ -98,7 +106,14 @@ _IN_PLACE = {f"{name}_" for name, *_ in _WRITERS.values()}
 _OPERATORS = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
 
 
-def _writes(name: str) -> bool:
+@cache
+def writes(function: Any) -> bool:
+    """Whether a torch function writes into its first argument, by its name.
+
+    >>> writes(Tensor.add_), writes(Tensor.add)
+    (True, False)
+    """
+    name = getattr(function, "__name__", "")
     return name == "__setitem__" or name in _OPERATORS or (name.endswith("_") and not name.endswith("__"))
 
 

@@ -7,6 +7,7 @@ With phi(eta) = L(theta - sum_s eta_s u_s), where u_s is the direction u inside 
 are the derivatives of phi at 0, up to the sign (-1)^order (Wolinski, arXiv 2312.03885, section 3).
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -449,7 +450,7 @@ def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order
 
     Past a singularity that torch's own backward formulas mask it may be not finite: ``is_finite`` tells.
     """
-    if tape.missing is not None or tape.value is None or graph.unproven(tape.value):
+    if tape.missing is not None or tape.value is None or graph.unproven(graph.nodes(tape.value)):
         return None
     # In the mode of the recording: single operations must find the kernels that ran then.
     with differentiable_mode(partition, restore_buffers=False):
@@ -492,12 +493,13 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
     if engine == "nested" or asked.order == 1:
         return _nested(asked)
     loss, partition, before = asked.loss, asked.partition, RandomState(asked.partition)
-    tape = record_in_mode(loss, partition, asked.batch)
+    tape = record_in_mode(loss, partition, asked.batch, random=before)
     on_tape = None
     if tape.missing is None:
         assert tape.value is not None
-        asked.prove(graph.unproven(tape.value), before)
-        proof.check_kernels(tape.value, partition, asked.order)
+        reached = graph.nodes(tape.value)
+        asked.prove(graph.unproven(reached), before)
+        proof.check_kernels(reached, partition, asked.order)
         if engine == "auto" and _is_cheaper_nested(tape, asked):
             # Through the graph of the recorded loss, which is proven.
             tensors = nested.summary(tape.value, partition, asked.u, order=asked.order)
@@ -539,7 +541,7 @@ def _nested(asked: _Question) -> Summary:
     if order > 1:
         names = proof.doubts(value, partition, hooks)
         asked.prove(names, before)
-        proof.check_kernels(value, partition, order)
+        proof.check_kernels(graph.nodes(value), partition, order)
     if isinstance(loss, TwoParts) and order > 1:
         return asked.answer(value, loss.nested(value, outputs, partition, asked.u, asked.batch), "nested")
     tensors = nested.summary(value, partition, asked.u, order=order, full_third=asked.full_third, doubtful=names)
@@ -570,8 +572,10 @@ def is_finite(summary: Summary) -> bool:
     (True, False)
     """
     # torch masks singularities in its backward formulas, past which the tape may differentiate: 0 times infinity.
-    finite = [torch.isfinite(t).all().to(summary.gradient.device) for t in summary.tensors()]
-    return summary.gradient.is_meta or bool(torch.stack(finite).all())
+    value, *others = summary.tensors()
+    number = sum((t.sum() for t in others), value.to(summary.gradient.device))
+    # A sum of finite numbers may overflow: then they are looked at one by one.
+    return number.is_meta or math.isfinite(number) or all(bool(t.isfinite().all()) for t in (value, *others))
 
 
 def _join_engines(one: str | None, other: str | None) -> str | None:

@@ -21,7 +21,8 @@ class BlockAccumulator:
     def __init__(self, partition: Partition, order: int, full: bool) -> None:
         # The full D3 holds its diagonal: no second-order tangents are needed.
         self.order = 2 if full else order
-        self._axes = {"gradient": 1, "hessian": 2} | ({"full": 3} if full else {"third": 1})
+        highest = {"full": 3} if full else {"third": 1} if order == 3 else {}
+        self._axes = {"gradient": 1, "hessian": 2} | highest
         self.size, self._device = len(partition), partition.device
         self._dtype = accumulator_dtype(partition.device)
         self._blocks: dict[str, dict[tuple[tuple[int, ...], ...], Tensor]] = defaultdict(dict)
@@ -40,7 +41,7 @@ class BlockAccumulator:
         self._add("full", block, r, s, t)
 
     def tensors(self) -> dict[str, Tensor]:
-        """gradient (S,), hessian (S, S) and either third (S,) or full (S, S, S)."""
+        """gradient (S,), hessian (S, S) and, at order 3, either third (S,) or full (S, S, S)."""
         tensors = {name: self._assemble(name, axes) for name, axes in self._axes.items()}
         tensors["hessian"] = (tensors["hessian"] + tensors["hessian"].T) / 2
         if "full" in tensors:
@@ -50,14 +51,18 @@ class BlockAccumulator:
         return tensors
 
     def _add(self, name: str, block: Tensor, *groups: Sequence[int]) -> None:
-        key, block = tuple(map(tuple, groups)), block.to(self._dtype)
-        earlier = self._blocks[name].get(key)
-        self._blocks[name][key] = block if earlier is None else earlier + block
+        blocks, key = self._blocks[name], tuple(map(tuple, groups))
+        # A block that stays alone is widened where it is added to the whole.
+        blocks[key] = blocks[key].to(self._dtype) + block if key in blocks else block
 
     def _assemble(self, name: str, axes: int) -> Tensor:
         out = torch.zeros([self.size] * axes, dtype=self._dtype, device=self._device)
         for groups, block in self._blocks[name].items():
-            out[_corner(groups, self._device)] += block
+            corner = _corner(groups, self._device)
+            if isinstance(corner[0], slice):
+                out[corner].add_(block)  # in one pass, as slices are views
+            else:
+                out[corner] += block
         return out
 
 

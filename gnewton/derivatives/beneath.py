@@ -91,7 +91,7 @@ class RecorderBeneath(Recorder):
             reason = reason or f"{function._schema.name} writes into a tensor"
         operation = self._operation(plain, args[:count], kwargs, None)
         if target is not None and _name_of(function) not in RESHAPING:
-            self._keep_values(target)
+            self._keep_values(target, operation)
         result = function(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in function.tags:
             reason = reason or f"{operation.name} draws random numbers"

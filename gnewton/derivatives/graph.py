@@ -7,6 +7,7 @@ same node. See https://github.com/pytorch/pytorch/issues/175754 for the third de
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,19 +37,19 @@ def nodes(value: Tensor) -> set[Any]:
     return reached
 
 
-def unproven(value: Tensor) -> list[str]:
-    """The functions of the graph whose backward torch did not write: custom autograd functions in Python or C++.
+def unproven(reached: Iterable[Any]) -> list[str]:
+    """The functions among the nodes whose backward torch did not write: custom autograd functions in Python or C++.
 
     >>> import torch
-    >>> unproven(torch.ones(2, requires_grad=True).sin().sum())
+    >>> unproven(nodes(torch.ones(2, requires_grad=True).sin().sum()))
     []
     """
-    return sorted({_function_name(node) for node in nodes(value) if _is_foreign(node)})
+    return sorted({_function_name(node) for node in reached if not _is_torchs(node.name())})
 
 
-def functions_with_hooks(value: Tensor) -> list[str]:
-    """The nodes of the graph with hooks of their own, which may change gradients."""
-    return sorted({_function_name(node) for node in nodes(value) if _has_hooks(node)})
+def functions_with_hooks(reached: Iterable[Any]) -> list[str]:
+    """Those of the nodes with hooks of their own, which may change gradients."""
+    return sorted({_function_name(node) for node in reached if _has_hooks(node)})
 
 
 def hooks_so_far() -> int:
@@ -56,26 +57,30 @@ def hooks_so_far() -> int:
     return int(RemovableHandle.next_id)
 
 
-def wrong_kernels(value: Tensor, partition: Partition, order: int) -> list[str]:
-    """The kernels between the parameters and the loss whose derivatives of this order torch computes wrong.
+def wrong_kernels(reached: Iterable[Any], partition: Partition, order: int) -> list[str]:
+    """The kernels among the nodes between the parameters and the loss whose derivatives of this order torch computes wrong.
 
     >>> import torch, gnewton as gn
     >>> layer = torch.nn.LayerNorm(3)
     >>> value = torch.layer_norm(torch.ones(2, 3), [3], layer.weight, layer.bias).sum()
-    >>> wrong_kernels(value, gn.Partition.single(layer), 3)
+    >>> wrong_kernels(nodes(value), gn.Partition.single(layer), 3)
     ['NativeLayerNormBackward0']
     """
-    suspects = [node for node in nodes(value) if _wrong_from(node) <= order]
+    suspects = [node for node in reached if _wrong_from(node) <= order]
     return sorted({node.name() for node in _leading_to(suspects, partition)}) if suspects else []
 
 
 def _wrong_from(node: Any) -> float:
-    name = node.name()
+    part = _suspicious_part(node.name())
     # With given statistics a norm is an affine map, whose derivatives are right.
-    fixed = getattr(node, "_saved_training", True) is False
-    if "LinalgDet" in name:
-        return _det_wrong_from(node._saved_LU)
-    return min((order for part, order in _WRONG_FROM.items() if part in name and not fixed), default=float("inf"))
+    if part is None or getattr(node, "_saved_training", True) is False:
+        return float("inf")
+    return _det_wrong_from(node._saved_LU) if part == "LinalgDet" else _WRONG_FROM[part]
+
+
+@cache
+def _suspicious_part(name: str) -> str | None:
+    return next((part for part in ("LinalgDet", *_WRONG_FROM) if part in name), None)
 
 
 def _det_wrong_from(lu: Tensor) -> float:
@@ -115,8 +120,9 @@ def _leading_to(suspects: Iterable[Any], partition: Partition) -> list[Any]:
     return [node for node in suspects if node in leading]
 
 
-def _is_foreign(node: Any) -> bool:
-    return isinstance(node, BackwardCFunction) or not _TORCHS.fullmatch(node.name())
+@cache
+def _is_torchs(name: str) -> bool:
+    return _TORCHS.fullmatch(name) is not None
 
 
 def _function_name(node: Any) -> str:

@@ -125,7 +125,7 @@ def add_rows(out: Tensor, groups: tuple[int, ...], some: tuple[int, ...], values
     """Add the tangents of some of the groups to stacked values, in place."""
     start = groups.index(some[0])
     if groups[start : start + len(some)] == some:
-        out[start : start + len(some)] += values
+        out[start : start + len(some)].add_(values)
     else:
         rows = torch.tensor([groups.index(g) for g in some], device=out.device)
         out.index_add_(0, rows, values.expand(-1, *out.shape[1:]))
@@ -138,7 +138,7 @@ def lift(values: Tensor, dim: int) -> Tensor:
     torch.Size([4, 1, 3])
     """
     missing = dim - (values.dim() - 1)
-    return values.reshape(len(values), *[1] * missing, *values.shape[1:]) if missing > 0 else values
+    return values.reshape(values.shape[0], *[1] * missing, *values.shape[1:]) if missing > 0 else values
 
 
 def sum_tangents_to(t: GroupTangents | None, shape: Sequence[int]) -> GroupTangents | None:
@@ -161,4 +161,4 @@ def sum_values_to(values: Tensor, shape: Sequence[int]) -> Tensor:
 
 def rows(stacked: Tensor) -> Tensor:
     """(k, *shape) -> (k, number of scalars)."""
-    return stacked.reshape(len(stacked), -1)
+    return stacked.reshape(stacked.shape[0], -1)

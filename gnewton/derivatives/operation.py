@@ -21,7 +21,7 @@ which reaches an operation through several arguments gets its cross terms.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -80,19 +80,11 @@ class Operation:
     is_complex: bool = False
     rule: "Rule" = field(init=False)
 
-    @contextmanager
-    def values_made(self) -> Iterator[None]:
+    def values_made(self) -> AbstractContextManager[None]:
         """Inside, the values that the rule reads are there, those too that are not kept."""
         read = (self.inputs if self.rule.reads_inputs else ()) + (self.outputs if self.rule.reads_outputs else ())
-        made = [v for v in dict.fromkeys(read) if v.again is not None]
-        try:
-            for v in made:
-                assert v.again is not None
-                v.value = v.again()
-            yield
-        finally:
-            for v in made:
-                v.forget()
+        missing = [v for v in dict.fromkeys(read) if v.again is not None]
+        return _made(missing) if missing else nullcontext()
 
     def call(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs at other values of the inputs."""
@@ -119,6 +111,18 @@ class Operation:
         """The value of an argument, whether it is an input or not."""
         entry = self.argument(position, name)
         return self.inputs[entry.index].value if isinstance(entry, Ref) else entry
+
+
+@contextmanager
+def _made(variables: Sequence[Variable]) -> Iterator[None]:
+    try:
+        for v in variables:
+            assert v.again is not None
+            v.value = v.again()
+        yield
+    finally:
+        for v in variables:
+            v.forget()
 
 
 class Jet(NamedTuple):
@@ -169,12 +173,11 @@ class Rule:
     zero; x_s, x2_s and lambda^s are ``GroupTangents``, with one row for each group s. ``rules/__init__.py`` says where a
     rule goes and what tests it.
 
-    ``curved``: D^2 o is not zero. ``repeatable``: known to draw no random numbers, so that it may run again.
+    ``curved``: D^2 o is not zero. A function that has a rule draws no random numbers.
     ``reads_inputs``, ``reads_outputs``: needs the values of the operation's inputs and outputs, not their shapes alone.
     """
 
     curved = True
-    repeatable = True
     reads_inputs = True
     reads_outputs = False
 
@@ -248,12 +251,13 @@ def substitute(structure: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     (2, [3, 'a'], {'k': 4})
     """
 
-    def entry(e: Any) -> Any:
-        return change(e) if isinstance(e, kind) else substitute(e, kind, change) if type(e) in _CONTAINERS else e
-
+    if isinstance(structure, kind):
+        return change(structure)
     if type(structure) is dict:
-        return {key: entry(e) for key, e in structure.items()}
-    return type(structure)([entry(e) for e in structure]) if type(structure) in _CONTAINERS else entry(structure)
+        return {key: substitute(e, kind, change) for key, e in structure.items()}
+    if type(structure) in _CONTAINERS:
+        return type(structure)([substitute(e, kind, change) for e in structure])
+    return structure
 
 
 _CONTAINERS = {tuple, list, dict}

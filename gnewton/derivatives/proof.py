@@ -6,8 +6,8 @@ without a word. So one product H v, and D3[v, v, .] where order 3 is wanted, is 
 gradient, parameter by parameter. v = sum of c_s u_s with irregular factors c_s: no symmetry between the groups hides a gap. It costs about as much as a dozen gradients, and is done only for such graphs.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,16 +29,17 @@ _WHAT_TO_DO = (
 
 def doubts(value: Tensor, partition: Partition, hooks: int) -> list[str]:
     """The custom functions in the graph of a loss, parameters with hooks, and nodes with hooks if there are more than before."""
-    names = graph.unproven(value)
+    reached = graph.nodes(value)
+    names = graph.unproven(reached)
     names += [f"a hook on {name}" for name, p in partition.parameters.items() if p._backward_hooks]
     if graph.hooks_so_far() != hooks:
-        names += [f"a hook on {name}" for name in graph.functions_with_hooks(value)] or ["a tensor hook"]
+        names += [f"a hook on {name}" for name in graph.functions_with_hooks(reached)] or ["a tensor hook"]
     return names
 
 
-def check_kernels(value: Tensor, partition: Partition, order: int) -> None:
-    """Raises NotImplementedError where torch's own derivatives of this order are known to be wrong."""
-    wrong = graph.wrong_kernels(value, partition, order)
+def check_kernels(reached: Iterable[Any], partition: Partition, order: int) -> None:
+    """Raises NotImplementedError where torch's own derivatives of this order are known to be wrong at one of the nodes."""
+    wrong = graph.wrong_kernels(reached, partition, order)
     if wrong:
         instead = (
             "write the determinant of a matrix that is all but singular as products of its entries"

@@ -56,12 +56,20 @@ def record(loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> Tape:
         return record_in_mode(loss, partition, batch)
 
 
-def record_in_mode(loss: Loss, partition: Partition, batch: Sequence[Any] = (), *, finite: bool = True) -> Tape:
+def record_in_mode(
+    loss: Loss,
+    partition: Partition,
+    batch: Sequence[Any] = (),
+    *,
+    finite: bool = True,
+    random: RandomState | None = None,
+) -> Tape:
     """``record`` for a caller that has entered ``loss.differentiable_mode``.
 
     Args:
         loss, partition, batch: as there.
         finite: as in ``evaluate``.
+        random: the state of the random numbers now, from a caller that has it.
     """
     with torch._C.DisableTorchFunction():
         kinds: tuple[type[Recorder], ...] = (Recorder, RecorderBeneath)
@@ -69,7 +77,7 @@ def record_in_mode(loss: Loss, partition: Partition, batch: Sequence[Any] = (), 
             kinds = (RecorderBeneath,)
         if partition.weights is not None:
             kinds = (Recorder,)  # beneath autograd, to gather a weight is no single operation
-        buffers, random = Buffers(partition.module), RandomState(partition)
+        buffers, random = Buffers(partition.module), random or RandomState(partition)
     tape = _record_by(kinds[0], loss, partition, batch, finite)
     if tape.missing in (None, HOOKED) or len(kinds) == 1:
         return tape

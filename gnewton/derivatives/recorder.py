@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterable
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 from weakref import ref
@@ -13,8 +13,8 @@ from torch.autograd.graph import GradientEdge
 
 from gnewton.caller import line_of_caller
 from gnewton.derivatives.complex_pairs import to_pairs
-from gnewton.derivatives.graph import functions_with_hooks, hooks_so_far
-from gnewton.derivatives.operation import Operation, Ref, Variable, substitute
+from gnewton.derivatives.graph import functions_with_hooks, hooks_so_far, nodes
+from gnewton.derivatives.operation import Operation, Ref, Variable, registered_rules, substitute
 from gnewton.derivatives.rules import rule_for
 from gnewton.derivatives.tape import Tape
 from gnewton.derivatives.writes import RESHAPING, assign, base_of, positions_in, replacement, replaces, storage
@@ -39,6 +39,7 @@ class Recorder(Elementary):
         self._needed: set[Variable] = set()
         self._hooked = any(p._backward_hooks for p in partition.parameters.values())
         self._hooks = hooks_so_far()
+        self._autocasts = torch.amp.is_autocast_available(partition.device.type)
         for name, p in partition.parameters.items():
             if p.requires_grad:
                 self._know(p, partition.groups_in(name), name)
@@ -68,20 +69,18 @@ class Recorder(Elementary):
         if kwargs.get("out", ()) is None:
             kwargs = {name: value for name, value in kwargs.items() if name != "out"}
         tensors = tensors_in((*args, *kwargs.values()))
-        name = _name(function)
         if not any(map(self._may_be_known, tensors)) or not torch.is_grad_enabled():
             result = function(*args, **kwargs)
             if torch.is_grad_enabled():
                 self._propagate_unseen(tensors, result)
             return result
-        with torch._C.DisableTorchFunction():
-            plain = all(map(_is_plain, tensors))
-        if not _is_operation(function) or not plain:
-            result = function(*args, **kwargs)
-            self._mark_unseen(result, f"{name} is not an operation on plain tensors")
-            return result
-        with torch._C.DisableTorchFunction():
-            return self._perform(function, args, kwargs, tensors)
+        if _is_operation(function):
+            with torch._C.DisableTorchFunction():
+                if all(map(_is_plain, tensors)):
+                    return self._perform(function, args, kwargs, tensors)
+        result = function(*args, **kwargs)
+        self._mark_unseen(result, f"{_name(function)} is not an operation on plain tensors")
+        return result
 
     def _perform(self, function: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         for t in tensors:
@@ -131,13 +130,13 @@ class Recorder(Elementary):
         # An argument that was not recorded must not depend on a parameter, not even through a recorded value.
         unseen = [t for t in tensors if t.requires_grad and not self._variable(t) and self._strays([t], set())]
         reason = self._reason(unseen[0]) if unseen else self._flaw(operation, tensors, target)
-        kind = self._partition.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        if self._autocasts and torch.is_autocast_enabled(self._partition.device.type):
             # What is cast inside the function cannot be seen from here.
             reason = reason or f"{operation.name} casts under autocast"
-        state = None if operation.rule.repeatable else RandomState(self._partition)
+        # A function that has a rule draws no random numbers.
+        state = None if registered_rules(operation.name) else RandomState(self._partition)
         if target is not None:
-            self._keep_values(target)
+            self._keep_values(target, operation)
         result = (run or function)(*args, **kwargs)
         if state is not None and RandomState(self._partition) != state:
             reason = f"{operation.name} draws random numbers"
@@ -156,7 +155,8 @@ class Recorder(Elementary):
             if variable is None:
                 # What the operation is going to overwrite is kept as it was.
                 return tensor.detach().clone() if tensor is target else tensor.detach()
-            self._keep_in(variable, tensor)
+            if variable.value.data_ptr() != tensor.data_ptr():
+                self._keep_in(variable, tensor)
             inputs.append(variable)
             pairs.append(tensor.is_complex())
             return Ref(len(inputs) - 1)
@@ -166,9 +166,7 @@ class Recorder(Elementary):
         # In-place functions have the rules of those that return what they write.
         name = _name(function) if target is None or pure is None else _name(pure)
         operation = Operation(name, pure, arguments, tuple(inputs), pairs=tuple(pairs))
-        operation.is_complex = any(t.is_complex() for t in tensors_in((*args, *kwargs.values())))
-        operation.rule = rule_for(operation)
-        self._needed.update(inputs if operation.rule.reads_inputs else ())
+        operation.is_complex = any(pairs) or any(t.is_complex() for t in tensors_in(arguments))
         return operation
 
     def _keep_in(self, variable: Variable, tensor: Tensor) -> None:
@@ -184,9 +182,10 @@ class Recorder(Elementary):
         """How to make a tensor again that looks into a weight of a sharded model."""
         return None if self._weights is None else self._weights.recipe(tensor)
 
-    def _keep_values(self, target: Tensor) -> None:
-        """Before a write: the values that the tape has in this memory move elsewhere, if any rule is going to read them."""
+    def _keep_values(self, target: Tensor, operation: Operation) -> None:
+        """Before an operation writes: the values that the tape has in this memory move elsewhere, if any rule may read them."""
         memory = storage(target)
+        self._needed.update(operation.inputs if rule_for(operation).reads_inputs else ())
         for v in self._kept.pop(memory, ()):
             if storage(v.value) == memory:
                 v.value = v.value.clone() if v in self._needed else v.value.new_empty(()).expand(v.value.shape)
@@ -225,7 +224,7 @@ class Recorder(Elementary):
             operation.others = tuple(t for t in tensors_in(result) if not t.requires_grad)
             operation.outputs = tuple(self._know(t, groups) for t in outputs.values())
             operation.is_complex |= any(t.is_complex() for t in outputs.values())
-            operation.rule = rule_for(operation)  # of which the shapes of the outputs may make another
+            operation.rule = rule_for(operation)
             self._needed.update(operation.inputs if operation.rule.reads_inputs else ())
             self._needed.update(operation.outputs if operation.rule.reads_outputs else ())
             self.tape.operations.append(operation)
@@ -308,7 +307,7 @@ class Recorder(Elementary):
         changed = [o.name for t, old, o in self._read if o in needed and version(t) != old]
         if changed:
             self.tape.missing = f"an argument of {changed[0]} was overwritten later"
-        if self._hooked or (hooks_so_far() != self._hooks and functions_with_hooks(value)):
+        if self._hooked or (hooks_so_far() != self._hooks and functions_with_hooks(nodes(value))):
             self.tape.missing = HOOKED
         for memory in (self._known, self._reasons, self._read, self._kept, self._needed):
             memory.clear()
@@ -320,6 +319,7 @@ HOOKED = "a hook may change gradients"
 _OF_CONSTANT_RANK = {"linalg_pinv", "pinverse", "linalg_lstsq"}
 
 
+@cache
 def _is_operation(function: Any) -> bool:
     return (
         not isinstance(function, FunctionType)
@@ -328,6 +328,7 @@ def _is_operation(function: Any) -> bool:
     )
 
 
+@cache
 def _name(function: Any) -> str:
     if isinstance(function, torch._ops.OpOverload):
         function = function.overloadpacket
@@ -338,9 +339,13 @@ def _name(function: Any) -> str:
 
 def _writes(function: Any, kwargs: Any) -> bool:
     """Whether the function writes into its first tensor: add_, __iadd__, __setitem__, out=."""
-    name = _name(function)
+    return "out" in kwargs or _writes_by_name(_name(function))
+
+
+@cache
+def _writes_by_name(name: str) -> bool:
     dunder = name.startswith("__")
-    return "out" in kwargs or name == "__setitem__" or (name.startswith("__i") if dunder else name.endswith("_"))
+    return name == "__setitem__" or (name.startswith("__i") if dunder else name.endswith("_"))
 
 
 def _pure(name: str, kwargs: Any) -> Any:

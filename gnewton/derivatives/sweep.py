@@ -11,9 +11,10 @@ only, which saves half of S.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,14 +79,14 @@ def summary(
         warn_if_long(tape, blocks, order)
         for groups in with_progress(blocks):
             sums = BlockAccumulator(partition, order, full_third)
-            sweep = _Sweep(tape, adjoints, partial(_tangents, partition, direction, groups), sums)
+            sweep = _Sweep(tape, adjoints, partial(_tangents, partition, direction, frozenset(groups)), sums)
             sweep.forward(keep_tangents=full_third, keep_adjoints=full_third or groups is not blocks[-1])
             if full_third:
                 sweep.backward()
             tensors = merge(tensors, sums.tensors(), groups)
     full = tensors.get("full")
-    third = tensors["third"] if full is None else full.diagonal().diagonal().clone()
-    return tensors["gradient"], tensors["hessian"], third if order == 3 else None, full
+    third = tensors.get("third") if full is None else full.diagonal().diagonal().clone()
+    return tensors["gradient"], tensors["hessian"], third, full
 
 
 class _Sweep:
@@ -102,20 +103,19 @@ class _Sweep:
     def forward(self, keep_tangents: bool, keep_adjoints: bool) -> None:
         last, result = self._tape.last_readers(), self._tape.result
         assert result is not None
-        readers = Counter(v for o in self._tape.operations for v in o.inputs)
+        readers = Counter([v for o in self._tape.operations for v in o.inputs])
         end = self._last_linear_step(readers)
         for o in self._tape.operations:
             jets = [self._jet(v) for v in o.inputs]
             for v, jet in zip(o.inputs, jets, strict=True):
                 # Who reads tangents first may hand parts of them on: only a sole reader may write into them.
-                for tangents in jet if keep_tangents or readers[v] > 1 else ():
-                    if tangents:
-                        tangents.owned = False
+                if keep_tangents or readers[v] > 1:
+                    _disown(jet)
             if o is end:
                 self._add_slopes(o.inputs, jets)
                 return
             if any(jet.first for jet in jets):
-                with o.values_made(), _name_in_errors(o):
+                with o.values_made(), _NamedErrors(o):
                     out = o.rule.forward(o, jets, [Adjoint(self._adjoints.get(v)) for v in o.outputs], self._sums)
                 self._jets.update(zip(o.outputs, out, strict=True))
             for v in o.inputs:
@@ -152,7 +152,7 @@ class _Sweep:
             alive = any(a.tangents for a in adjoints) or any(jet.first for jet in jets)
             if not alive or not (any(needs) or o.rule.has_curvature(o) or o in paths):
                 continue
-            with ExitStack() as values, _name_in_errors(o):
+            with ExitStack() as values, _NamedErrors(o):
                 for one in (o, *(paths[o].operations() if o in paths else ())):
                     values.enter_context(one.values_made())
                 pulled = o.rule.backward(o, jets, adjoints, needs, self._sums)
@@ -171,24 +171,35 @@ class _Sweep:
         return self._jets.get(v, Jet())
 
 
+def _disown(jet: Jet) -> None:
+    for tangents in jet:
+        if tangents:
+            tangents.owned = False
+
+
 def _is_kept(v: Variable) -> bool:
     # The direction along a weight that can be gathered again can so, too.
     return v.name is None or v.again is None
 
 
-@contextmanager
-def _name_in_errors(o: Operation) -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, RankError):
-        raise
-    except RuntimeError as error:
-        raise NoRule(f"{o.name} has no derivatives in forward mode ({str(error).splitlines()[0]})") from error
+class _NamedErrors:
+    """Inside, an error of torch becomes a NoRule that names the operation."""
+
+    def __init__(self, o: Operation) -> None:
+        self._o = o
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError | RankError):
+            what = str(error).splitlines()[0]
+            raise NoRule(f"{self._o.name} has no derivatives in forward mode ({what})") from error
 
 
-def _tangents(partition: Partition, direction: Direction, groups: Sequence[int], name: str) -> GroupTangents | None:
+def _tangents(partition: Partition, direction: Direction, groups: frozenset[int], name: str) -> GroupTangents | None:
     """The direction inside each group that has a part of the parameter: (k, *shape)."""
-    here = tuple(g for g in partition.groups_in(name) if g in set(groups))
+    here = tuple(g for g in partition.groups_in(name) if g in groups)
     if not here:
         return None
     label = partition.label(name)

@@ -283,10 +283,10 @@ def test_the_proof_costs_a_fixed_number_of_evaluations():
 
 def test_torchs_own_nodes_need_no_proof():
     loss, _, _ = problem(lambda a: F.layer_norm(a, (2,)).cumsum(0).clamp(-1, 1).sort(0)[0][:, [0, 1, 1]].exp())
-    assert graph.unproven(loss()) == []
+    assert graph.unproven(graph.nodes(loss())) == []
     value = checkpoint(model(), torch.ones(2, 3, dtype=torch.float64), use_reentrant=False).sum()
-    assert graph.unproven(value) == []
-    assert graph.unproven(Sine.apply(torch.ones(2, requires_grad=True)).sum()) == ["Sine"]
+    assert graph.unproven(graph.nodes(value)) == []
+    assert graph.unproven(graph.nodes(Sine.apply(torch.ones(2, requires_grad=True)).sum())) == ["Sine"]
 
 
 def test_a_function_of_torch_with_a_backward_that_loses_its_share_is_refused():

@@ -120,8 +120,8 @@ class Product(Rule):
             block = a.rows() @ rows(self.pull_a(o, adjoint, b.values)).T
         else:
             block = rows(self.pull_b(o, adjoint, a.values)) @ b.rows().T
-        sums.hessian(a.groups, b.groups, block)
-        sums.hessian(b.groups, a.groups, block.T)
+        # Twice, and not its transpose as well: what is wanted is the symmetric part of the sum.
+        sums.hessian(a.groups, b.groups, block.mul_(2))
 
     def _add_third(self, o: Operation, a: Jet, b: Jet, adjoint: Tensor, sums: Accumulator) -> None:
         """3 lambda . ( B(a2_s, b_s) + B(a_s, b2_s) )"""

@@ -28,8 +28,6 @@ class Generic(Rule):
     its formulas are wrong from the second order on, without any error (det, solve, lstm_cell).
     """
 
-    repeatable = False
-
     def applies(self, o: Operation) -> bool:
         return True
 

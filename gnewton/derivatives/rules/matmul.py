@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnewton.derivatives.group_tangents import GroupTangents, add_rows, lift, sum_values_to, union
 from gnewton.derivatives.operation import Operation, register
@@ -91,7 +91,7 @@ class Linear(Product):
 
     def times(self, o: Operation, a: Tensor, b: Tensor) -> Tensor:
         if len(b) == 1:
-            return a @ b[0].T
+            return nn.functional.linear(a, b[0])
         return (_samples(a) @ b.mT).reshape(-1, *a.shape[1:-1], b.shape[1])
 
     def tangent(self, o: Operation, pair: Pair, *more: GroupTangents | None) -> GroupTangents | None:
@@ -121,7 +121,7 @@ def _sum_with_product(
     groups, shape, k = union([a, *more]), o.outputs[0].value.shape, len(a.groups)
     out = a.values.new_empty(len(groups), *shape)
     torch.mm(a.values.reshape(-1, matrix.shape[0]), matrix, out=out[:k].view(-1, matrix.shape[1]))
-    out[k:] = 0
+    out[k:].zero_()
     for term in more:
         if term:
             add_rows(out, groups, term.groups, lift(term.values, len(shape)))

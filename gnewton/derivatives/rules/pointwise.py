@@ -5,6 +5,7 @@ Each needs a few passes over the tangents and, for H-bar, one Gram matrix.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Pointwise(Rule):
         functions = (f1, f2, w2, None if f3 is None else f3 * adjoint)
         gram, third = _push([None if f is None else f.flatten() for f in functions], Jet(x, x2), Jet(first, second))
         sums.hessian(x.groups, x.groups, gram)
-        if second:
+        if third is not None:
             sums.third(x.groups, third)
         return [Jet(first, second)]
 
@@ -109,23 +110,29 @@ def add_cubes(sums: Accumulator, left: GroupTangents | None, x: GroupTangents, w
     # Symmetric in s and t: each pair is formed once.
     s, t = torch.triu_indices(k, k, device=w.device)
     products = w.new_zeros(len(rows_r), len(s))
-    for part in _blocks(len(w), len(s)):
-        here = rows_s[:, part]
-        pairs = torch.cat([here[i:] * row for i, row in enumerate(here * w[part])])
-        products += rows_r[:, part] @ pairs.T
+    for cut in _cuts(len(w), len(s)):
+        here = cut(rows_s)
+        pairs = torch.cat([here[i:] * row for i, row in enumerate(here * cut(w))])
+        products.addmm_(cut(rows_r), pairs.T)
     block = w.new_empty(len(rows_r), k, k)
     block[:, s, t] = block[:, t, s] = products
     sums.full(left.groups, x.groups, x.groups, block)
 
 
-def _blocks(n: int, k: int) -> Iterator[slice]:
-    """Parts of k rows of length n that stay in the cache from one pass to the next."""
+def _cuts(n: int, k: int) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Functions that cut the same part out of rows of length n: k such parts stay in the cache from one pass to the next."""
     size = max(256, 2**17 // k)
-    return (slice(i, i + size) for i in range(0, n, size))
+    if n <= size:
+        return iter([lambda t: t])
+    return (partial(_cut, i, i + size) for i in range(0, n, size))
 
 
-def _push(functions: Sequence[Any], jet: Jet, out: Jet) -> tuple[Tensor, Tensor]:
-    """Write the tangents of f(x) into ``out``, and return their share of H-bar (k, k) and of D3 (k,).
+def _cut(start: int, end: int, t: Tensor) -> Tensor:
+    return t[..., start:end]
+
+
+def _push(functions: Sequence[Any], jet: Jet, out: Jet) -> tuple[Tensor, Tensor | None]:
+    """Write the tangents of f(x) into ``out``, and return their share of H-bar (k, k) and, at order 3, of D3 (k,).
 
     ``functions``, each (n,): the first two derivatives, then the last two times the adjoint. The first-order tangents of
     ``out`` may share their memory with those of ``jet``.
@@ -135,22 +142,22 @@ def _push(functions: Sequence[Any], jet: Jet, out: Jet) -> tuple[Tensor, Tensor]
     assert out.first is not None
     x, first = jet.first.rows(), out.first.rows()
     x2, second = (None if t is None else t.rows() for t in (jet.second, out.second))
-    gram, third = x.new_zeros(len(x), len(x)), x.new_zeros(len(x))
+    gram, third = x.new_zeros(len(x), len(x)), None if second is None else x.new_zeros(len(x))
     some = 0 if x2 is None else len(x2)
-    for part in _blocks(x.shape[1], len(x)):
-        here = x[:, part]
-        curvature_term = here * w2[part]
-        gram += curvature_term @ here.T
-        if second is not None:
+    for cut in _cuts(x.shape[1], len(x)):
+        here = cut(x)
+        curvature_term = here * cut(w2)
+        gram.addmm_(curvature_term, here.T)
+        if second is not None and third is not None:
             if x2 is not None:
-                third[:some] += 3 * torch.linalg.vecdot(curvature_term[:some], x2[:, part])
+                third[:some].add_(torch.linalg.vecdot(curvature_term[:some], cut(x2)), alpha=3)
             cube = torch.mul(here, here, out=curvature_term)
-            torch.mul(cube, f2[part], out=second[:, part])
+            torch.mul(cube, cut(f2), out=cut(second))
             if x2 is not None:
-                second[:some, part].addcmul_(x2[:, part], f1[part])
+                cut(second)[:some].addcmul_(cut(x2), cut(f1))
             if w3 is not None:
-                third += cube.mul_(here) @ w3[part]
-        torch.mul(here, f1[part], out=first[:, part])
+                third.addmv_(cube.mul_(here), cut(w3))
+        torch.mul(here, cut(f1), out=cut(first))
     return gram, third
 
 

@@ -23,12 +23,13 @@ def tiles(stacked: Tensor, reduced: Sequence[int]) -> Iterator[Callable[[Tensor]
     [torch.Size([2, 3])]
     """
     free = [axis for axis in range(1 - stacked.dim(), 0) if axis not in reduced]
-    if stacked.device.type != "cpu" or not free:
+    size = stacked.numel() * stacked.element_size()
+    if stacked.device.type != "cpu" or not free or size <= _BYTES:
         yield lambda t: t
         return
     axis = max(free, key=stacked.size)
-    length, size = stacked.size(axis), stacked.numel() * stacked.element_size()
-    step = max(1, length * _BYTES // max(size, 1))
+    length = stacked.size(axis)
+    step = max(1, length * _BYTES // size)
     for start in range(0, length, step):
         yield partial(_cut, axis, start, min(step, length - start))
 
