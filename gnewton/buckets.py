@@ -64,10 +64,11 @@ class Buckets:
 
     def _start(self) -> None:
         """Send what is complete, in the order of all ranks."""
-        while self._started < len(self._buckets) and not self._buckets[self._started].missing:
-            bucket = self._buckets[self._started]
-            self._started += 1
-            bucket.wait = self._ranks.start_mean(bucket.buffer, self._share)
+        with self._ranks.uninterrupted():
+            while self._started < len(self._buckets) and not self._buckets[self._started].missing:
+                bucket = self._buckets[self._started]
+                bucket.wait = self._ranks.start_mean(bucket.buffer, self._share)
+                self._started += 1
 
     def _send_zeros(self) -> None:
         for bucket in self._buckets[self._started :]:

@@ -27,9 +27,11 @@ def save_checkpoint(folder: Folder, model: nn.Module, optimizer: GroupedNewton) 
     """Write a model and its optimizer into a folder; all ranks of the optimizer's partition call it.
 
     Args:
-        folder: on a disk that all ranks see.
+        folder: on a disk that all ranks see, a new one for each checkpoint.
         model: plain, in DistributedDataParallel or in ``fully_shard``.
         optimizer: of its parameters.
+
+    Raises TypeError for shards in the optimizer's state that do not lie as the parameters do.
 
     >>> import tempfile, torch, gnewton as gn
     >>> def started():

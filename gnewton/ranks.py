@@ -12,7 +12,7 @@ next question of the others, and all of them raise.
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -154,15 +154,14 @@ class Ranks:
     def start_mean(self, buffer: Tensor, share: float) -> Callable[[], None]:
         """Send a part of a mean, and go on; what is returned waits until ``buffer`` is the mean of all ranks' parts."""
         works: list[Any] = []
-        with torch.no_grad(), self._interrupts.deafen():
-            send = partial(torch.distributed.all_reduce, _weigh(buffer, share), group=self.group, async_op=True)
-            self._send(buffer, lambda: works.append(send()))
+        send = partial(torch.distributed.all_reduce, group=self.group, async_op=True)
+        with torch.no_grad():
+            self._send(_weigh(buffer, share), lambda: works.append(send(buffer)))
+        return lambda: self._answered(works[0].wait)
 
-        def wait() -> None:
-            with self._interrupts.deafen():
-                self._answered(works[0].wait)
-
-        return wait
+    def uninterrupted(self) -> AbstractContextManager[None]:
+        """Inside, Ctrl-C waits: what has been sent and what is noted of it belong together."""
+        return self._interrupts.deafen()
 
     def settled(self) -> None:
         """All parts of a mean have been sent."""

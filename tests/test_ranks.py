@@ -37,7 +37,7 @@ CALIBRATED = {"policy": gn.policies.Calibrated(steps=8, period=3)}
 
 @pytest.fixture(scope="module")
 def pool():
-    pool = Pool(RANKS)
+    pool = Pool(RANKS, "support.rank_jobs", "torch.distributed.checkpoint", "torch._dynamo")
     yield pool
     pool.close()
 
@@ -188,6 +188,12 @@ def test_a_gradient_in_buckets_is_that_of_one_piece(pool, kind):
     assert float(ranks[0]["whole"].abs().max()) > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_gradient_that_is_completed_in_parts_is_not_sent_too_soon(pool):
+    """The negative control of a reentrant checkpoint, whose layer is read twice."""
+    assert pool.run(jobs.sent_too_soon) == ["'net.2.bias'"] * RANKS
+
+
 def test_buckets_are_sent_while_the_gradient_is_computed(pool):
     """A header, four buckets from the last parameter to the first, and a header."""
     for total, begun in pool.run(jobs.sent_on_the_way, False):
@@ -198,13 +204,13 @@ def test_buckets_are_sent_while_the_gradient_is_computed(pool):
     assert pool.run(jobs.sent_on_the_way, True) == [(6, [1, 1, 1])] * RANKS
 
 
-def test_steps_in_buckets_are_those_of_one_process(pool):
-    case = ("ddp", "adam", FIXED, 20, "batch")
-    many = pool.run(jobs.in_buckets, jobs.train, *case)
-    assert many[0]["collectives"] > pool.run(jobs.train, *case)[0]["collectives"]
-    one, *others = (jobs.train(0, *case, order) for order in range(4))
+def test_steps_in_buckets_are_those_in_one_piece(pool):
+    case = ("ddp", "adam", FIXED, 5, "batch")
+    many, whole = pool.run(jobs.in_buckets, jobs.train, *case), pool.run(jobs.train, *case)
+    assert many[0]["collectives"] > whole[0]["collectives"]
     assert all(torch.equal(other["parameters"], many[0]["parameters"]) for other in many)
-    assert agrees(many[0]["parameters"], one["parameters"], [other["parameters"] for other in others])
+    # Five steps hardly amplify the rounding of a sum in another order.
+    assert distance(many[0]["parameters"], whole[0]["parameters"]) < 1e-10
 
 
 # -- failures -----------------------------------------------------------------------------------------------------------

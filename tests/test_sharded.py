@@ -26,7 +26,9 @@ EVERY = range(RANKS)
 
 @pytest.fixture(scope="module")
 def pool():
-    pool = Pool(RANKS)
+    pool = Pool(
+        RANKS, "support.sharded_jobs", "torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo"
+    )
     yield pool
     pool.close()
 

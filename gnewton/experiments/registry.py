@@ -2,7 +2,7 @@
 
 from difflib import get_close_matches
 
-from gnewton.experiments import calibrated, groups, interaction, one_sample, race, scaling, unseen, untuned
+from gnewton.experiments import calibrated, groups, interaction, late, one_sample, race, scaling, unseen, untuned
 from gnewton.experiments.experiment import Experiment
 
 REGISTRY = {
@@ -15,6 +15,7 @@ REGISTRY = {
         one_sample.EXPERIMENT,
         calibrated.EXPERIMENT,
         groups.EXPERIMENT,
+        late.EXPERIMENT,
         scaling.EXPERIMENT,
     )
 }

@@ -2,13 +2,14 @@
 
 import contextlib
 import datetime
+import importlib
 import os
 import socket
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,10 +19,15 @@ STARTING_SECONDS = 300.0
 
 
 class Pool:
-    """N gloo processes on 127.0.0.1. ``run(job, *arguments)`` calls ``job(rank, *arguments)`` in each; a job that hangs ends them."""
+    """N gloo processes on 127.0.0.1. ``run(job, *arguments)`` calls ``job(rank, *arguments)`` in each; a job that hangs ends them.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    Args:
+        size: their number.
+        modules: what each of them imports before it is ready, as that takes a minute where many others do so.
+    """
+
+    def __init__(self, size: int, *modules: str) -> None:
+        self.size, self._modules = size, modules
         self._start()
 
     def run(self, job: Callable[..., Any], *arguments: Any, seconds: float = 60.0) -> list[Any]:
@@ -55,12 +61,12 @@ class Pool:
         ends = [context.Pipe() for _ in range(self.size)]
         self._pipes: list[Connection] = [ours for ours, _ in ends]
         self._processes = [
-            context.Process(target=serve, args=(rank, self.size, port, theirs), daemon=True)
+            context.Process(target=serve, args=(rank, self.size, port, theirs, self._modules), daemon=True)
             for rank, (_, theirs) in enumerate(ends)
         ]
         for process in self._processes:
             process.start()
-        # Importing torch is no part of a job, and takes a minute where many others do so.
+        # Importing torch is no part of a job.
         for pipe in self._pipes:
             assert pipe.poll(STARTING_SECONDS), "the processes did not start"
             pipe.recv()
@@ -73,7 +79,7 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def serve(rank: int, size: int, port: int, pipe: Connection) -> None:
+def serve(rank: int, size: int, port: int, pipe: Connection, modules: Sequence[str]) -> None:
     """What each process does."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if sys.platform == "darwin":
@@ -84,6 +90,8 @@ def serve(rank: int, size: int, port: int, pipe: Connection) -> None:
     warnings.filterwarnings("ignore", "no step was taken")
     warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.6 of its own checkpoints
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60))
+    for module in modules:
+        importlib.import_module(module)
     pipe.send("ready")
     while True:
         job, arguments = pipe.recv()
