@@ -19,7 +19,7 @@ from gnewton.partition import Partition
 
 # Generated from torch's own table of derivatives, or part of its engine.
 _TORCHS = re.compile(
-    r"(\w+Backward\d+|(torch::autograd::)?(AccumulateGrad|CopySlices|CopyBackwards|GraphRoot)|UndefinedGrad)"
+    r"(\w+Backward\d+(_copy)?|(torch::autograd::)?(AccumulateGrad|CopySlices|CopyBackwards|GraphRoot)|UndefinedGrad)"
 )
 # Fused norm kernels, and the order from which their derivatives are wrong.
 _WRONG_FROM = {"WeightNormInterface": 2, "LayerNorm": 3, "BatchNorm": 3}

@@ -18,7 +18,7 @@ def load(name: str, folder: Path | None = None) -> Results:
 
     >>> load("mpl")
     Traceback (most recent call last):
-    ValueError: expected one of mlp, deep, lenet, vgg, autoencoder, interaction, untuned, unseen, one-sample, calibrated, groups, scaling, got 'mpl'; did you mean 'mlp'?
+    ValueError: expected one of mlp, deep, lenet, vgg, autoencoder, interaction, untuned, unseen, one-sample, calibrated, groups, late, scaling, got 'mpl'; did you mean 'mlp'?
     """
     experiment = find(name)
     file = (DIGESTS if folder is None else folder) / f"{name}.json"

@@ -295,6 +295,35 @@ def test_torchs_own_nodes_need_no_proof():
     assert graph.unproven(graph.nodes(Sine.apply(torch.ones(2, requires_grad=True)).sum())) == ["Sine"]
 
 
+COPIES = {
+    "alias_copy": (),
+    "as_strided_copy": ((2, 2), (1, 2)),
+    "diagonal_copy": (),
+    "expand_copy": ((2, 3, 3),),
+    "permute_copy": ((1, 0),),
+    "select_copy": (0, 1),
+    "slice_copy": (0, 1),
+    "split_copy": (2,),
+    "split_with_sizes_copy": ((1, 2),),
+    "squeeze_copy": (),
+    "t_copy": (),
+    "transpose_copy": (0, 1),
+    "unbind_copy": (),
+    "unfold_copy": (0, 2, 1),
+    "unsqueeze_copy": (0,),
+    "view_copy": ((9,),),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_of_views_are_torchs_own(name):
+    """Their nodes have names of their own, DiagonalBackward0_copy for one."""
+    weight = torch.randn(3, 3, dtype=torch.float64).requires_grad_()
+    result = getattr(torch, name)(weight.sin(), *COPIES[name])
+    value = sum(r.cos().sum() for r in (result if isinstance(result, tuple | list) else [result]))
+    assert graph.unproven(graph.nodes(value)) == []
+
+
 def test_a_function_of_torch_with_a_backward_that_loses_its_share_is_refused():
     """torch 2.13's chunked linear cross-entropy computes its gradients in the forward pass."""
     if not hasattr(nn, "LinearCrossEntropyOptions"):
