@@ -24,12 +24,12 @@ def step_times(plan: Plan) -> None:
 def times(network: str, seconds: float) -> dict[str, Any]:
     """Median CPU milliseconds of each kind of step; round after round, so that a slow minute strikes all of them."""
     names = list(steps(build(network)))
-    kinds = {name: steps(build(network))[name] for name in names}  # each trains a network of its own
-    for step in kinds.values():
-        for _ in range(20):  # past the steps that look for a rate
-            step()
-    runs: dict[str, list[float]] = {name: [] for name in kinds}
+    runs: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(max(3, round(seconds * 10))):
-        for name, step in kinds.items():
+        for name in names:
+            # Early in a training of its own: at a loss of nearly zero a line search tries many times, as roundings will have it.
+            step = steps(build(network))[name]
+            for _ in range(20):  # past the steps that look for a rate
+                step()
             runs[name].append(measure.timed(step, 20)[0] * 1e3)
     return {"network": network, "milliseconds": {name: sorted(ms)[len(ms) // 2] for name, ms in runs.items()}}
