@@ -7,7 +7,6 @@ differentiates to any order. `tests/test_elementary.py` shows both facts. Attent
 cheap to differentiate and the whole is not; recurrent layers are written out in `recurrent.py`.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial, wraps
 from types import FunctionType
@@ -20,6 +19,7 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 
 from gnewton import recurrent, repeated, special
 from gnewton.contraction import contract
+from gnewton.forgotten import with_forgotten
 
 
 class Elementary(TorchFunctionMode):
@@ -47,12 +47,11 @@ class Elementary(TorchFunctionMode):
         # A function that calls itself again within its own parts is meant as it is.
         if parts is None or function in self._opened:
             return self.run(function, args, kwargs or {})
-        if function in _FORGOTTEN and kwargs is not None:
-            kwargs = _forgotten(function) | dict(kwargs)
+        kwargs = with_forgotten(function, kwargs)
         self._opened.append(function)
         try:
             with self:
-                return parts(*args, **(kwargs or {}))
+                return parts(*args, **kwargs)
         finally:
             self._opened.pop()
 
@@ -61,8 +60,6 @@ class Elementary(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-# torch's l1_loss leaves its weights out when it asks a mode.
-_FORGOTTEN: dict[Any, tuple[str, ...]] = {F.l1_loss: ("weight",)}
 COMPOSITE = {"torch.nn.functional", "torch.functional", "torch._tensor"}
 _ASKED_NO_MORE = dict.fromkeys(
     ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *args: False
@@ -360,14 +357,6 @@ def _reduce_last(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return values if reduction == "none" else values.mean() if reduction == "mean" else values.sum()
 
     return run
-
-
-def _forgotten(function: Any) -> dict[str, Any]:
-    """The arguments that torch does not hand on when a mode asks for them: they stand in the frame of the function."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code is not function.__code__:
-        frame = frame.f_back  # type: ignore[assignment]
-    return {name: frame.f_locals[name] for name in _FORGOTTEN[function]} if frame else {}
 
 
 def embedding(

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gnewton.forgotten import with_forgotten
+
 Places = Callable[[Any, torch.Size], Tensor]
 
 
@@ -121,7 +123,7 @@ class WatchedWrites(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if writes(function):
             check_write(function, args, kwargs or {})
-        return function(*args, **(kwargs or {}))
+        return function(*args, **with_forgotten(function, kwargs))
 
 
 _IN_PLACE = {f"{name}_" for name, position, _ in _WRITERS.values() if position}

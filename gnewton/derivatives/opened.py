@@ -27,6 +27,7 @@ from gnewton.derivatives.differences import Gradients
 from gnewton.derivatives.operation import substitute
 from gnewton.derivatives.record import record_in_mode
 from gnewton.derivatives.tape import Tape
+from gnewton.forgotten import with_forgotten
 from gnewton.loss import Loss
 from gnewton.partition import Partition
 from gnewton.undo import Buffers, RandomState
@@ -105,7 +106,7 @@ class _Unstopped(TorchFunctionMode):
             return None
         if function == _DATA:
             return self._copies.setdefault(id(args[0]), (args[0], args[0].clone()))[1]
-        return args[0].view_as(args[0]) if function in _STOPS else function(*args, **(kwargs or {}))
+        return args[0].view_as(args[0]) if function in _STOPS else function(*args, **with_forgotten(function, kwargs))
 
 
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
