@@ -29,6 +29,7 @@ ORDER = (
     "undo",
     "contraction",
     "recurrent",
+    "forgotten",
     "repeated",
     "special",
     "elementary",
