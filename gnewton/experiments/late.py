@@ -227,7 +227,8 @@ def _draw_noise(ax: Axes, numbers: Results, key: str) -> None:
             tenths = [10 * (j + 1) for j in range(len(losses))]
             # Below it a loss in float32 is rounding.
             shown = [max(loss, _ROUNDING) for loss in losses]
-            ax.plot(tenths, shown, line, color=plots.COLOURS[i], label=f"{words}, {groups}")
+            (curve,) = ax.plot(tenths, shown, line, color=plots.COLOURS[i], label=f"{words}, {groups}")
+            curve.set(marker=plots.MARKERS[i], markersize=4)
     ax.set_xlabel("part of the run (%)")
 
 
