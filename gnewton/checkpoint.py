@@ -158,7 +158,8 @@ def _processes(call: Callable[..., Any], optimizer: GroupedNewton) -> dict[str, 
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    """Without torch's remark that one process is alone."""
+    """Without torch's remarks: that one process is alone; of torch 2.6, that its own code is old."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is")
+        for remark in ("torch.distributed is", "TypedStorage is deprecated"):
+            warnings.filterwarnings("ignore", remark)
         yield
