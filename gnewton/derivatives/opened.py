@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, _SingleLevelFunction
+from torch.autograd.function import Function, FunctionCtx, _SingleLevelFunction
 from torch.overrides import TorchFunctionMode
 
 from gnewton.derivatives import graph, proof
@@ -62,15 +62,23 @@ def functions_opened() -> Iterator[None]:
         _install(-1)
 
 
+# ``Function.apply`` in Python looks torch's own up behind it, where also an ``apply`` that was bound before comes by. From torch
+# 2.14 on it is torch's own, whose place is taken; what was bound before stays closed.
+_TORCHS = vars(Function)["apply"]
+_PLACE: Any = _SingleLevelFunction if isinstance(_TORCHS, classmethod) else Function
+
+
 def _install(more: int) -> None:
-    """Take or give back the place from which ``Function.apply`` calls torch's own: also those bound before come by."""
+    """Take or give back the place of ``apply``."""
     global _users
     with _lock:
         _users += more
         if _users:
-            _SingleLevelFunction.apply = classmethod(_apply)  # type: ignore[attr-defined]
+            _PLACE.apply = classmethod(_apply)
+        elif _PLACE is Function:
+            Function.apply = _TORCHS  # type: ignore[method-assign]
         else:
-            del _SingleLevelFunction.apply  # type: ignore[attr-defined]
+            del _PLACE.apply
 
 
 def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
