@@ -333,6 +333,9 @@ def _name(function: Any) -> str:
     if isinstance(function, torch._ops.OpOverload):
         function = function.overloadpacket
     name = str(getattr(function, "__name__", function))
+    if isinstance(function, torch._ops.OpOverloadPacket) and not function._qualified_op_name.startswith("aten::"):
+        # Another library may call its operator like one of torch's, whose rule is none for it.
+        return function._qualified_op_name.replace("::", ".")
     # A property, such as Tensor.T, is called by its getter.
     return str(getattr(function.__self__, "__name__", name)) if name == "__get__" else name
 

@@ -224,3 +224,22 @@ def test_a_call_without_a_closed_form_takes_the_generic_rule():
         lambda: L.cholesky(positive(a), upper=True),
     ):
         assert misfit(lambda call=call: call().sin().sum(), partition, u, full_third=True) < 1e-10
+
+
+def test_an_operator_of_another_library_gets_no_rule_by_its_name():
+    """Each name that has a rule, for an operator that does something else."""
+    names = sorted(name for name in operation._RULES if name.isidentifier() and not name.startswith("__"))
+    library = torch.library.Library("gnewton_tests", "DEF")
+    w = nn.Parameter(torch.linspace(0.3, 0.9, 3, dtype=torch.float64))
+    partition, u = gn.Partition.from_groups({"w": {"w": w}}), {"w": torch.ones_like(w)}
+    expected = gn.summarize(lambda: (w.sin() * w).sum(), partition, u)
+    for name in names:
+        library.define(f"{name}(Tensor x) -> Tensor")
+        library.impl(name, lambda x: x.sin() * x, "CompositeImplicitAutograd")
+        packet = getattr(torch.ops.gnewton_tests, name)
+        for function in (packet, packet.default):
+            got = gn.summarize(lambda f=function: f(w).sum(), partition, u, engine="tape")
+            torch.testing.assert_close(got.hessian, expected.hessian, rtol=1e-12, atol=0)
+            torch.testing.assert_close(got.third, expected.third, rtol=1e-12, atol=0)
+    assert len(names) > 100
+    library._destroy()
