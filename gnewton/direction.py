@@ -345,7 +345,8 @@ def _check_entry(name: str, u: Tensor, p: Tensor) -> Tensor:
         raise ValueError(
             f"expected {name} of the direction on {p.device}, got {u.device}; move it with .to({str(p.device)!r})"
         )
-    return u.detach().to(p.dtype)
+    u = u.detach()
+    return u if u.dtype == p.dtype else u.to(p.dtype)
 
 
 def total(tensors: Mapping[str, Tensor]) -> Tensor:

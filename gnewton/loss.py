@@ -20,7 +20,7 @@ from gnewton.elementary import Elementary, open_up
 from gnewton.partition import Partition
 from gnewton.ranks import check_batch_norm
 from gnewton.repeated import check_graph
-from gnewton.undo import Buffers, RandomState, version
+from gnewton.undo import Buffers, RandomState, modules_in, version
 
 Loss = Callable[..., Tensor]
 Weight = Callable[..., float]
@@ -30,7 +30,14 @@ class RandomLossWarning(UserWarning):
     """The loss draws random numbers, so that two evaluations are two different functions."""
 
 
-def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = (), *, finite: bool = True) -> Tensor:
+def evaluate(
+    loss: Loss,
+    partition: Partition,
+    batch: Sequence[Any] = (),
+    *,
+    finite: bool = True,
+    random: RandomState | None = None,
+) -> Tensor:
     """The value of ``loss(*batch)`` with its graph: a finite scalar that depends on a parameter of the partition.
 
     Args:
@@ -38,6 +45,7 @@ def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = (), *, fin
         partition: whose parameters it is to depend on.
         batch: its arguments.
         finite: see to it here that it is finite, for which the host waits; False leaves that to the caller.
+        random: the state of the random numbers now, from a caller that has it.
 
     Raises TypeError (not a callable, not a tensor), ValueError (not a scalar, detached, computed outside the closure)
     and FloatingPointError (NaN or infinite). Warns with RandomLossWarning when the random state moved.
@@ -54,7 +62,7 @@ def evaluate(loss: Loss, partition: Partition, batch: Sequence[Any] = (), *, fin
     # The checks are no part of the loss: no torch function mode needs to see them.
     with torch._C.DisableTorchFunction():
         _check_surroundings(partition)
-        before, newest, written = RandomState(partition), _newest_node(), _Written(partition)
+        before, newest, written = random or RandomState(partition), _newest_node(), _Written(partition)
     with evaluation(partition):
         value = _call(loss, batch)
     with torch._C.DisableTorchFunction():
@@ -288,9 +296,10 @@ class _Written:
 
     def __init__(self, partition: Partition) -> None:
         self._versions = [(name, p, version(p)) for name, p in partition.parameters.items()]
-        modules = partition.module.modules() if partition.module else []
         limited = [
-            m.weight for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm is not None
+            m.weight
+            for m in modules_in(partition.module)
+            if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm is not None
         ]
         self._held = {id(p): p.detach().clone() for p in limited}
 

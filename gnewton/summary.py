@@ -592,7 +592,8 @@ def is_finite(summary: Summary) -> bool:
     """
     # torch masks singularities in its backward formulas, past which the tape may differentiate: 0 times infinity.
     value, *others = summary.tensors()
-    number = sum((t.sum() for t in others), value.to(summary.gradient.device))
+    with torch._C.DisableTorchFunction():
+        number = sum((t.sum() for t in others), value.to(summary.gradient.device))
     # A sum of finite numbers may overflow: then they are looked at one by one.
     return number.is_meta or math.isfinite(number) or all(bool(t.isfinite().all()) for t in (value, *others))
 
@@ -604,7 +605,8 @@ def _join_engines(one: str | None, other: str | None) -> str | None:
 
 
 def _plain(value: Tensor, partition: Partition) -> Tensor:
-    return value.detach().to(accumulator_dtype(partition.device))
+    with torch._C.DisableTorchFunction():
+        return value.detach().to(accumulator_dtype(partition.device))
 
 
 def check_engine(engine: str) -> None:

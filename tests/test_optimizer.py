@@ -15,6 +15,7 @@ import gnewton as gn
 from gnewton.average import Exponential, Windows
 from gnewton.loss import RandomLossWarning
 from gnewton.optimizer import StepWarning
+from gnewton.undo import modules_in
 
 
 def momentum(model):
@@ -793,3 +794,13 @@ def test_rates_reused_for_ten_steps_need_a_larger_curvature_batch_and_short_step
     history = gn.training.fit(model, optimizer, batches, epochs=15, evaluate=data, curvature=curvature, progress=False)
     assert not history.diverged
     assert history.test_accuracies[-1] >= 0.94
+
+
+def test_modules_in_are_those_that_torch_names():
+    shared = nn.BatchNorm1d(2)
+    model = nn.Sequential(nn.Sequential(shared, nn.Tanh()), shared, nn.ModuleDict({"a": nn.Linear(2, 2)}))
+    model.register_module("nothing", None)
+    for one in (model, torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.Tanh()))):
+        assert {id(m) for m in modules_in(one)} == {id(m) for m in one.modules()}
+        assert len(modules_in(one)) == len(list(one.modules()))
+    assert modules_in(None) == []

@@ -78,7 +78,7 @@ def record_in_mode(
         if partition.weights is not None:
             kinds = (Recorder,)  # beneath autograd, to gather a weight is no single operation
         buffers, random = Buffers(partition.module), random or RandomState(partition)
-    tape = _record_by(kinds[0], loss, partition, batch, finite)
+    tape = _record_by(kinds[0], loss, partition, batch, finite=finite, random=random)
     assert tape.value is not None
     # Inside of a custom function there is no graph that kernels could be compared with.
     if tape.missing in (None, HOOKED) or len(kinds) == 1 or has_custom_functions(tape.value):
@@ -88,7 +88,7 @@ def record_in_mode(
         after = Buffers(partition.module)
         buffers.restore()
     with random.replay():
-        beneath = _record_by(kinds[1], loss, partition, batch, finite)
+        beneath = _record_by(kinds[1], loss, partition, batch, finite=finite, random=random)
     if beneath.missing is None and _is_same(beneath, tape):
         _BENEATH.add(partition)
         return beneath
@@ -102,10 +102,10 @@ def _is_same(tape: Tape, other: Tape) -> bool:
     return tape.value.is_meta or torch.equal(tape.value, other.value)
 
 
-def _record_by(kind: type[Recorder], loss: Loss, partition: Partition, batch: Sequence[Any], finite: bool) -> Tape:
+def _record_by(kind: type[Recorder], loss: Loss, partition: Partition, batch: Sequence[Any], **options: Any) -> Tape:
     with torch._C.DisableTorchFunction():
         recorder = kind(partition)
-    recorder.tape.value = evaluate(recorder.wrap(loss) if callable(loss) else loss, partition, batch, finite=finite)
+    recorder.tape.value = evaluate(recorder.wrap(loss) if callable(loss) else loss, partition, batch, **options)
     return recorder.tape
 
 

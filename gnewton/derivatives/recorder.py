@@ -66,6 +66,8 @@ class Recorder(Elementary):
 
     def run(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Call the function, and write it down if it is a step from the parameters to the loss."""
+        if function in QUESTIONS:
+            return function(*args, **kwargs)
         if kwargs.get("out", ()) is None:
             kwargs = {name: value for name, value in kwargs.items() if name != "out"}
         tensors = tensors_in((*args, *kwargs.values()))
@@ -314,6 +316,17 @@ class Recorder(Elementary):
 
 
 _NOTICED = ", noticed at "
+# What is asked of a tensor's kind and shape: its answer is no tensor, and depends on no parameter's value.
+QUESTIONS = frozenset(
+    [
+        *(Tensor.dim, Tensor.size, Tensor.stride, Tensor.numel, Tensor.nelement, Tensor.is_contiguous),
+        *(kind for home in (torch, Tensor) for kind in (home.is_floating_point, home.is_complex)),
+        *(
+            getattr(Tensor, name).__get__
+            for name in ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_leaf")
+        ),
+    ]
+)
 HOOKED = "a hook may change gradients"
 # Their second derivative, taken alone, depends on directions that the parameters never move the argument in.
 _OF_CONSTANT_RANK = {"linalg_pinv", "pinverse", "linalg_lstsq"}

@@ -20,6 +20,7 @@ Tape: 3 operations, complete
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from gnewton.derivatives.complex_pairs import to_pairs
@@ -66,7 +67,8 @@ class Tape:
         outputs = [v for o in curved for v in o.outputs]
         gradients = differentiate(self.value, [*parameters, *(v.edge for v in outputs)])
         adjoints = zip(outputs, gradients[len(parameters) :], strict=True)
-        self._adjoints = {v: to_pairs(a) for v, a in adjoints if a is not None}
+        with torch._C.DisableTorchFunction():
+            self._adjoints = {v: to_pairs(a) for v, a in adjoints if a is not None}
         return gradients[: len(parameters)]
 
     def prune(self) -> None:

@@ -26,6 +26,7 @@ from torch.func import jacfwd, jacrev
 import gnewton as gn
 from gnewton.derivatives.price import usual_price
 from gnewton.derivatives.record import IncompleteRecordWarning, record
+from gnewton.derivatives.recorder import QUESTIONS
 from gnewton.loss import differentiable_mode, evaluate
 
 pytestmark = [
@@ -289,3 +290,26 @@ def test_the_warning_names_the_line_of_the_model_and_the_price(order):
     nested, tape = (usual_price(engine, len(partition), order) for engine in ("nested", "tape"))
     assert str(said[0].message).endswith(f"about {nested} gradients instead of {tape}")
     assert said[0].filename == __file__
+
+
+@pytest.mark.parametrize("question", sorted(QUESTIONS, key=str), ids=lambda f: f.__qualname__)
+def test_a_question_is_answered_and_no_operation(question):
+    def loss():
+        h = (w * x).sin()
+        answers.append(question(h))
+        return h.square().sum()
+
+    w, x, answers = torch.ones(2, 3, requires_grad=True), torch.arange(6.0).reshape(2, 3), []
+    partition = gn.Partition.from_groups({"w": {"w": w}})
+    tape = record(loss, partition)
+    assert answers[-1] == question((w * x).sin())
+    assert not isinstance(answers[-1], torch.Tensor)
+    assert [o.name for o in tape.operations] == ["mul", "sin", "square", "sum"]
+
+
+def test_what_answers_with_a_tensor_is_no_question():
+    # The control: a view is a step of the tape, and forgotten it would lose its share of the Hessian.
+    w = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    tape = record(lambda: (w.sin().T @ w).square().sum(), gn.Partition.from_groups({"w": {"w": w}}))
+    assert "T" in [o.name for o in tape.operations]
+    assert torch.Tensor.T.__get__ not in QUESTIONS
