@@ -28,7 +28,7 @@ from gnewton.loss import (
 )
 from gnewton.partition import Partition, accumulator_dtype
 from gnewton.ranks import Part
-from gnewton.repeated import WatchedWrites
+from gnewton.repeated import WatchedCalls
 from gnewton.sharded import local_part
 from gnewton.storage import is_dtensor
 
@@ -63,7 +63,7 @@ def gradient(
     check_partition(partition)
     compute = partial(gradient_here, loss, partition, data=data)
     tally = Tally(weight, samples if data is None else 0.0)
-    with WatchedWrites():
+    with WatchedCalls():
         gradients = mean_gradient(partition, compute, tally, is_sent=is_sent(partition, data))[1]
     return {name: g.clone() for name, g in gradients.items()}
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gnewton.forgotten import with_forgotten
+from gnewton.triangles import check_triangle, reads_one
 
 Places = Callable[[Any, torch.Size], Tensor]
 
@@ -117,12 +118,14 @@ def _has_gradient(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-class WatchedWrites(TorchFunctionMode):
-    """``check_write`` of every call, where no other mode asks it."""
+class WatchedCalls(TorchFunctionMode):
+    """``check_write`` and ``check_triangle`` of every call, where no other mode asks them."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if writes(function):
             check_write(function, args, kwargs or {})
+        elif reads_one(function):
+            check_triangle(function, args, kwargs or {})
         return function(*args, **with_forgotten(function, kwargs))
 
 

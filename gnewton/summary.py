@@ -27,7 +27,7 @@ from gnewton.direction import Direction, check_direction, gradient
 from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differentiable_mode, evaluate
 from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
 from gnewton.ranks import Part
-from gnewton.repeated import WatchedWrites
+from gnewton.repeated import WatchedCalls
 from gnewton.undo import RandomState
 
 _TENSORS = ("value", "gradient", "hessian", "third", "third_full")
@@ -400,7 +400,7 @@ def summarize(
     def compute(tally: Tally) -> Summary:
         u = check_direction(direction, partition)
         # Differences need a gradient alone, which torch's own kernels get right.
-        watched = WatchedWrites() if engine == "differences" else nullcontext()
+        watched = WatchedCalls() if engine == "differences" else nullcontext()
         with partition.gathered() as whole, differentiable_mode(whole, higher=engine != "differences"), watched:
             along = whole.whole(u)
             question = partial(

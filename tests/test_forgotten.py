@@ -14,13 +14,13 @@ import gnewton as gn
 from gnewton.derivatives.opened import _Unstopped
 from gnewton.elementary import Elementary
 from gnewton.forgotten import _FORGOTTEN
-from gnewton.repeated import WatchedWrites
+from gnewton.repeated import WatchedCalls
 
 torch.manual_seed(0)
 X, Y, WEIGHT = (torch.rand(4, 3, dtype=torch.float64) for _ in range(3))
 LOSSES = [F.mse_loss, F.l1_loss, F.huber_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits]
 WEIGHTED = [f for f in LOSSES if "weight" in inspect.signature(f).parameters]  # in torch 2.6 fewer of them
-MODES = [Elementary, WatchedWrites, _Unstopped]
+MODES = [Elementary, WatchedCalls, _Unstopped]
 
 
 class Forgetful(TorchFunctionMode):

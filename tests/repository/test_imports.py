@@ -30,6 +30,7 @@ ORDER = (
     "contraction",
     "recurrent",
     "forgotten",
+    "triangles",
     "repeated",
     "special",
     "elementary",
