@@ -183,7 +183,17 @@ def test_tape_and_oracle_agree_on_programs_drawn_from_the_table_of_rules(seed):
 
 @pytest.mark.filterwarnings("ignore")
 def test_every_function_of_the_table_has_a_call_that_its_rule_serves():
-    assert [name for name in DRAWN if not any(_served(name, *call) for call in calls(name))] == []
+    unserved = [name for name in DRAWN if not any(_served(name, *call) for call in calls(name))]
+    assert [name for name in unserved if not _is_removed(name)] == []
+
+
+def _is_removed(name) -> bool:
+    """Whether torch says that it has the name no more: torch.cholesky from 2.14 on."""
+    try:
+        getattr(torch, name)(torch.eye(2))
+    except RuntimeError as error:
+        return "is now removed" in str(error)
+    return False
 
 
 def _served(name, function, way) -> bool:

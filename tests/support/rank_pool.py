@@ -87,6 +87,7 @@ def serve(rank: int, size: int, port: int, pipe: Connection, modules: Sequence[s
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # torch 2.14, of its own forward mode
     warnings.filterwarnings("ignore", "no step was taken")
     warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch 2.6 of its own checkpoints
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60))
