@@ -31,6 +31,7 @@ _Reader = tuple[int, str, Callable[[Tensor, bool], Tensor], str]
 _SYMMETRIC: _Reader = (0, "A", _gap_to_symmetry, "symmetric")
 _READERS: dict[str, _Reader] = {
     **dict.fromkeys(("linalg_cholesky", "linalg_cholesky_ex", "linalg_eigh", "linalg_eigvalsh"), _SYMMETRIC),
+    "linalg_matrix_sqrth": _SYMMETRIC,  # from torch 2.14 on
     "cholesky": (0, "input", _gap_to_symmetry, "symmetric"),
     "cholesky_inverse": (0, "input", _other_triangle, "triangular"),
     "cholesky_solve": (1, "input2", _other_triangle, "triangular"),
