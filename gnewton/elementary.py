@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from gnewton import recurrent, repeated, special
+from gnewton.assumptions import assumption, check_argument
 from gnewton.contraction import contract
 from gnewton.forgotten import with_forgotten
-from gnewton.triangles import check_triangle, reads_one
 
 
 class Elementary(TorchFunctionMode):
@@ -44,8 +44,8 @@ class Elementary(TorchFunctionMode):
     ) -> Any:
         if repeated.writes(function):
             repeated.check_write(function, args, kwargs or {})
-        elif reads_one(function):
-            check_triangle(function, args, kwargs or {})
+        elif assumption(function):
+            check_argument(function, args, kwargs or {})
         parts = _parts(function)
         # A function that calls itself again within its own parts is meant as it is.
         if parts is None or function in self._opened:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gnewton.assumptions import assumption, check_argument
 from gnewton.forgotten import with_forgotten
-from gnewton.triangles import check_triangle, reads_one
 
 Places = Callable[[Any, torch.Size], Tensor]
 
@@ -119,13 +119,13 @@ def _has_gradient(value: Any) -> bool:
 
 
 class WatchedCalls(TorchFunctionMode):
-    """``check_write`` and ``check_triangle`` of every call, where no other mode asks them."""
+    """``check_write`` and ``check_argument`` of every call, where no other mode asks them."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if writes(function):
             check_write(function, args, kwargs or {})
-        elif reads_one(function):
-            check_triangle(function, args, kwargs or {})
+        elif assumption(function):
+            check_argument(function, args, kwargs or {})
         return function(*args, **with_forgotten(function, kwargs))
 
 

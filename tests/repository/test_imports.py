@@ -30,7 +30,7 @@ ORDER = (
     "contraction",
     "recurrent",
     "forgotten",
-    "triangles",
+    "assumptions",
     "repeated",
     "special",
     "elementary",

@@ -1,4 +1,4 @@
-"""What reads one triangle of a matrix is refused where torch's gradient is not the derivative; everything else is let through.
+"""Functions whose gradient in torch is right for some arguments alone are refused for the others; everything else is let through.
 
 The oracle is a central difference of the values themselves, entry by entry: step 1e-6, whose error in float64 is some 1e-9 of the
 largest entry. A gradient that counts the other triangle is off by a fifth of it or more.
@@ -11,7 +11,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import gnewton as gn
-from gnewton.triangles import check_triangle, reads_one
+from gnewton.assumptions import assumption, check_argument
 
 N, DTYPE = 4, torch.float64
 GENERATOR = torch.Generator().manual_seed(0)
@@ -116,7 +116,7 @@ def test_refused_where_torch_s_gradient_is_not_the_derivative_and_nowhere_else(n
         if is_right(CASES[name]):
             call()
         else:
-            with pytest.raises(ValueError, match="one triangle"):
+            with pytest.raises(ValueError, match="torch's gradient is not the derivative"):
                 call()
 
 
@@ -140,8 +140,33 @@ def test_where_the_matrix_is_what_it_is_meant_to_be_the_gradient_is_right(name):
 def test_rounding_is_no_asymmetry_and_constants_are_nobody_s_concern():
     w = torch.randn(N, N, generator=GENERATOR).requires_grad_()
     a = w @ w.T + 4 * torch.eye(N)
-    check_triangle(torch.linalg.cholesky, (a + 1e-5 * torch.randn(N, N, generator=GENERATOR),), {})
-    check_triangle(torch.linalg.cholesky, (GENERIC,), {})
+    check_argument(torch.linalg.cholesky, (a + 1e-5 * torch.randn(N, N, generator=GENERATOR),), {})
+    check_argument(torch.linalg.cholesky, (GENERIC,), {})
     with torch.no_grad():
-        check_triangle(torch.linalg.cholesky, (GENERIC.clone().requires_grad_(),), {})
-    assert not reads_one(torch.linalg.inv)
+        check_argument(torch.linalg.cholesky, (GENERIC.clone().requires_grad_(),), {})
+    assert assumption(torch.linalg.inv) is None
+
+
+def ctc(log_probs):
+    targets, lengths = torch.tensor([[1, 2, 1], [3, 3, 2]]), torch.tensor([3, 3])
+    return torch.nn.functional.ctc_loss(log_probs, targets, torch.tensor([8, 8]), lengths)
+
+
+def test_ctc_of_what_is_not_normalized_is_refused_and_its_gradient_is_wrong():
+    w = torch.randn(8, 2, 5, generator=GENERATOR, dtype=DTYPE).requires_grad_()
+    partition, u = gn.Partition.from_groups({"w": {"w": w}}), {"w": torch.ones(8, 2, 5, dtype=DTYPE).cumsum(0).cos()}
+    right = gn.summarize(lambda: ctc(w.log_softmax(-1)), partition, u, order=2, engine="differences")
+    for loss, gap in ((lambda v: ctc(v.log_softmax(-1)), 0.0), (ctc, 0.1)):
+        (g,) = torch.autograd.grad(loss(w), w)
+        with torch.no_grad():
+            slope = (loss(w + 1e-6 * u["w"]) - loss(w - 1e-6 * u["w"])) / 2e-6
+        assert abs(float((g * u["w"]).sum() - slope)) >= gap
+        if gap == 0:
+            torch.testing.assert_close(right.gradient[0], slope, rtol=1e-6, atol=1e-8)
+    for call in (
+        lambda: gn.direction.gradient(lambda: ctc(w), partition),
+        lambda: gn.summarize(lambda: ctc(w), partition, u, order=2, engine="differences"),
+        lambda: gn.summarize(lambda: ctc(w), partition, u, order=2),
+    ):
+        with pytest.raises(ValueError, match="normalized log_probs"):
+            call()
