@@ -223,6 +223,8 @@ class Recorder(Elementary):
         many = isinstance(result, tuple | list)
         outputs = {i: t for i, t in enumerate(result if many else [result]) if self._is_new(t)}
         reason = reason or self._gap(operation.name, list(outputs.values()), edges)
+        if any(t.layout != torch.strided for t in outputs.values()):
+            reason = f"{operation.name} makes a tensor that is not dense"
         if reason is not None:
             self._mark_unseen((result, target), reason)
         elif outputs:
