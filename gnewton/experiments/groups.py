@@ -202,6 +202,10 @@ def figures(numbers: Results) -> dict[str, plots.Figure]:
             ax.plot([geometric(ratios[budget])], [i], "|", color="black", markersize=18)
         ax.axvline(1.0, color="gray", linewidth=1)
         ax.set(xscale="log", xlabel="loss over that of one rate", title=f"after {budget} epochs")
+        low, high = ax.get_xlim()
+        ax.set_xticks([t for t in (0.25, 0.5, 1, 2, 4, 8, 16) if low <= t <= high], minor=False)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
         ax.set_yticks(range(len(entries)), [peer.title for peer in PEERS[1:]])
         ax.invert_yaxis()
     return {"groups": shown}
