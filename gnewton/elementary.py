@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from gnewton import recurrent, repeated, special
+from gnewton.argument_names import with_torch_names
 from gnewton.assumptions import assumption, check_argument
 from gnewton.contraction import contract
 from gnewton.forgotten import with_forgotten
@@ -42,14 +43,15 @@ class Elementary(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        args, kwargs = with_torch_names(function, args, kwargs)
         if repeated.writes(function):
-            repeated.check_write(function, args, kwargs or {})
+            repeated.check_write(function, args, kwargs)
         elif assumption(function):
-            check_argument(function, args, kwargs or {})
+            check_argument(function, args, kwargs)
         parts = _parts(function)
         # A function that calls itself again within its own parts is meant as it is.
         if parts is None or function in self._opened:
-            return self.run(function, args, kwargs or {})
+            return self.run(function, args, kwargs)
         kwargs = with_forgotten(function, kwargs)
         self._opened.append(function)
         try:
@@ -484,7 +486,7 @@ def _greatest(rows: Tensor, keep: Tensor) -> Tensor:
 
 
 def linalg_norm(
-    A: Tensor,
+    input: Tensor,
     ord: float | str | None = None,
     dim: int | Sequence[int] | None = None,
     keepdim: bool = False,
@@ -494,14 +496,14 @@ def linalg_norm(
 ) -> Tensor:
     """``torch.linalg.norm`` where it is a norm of vectors."""
     axes = [dim] if isinstance(dim, int) else None if dim is None else list(dim)
-    single = A.dim() == 1 if axes is None else len(axes) == 1
-    frobenius = ord is None or (ord == "fro" and (A.dim() == 2 if axes is None else len(axes) == 2))
-    few = axes is None or len(axes) <= min(2, A.dim())
+    single = input.dim() == 1 if axes is None else len(axes) == 1
+    frobenius = ord is None or (ord == "fro" and (input.dim() == 2 if axes is None else len(axes) == 2))
+    few = axes is None or len(axes) <= min(2, input.dim())
     if out is not None or not few or not (frobenius or (single and not isinstance(ord, str))):
-        own: Tensor = torch.linalg.norm(A, ord, dim, keepdim, out=out, dtype=dtype)
+        own: Tensor = torch.linalg.norm(input, ord, dim, keepdim, out=out, dtype=dtype)
         return own
     order: Any = 2 if frobenius else ord
-    norm: Tensor = torch.linalg.vector_norm(A, order, axes, keepdim, dtype=dtype)
+    norm: Tensor = torch.linalg.vector_norm(input, order, axes, keepdim, dtype=dtype)
     return norm
 
 

@@ -345,8 +345,10 @@ def _check_result(
         )
     if any(_age(node) <= newest for node in graph) and _is_stored(value, newest, partition):
         # Another evaluation settles it: only a stored graph comes back as the very same nodes.
+        buffers = Buffers(partition.module)
         with before.replay():
             again = _call(loss, batch)
+        buffers.restore()
         if isinstance(again, Tensor) and _old_nodes(value.grad_fn, newest) & _old_nodes(again.grad_fn, newest):
             raise ValueError(
                 "expected a closure that computes the loss, got a result computed outside the closure; "

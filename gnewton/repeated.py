@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gnewton.argument_names import with_torch_names
 from gnewton.assumptions import assumption, check_argument
 from gnewton.forgotten import with_forgotten
 
@@ -131,10 +132,11 @@ class WatchedCalls(TorchFunctionMode):
     """``check_write`` and ``check_argument`` of every call, where no other mode asks them."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = with_torch_names(function, args, kwargs)
         if writes(function):
-            check_write(function, args, kwargs or {})
+            check_write(function, args, kwargs)
         elif assumption(function):
-            check_argument(function, args, kwargs or {})
+            check_argument(function, args, kwargs)
         return function(*args, **with_forgotten(function, kwargs))
 
 

@@ -20,7 +20,7 @@ from gnewton.loss import check_gathered, differentiable_mode, differentiate, eva
 from gnewton.partition import Partition
 from gnewton.ranks import Part
 from gnewton.replicas import Replicas
-from gnewton.undo import Buffers, RandomState, undone_on_error
+from gnewton.undo import Buffers, RandomState, Start, undone_on_error
 
 Closure = Callable[[], Tensor]
 
@@ -113,22 +113,22 @@ class StochasticNewton(torch.optim.Optimizer):
     def _residuals(self, closure: Closure, moving: list[Tensor], before: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The loss and H d - g on this rank's samples."""
         with differentiable_mode(self.partition, restore_buffers=False):
-            random, hooks = RandomState(self.partition), hooks_so_far()
+            start, hooks = Start(self.partition), hooks_so_far()
             value = evaluate(closure, self.partition)
-            self._prove(closure, doubts(value, self.partition, hooks), random)
+            self._prove(closure, doubts(value, self.partition, hooks), start)
             check_kernels(nodes(value), self.partition, 2)
             gradient = _fill(differentiate(value, moving, create_graph=True), moving)
             slope = sum(((g * d).sum() for g, d in zip(gradient, before, strict=True)), value.new_zeros(()))
             product = _fill(differentiate(slope, moving), moving)
         return value.detach(), [hd - g.detach() for hd, g in zip(product, gradient, strict=True)]
 
-    def _prove(self, closure: Closure, names: Sequence[str], random: RandomState) -> None:
+    def _prove(self, closure: Closure, names: Sequence[str], start: Start) -> None:
         """Once for each set of functions whose backward torch did not write: NotImplementedError where H d would be wrong."""
         if not names or tuple(names) in self._proven:
             return
-        with random.replay():
+        with start.replay():
             _, direction = value_and_gradient(closure, self.partition)
-        with random.replay():
+        with start.replay():
             prove(closure, self.partition, direction, 2, names)
         self._proven.add(tuple(names))
 

@@ -28,7 +28,7 @@ from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differen
 from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
 from gnewton.ranks import Part
 from gnewton.repeated import WatchedCalls
-from gnewton.undo import RandomState
+from gnewton.undo import Start
 
 _TENSORS = ("value", "gradient", "hessian", "third", "third_full")
 _ENGINES = ("auto", "tape", "nested", "differences")
@@ -480,7 +480,7 @@ class _Question:
         gradient, hessian, third, full = tensors
         return Summary(_plain(value, self.partition), gradient, hessian, third, full, self.partition.names, engine)
 
-    def prove(self, names: Sequence[str], before: RandomState) -> None:
+    def prove(self, names: Sequence[str], before: Start) -> None:
         """Raises NotImplementedError where a backward pass that torch did not write is no derivative."""
         if names and self.partition.weights is not None:
             raise NotImplementedError(
@@ -498,8 +498,8 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
         return _by_differences(asked)
     if engine == "nested" or asked.order == 1:
         return _nested(asked)
-    partition, before = asked.partition, RandomState(asked.partition)
-    tape = record_in_mode(asked.loss, partition, asked.batch, random=before)
+    partition, before = asked.partition, Start(asked.partition)
+    tape = record_in_mode(asked.loss, partition, asked.batch, start=before)
     assert tape.value is not None
     reached, with_open = graph.nodes(tape.value), None
     doubtful = graph.unproven(reached)
@@ -556,7 +556,7 @@ def _sweep(tape: Tape, partition: Partition, u: Mapping[str, Tensor], order: int
 def _nested(asked: _Question) -> Summary:
     """By nested backward passes; where torch does not vouch for them, they are proven first."""
     loss, partition, order = asked.loss, asked.partition, asked.order
-    before, hooks = RandomState(partition), graph.hooks_so_far()
+    before, hooks = Start(partition), graph.hooks_so_far()
     value = evaluate(loss, partition, asked.batch)
     outputs = loss.latest if isinstance(loss, TwoParts) else None
     names: list[str] = []

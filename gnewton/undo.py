@@ -134,6 +134,25 @@ class RandomState:
             self._generator.set_rng_state(states[1], *self._which)
 
 
+class Start:
+    """The random numbers and buffers that an evaluation of the loss begins with, so that another one is of the same function."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._module = partition.module
+        self.random, self.buffers = RandomState(partition), Buffers(partition.module)
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Inside, an evaluation begins like the one that came after this was read; afterwards nothing was drawn or written."""
+        now = Buffers(self._module)
+        self.buffers.restore()
+        try:
+            with self.random.replay():
+                yield
+        finally:
+            now.restore()
+
+
 def modules_in(module: nn.Module | None) -> list[nn.Module]:
     """The module and all inside it, each once, in a fifth of the time that ``Module.modules`` takes, which names them.
 

@@ -22,6 +22,9 @@ from gnewton.partition import Partition
 _TORCHS = re.compile(
     r"(\w+Backward\d+(_copy)?|(torch::autograd::)?(AccumulateGrad|CopySlices|CopyBackwards|GraphRoot)|UndefinedGrad)"
 )
+# They make, read or leave tensors of another layout (sparse, mkldnn, nested). The backward of ``torch.sparse_coo_tensor`` goes
+# through ``_values()``, where autograd stops without a word. A product with a constant sparse matrix, linear, is right.
+_OF_OTHER_LAYOUTS = re.compile(r"Sparse(?!Addmm)|Coalesce|^Values|ToDense|Mkldnn|Nested|ToPaddedTensor")
 # Fused norm kernels, and the order from which their derivatives are wrong; and straight-through estimators of torch's own.
 STRAIGHT_THROUGH = ("FakeQuantize", "FusedMovingAvgObsFq")
 _WRONG_FROM = {"WeightNormInterface": 2, "LayerNorm": 3, "BatchNorm": 3, **dict.fromkeys(STRAIGHT_THROUGH, 2)}
@@ -170,13 +173,22 @@ def is_python(node: Any) -> bool:
 
 
 def is_foreign(node: Any) -> bool:
-    """Whether the node's backward was not written by torch."""
+    """Whether the node's backward was not written by torch, or is one that torch cannot vouch for."""
     return not _is_torchs(node.name()) or is_python(node)
 
 
 @cache
 def _is_torchs(name: str) -> bool:
-    return _TORCHS.fullmatch(name) is not None
+    return _TORCHS.fullmatch(name) is not None and not is_of_other_layout(name)
+
+
+def is_of_other_layout(name: str) -> bool:
+    """Whether the node of this name makes, reads or leaves tensors that are sparse, nested or in mkldnn's layout.
+
+    >>> is_of_other_layout("ToSparseBackward0"), is_of_other_layout("AddBackward0")
+    (True, False)
+    """
+    return _OF_OTHER_LAYOUTS.search(name) is not None
 
 
 def _function_name(node: Any) -> str:

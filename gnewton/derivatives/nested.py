@@ -114,7 +114,9 @@ def contract(
     inputs = [partition.parameters[n] for n in used]
     gradients = differentiate(scalar, inputs, retain_graph=True, create_graph=create_graph)
     wide = accumulator_dtype(partition.device)  # products of half-precision numbers underflow
-    return partition.sums({n: g.to(wide) * direction[n] for n, g in zip(used, gradients, strict=True) if g is not None})
+    return partition.sums(
+        {n: g.to_dense().to(wide) * direction[n] for n, g in zip(used, gradients, strict=True) if g is not None}
+    )
 
 
 def _nested(value: Tensor, partition: Partition, direction: Direction, order: int) -> Tensor:

@@ -30,7 +30,7 @@ from gnewton.derivatives.tape import Tape
 from gnewton.forgotten import with_forgotten
 from gnewton.loss import Loss
 from gnewton.partition import Partition
-from gnewton.undo import Buffers, RandomState
+from gnewton.undo import Start
 
 _here = threading.local()
 _lock = threading.Lock()
@@ -121,26 +121,22 @@ _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 _STOPS = {torch.detach, Tensor.detach, Tensor.detach_}
 
 
-def record_opened(
-    loss: Loss, partition: Partition, batch: Sequence[Any], before: RandomState, closed: Tensor
-) -> Tape | None:
+def record_opened(loss: Loss, partition: Partition, batch: Sequence[Any], before: Start, closed: Tensor) -> Tape | None:
     """The tape of a loss with its custom functions open; None where there are none, or where it is not proven to be the same loss.
 
     Args:
         loss, partition, batch: as in ``record_in_mode``.
-        before: the random numbers to repeat.
+        before: what an evaluation begins with.
         closed: the value of the loss as it is, with its graph.
     """
     if not _can_open(closed, partition):
         return None
-    buffers = Buffers(partition.module)
     try:
         tape = _record_if_same(loss, partition, batch, before, closed)
     except Exception:
         # Whatever it is, it says nothing of the loss as it is, which is asked next.
         tape = None
     if tape is None:
-        buffers.restore()
         _CLOSED.add(partition)
     return tape
 
@@ -153,7 +149,7 @@ def _can_open(value: Tensor, partition: Partition) -> bool:
 
 
 def _record_if_same(
-    loss: Loss, partition: Partition, batch: Sequence[Any], before: RandomState, closed: Tensor
+    loss: Loss, partition: Partition, batch: Sequence[Any], before: Start, closed: Tensor
 ) -> Tape | None:
     with before.replay():
         gradients = Gradients(loss, partition, batch)

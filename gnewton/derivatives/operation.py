@@ -253,11 +253,12 @@ def substitute(structure: Any, kind: type, change: Callable[[Any], Any]) -> Any:
 
     if isinstance(structure, kind):
         return change(structure)
-    if type(structure) is dict:
+    container = type(structure)
+    if container is tuple or container is list:
+        return container([substitute(e, kind, change) for e in structure])
+    if isinstance(structure, dict):
         return {key: substitute(e, kind, change) for key, e in structure.items()}
-    if type(structure) in _CONTAINERS:
-        return type(structure)([substitute(e, kind, change) for e in structure])
+    if isinstance(structure, tuple | list) and container is not torch.Size:
+        # Of another kind, such as a named tuple, torch's functions read the entries alone.
+        return (tuple if isinstance(structure, tuple) else list)([substitute(e, kind, change) for e in structure])
     return structure
-
-
-_CONTAINERS = {tuple, list, dict}

@@ -21,9 +21,10 @@ from gnewton.undo import RandomState
 Direction = Mapping[str, Tensor]
 Gradient = dict[str, Tensor]
 
-_WHAT_TO_DO = (
-    "write its backward in torch operations on ctx.saved_tensors (no NumPy, no detached intermediate, no "
-    'once_differentiable), or use engine="differences", which takes any gradient and is not exact'
+_WRITE_BACKWARD = "write its backward in torch operations on ctx.saved_tensors (no NumPy, no detached intermediate, no once_differentiable)"
+_WRITE_DENSE = (
+    "write it in dense operations, such as torch.zeros(n, m).index_add(0, rows, values[:, None] * x[columns]) for a sparse "
+    "matrix times x"
 )
 
 
@@ -89,7 +90,7 @@ def prove(loss: Loss, partition: Partition, direction: Direction, order: int, na
     with RandomState(partition).replay():
         gradients = Gradients(loss, partition, ())
         nested = _nested_products(loss, partition, direction, order, names)
-        here = gradients.here()[1]
+        here = gradients.at({})  # with the buffers that the products began with
     h = step_length(partition, direction)
     if h == 0 or partition.device.type == "meta":
         return
@@ -126,7 +127,7 @@ def _nested_products(
             which = ("first", "second", "third")[degree - 1]
             raise NotImplementedError(
                 f"expected a loss that torch can differentiate to order {order}, got one through {', '.join(names)}, "
-                f"of which there is no {which} derivative ({str(error).splitlines()[0]}); {_WHAT_TO_DO}"
+                f"of which there is no {which} derivative ({str(error).splitlines()[0]}); {_what_to_do(names)}"
             ) from error
         pairs = zip(parameters, slopes, strict=True)
         product = {name: torch.zeros_like(parameters[name]) if g is None else g.to_dense() for name, g in pairs}
@@ -186,8 +187,13 @@ def _check(comparison: _Comparison, which: str, names: Sequence[str], partition:
     )
     raise NotImplementedError(
         f"expected a loss whose backward passes are its derivatives, got one through {', '.join(names)}, {what}; "
-        + _WHAT_TO_DO
+        + _what_to_do(names)
     )
+
+
+def _what_to_do(names: Sequence[str]) -> str:
+    instead = _WRITE_DENSE if all(map(graph.is_of_other_layout, names)) else _WRITE_BACKWARD
+    return f'{instead}, or use engine="differences", which takes any gradient and is not exact'
 
 
 def check_symmetry(hessian: Tensor, names: Sequence[str], partition: Partition) -> None:
@@ -198,5 +204,5 @@ def check_symmetry(hessian: Tensor, names: Sequence[str], partition: Partition) 
     if gap > 10 * tolerance(partition) * size:
         raise NotImplementedError(
             f"expected a symmetric Hessian, got one that is asymmetric by {100 * gap / size:.2g} % through "
-            f"{', '.join(names)}: its backward is the derivative of no function; {_WHAT_TO_DO}"
+            f"{', '.join(names)}: its backward is the derivative of no function; {_what_to_do(names)}"
         )

@@ -23,7 +23,7 @@ from gnewton.derivatives.recorder import HOOKED, Recorder
 from gnewton.derivatives.tape import Tape
 from gnewton.loss import Loss, differentiable_mode, evaluate, has_custom_functions
 from gnewton.partition import Partition
-from gnewton.undo import Buffers, RandomState
+from gnewton.undo import Buffers, Start
 
 
 class IncompleteRecordWarning(UserWarning):
@@ -62,14 +62,14 @@ def record_in_mode(
     batch: Sequence[Any] = (),
     *,
     finite: bool = True,
-    random: RandomState | None = None,
+    start: Start | None = None,
 ) -> Tape:
     """``record`` for a caller that has entered ``loss.differentiable_mode``.
 
     Args:
         loss, partition, batch: as there.
         finite: as in ``evaluate``.
-        random: the state of the random numbers now, from a caller that has it.
+        start: what an evaluation begins with now, from a caller that has it.
     """
     with torch._C.DisableTorchFunction():
         kinds: tuple[type[Recorder], ...] = (Recorder, RecorderBeneath)
@@ -77,8 +77,8 @@ def record_in_mode(
             kinds = (RecorderBeneath,)
         if partition.weights is not None:
             kinds = (Recorder,)  # beneath autograd, to gather a weight is no single operation
-        buffers, random = Buffers(partition.module), random or RandomState(partition)
-    tape = _record_by(kinds[0], loss, partition, batch, finite=finite, random=random)
+        start = start or Start(partition)
+    tape = _record_by(kinds[0], loss, partition, batch, finite=finite, random=start.random)
     assert tape.value is not None
     # Inside of a custom function there is no graph that kernels could be compared with.
     if tape.missing in (None, HOOKED) or len(kinds) == 1 or has_custom_functions(tape.value):
@@ -86,9 +86,9 @@ def record_in_mode(
     # A second evaluation, of the same function: what the first one drew is drawn again, what it wrote is undone.
     with torch._C.DisableTorchFunction():
         after = Buffers(partition.module)
-        buffers.restore()
-    with random.replay():
-        beneath = _record_by(kinds[1], loss, partition, batch, finite=finite, random=random)
+        start.buffers.restore()
+    with start.random.replay():
+        beneath = _record_by(kinds[1], loss, partition, batch, finite=finite, random=start.random)
     if beneath.missing is None and _is_same(beneath, tape):
         _BENEATH.add(partition)
         return beneath

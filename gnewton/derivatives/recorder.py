@@ -126,7 +126,8 @@ class Recorder(Elementary):
         tensors = tensors_in((*args, *kwargs.values()))
         operation = self._operation(function, args, kwargs, target)
         # Where walks through autograd's graph stop: a parameter by its id, a value by its node and output number.
-        edges: set[Any] = {id(t) for t in tensors}
+        taken = set(operation.inputs)
+        edges: set[Any] = {id(t) for t in tensors if self._variable(t) in taken}
         edges.update((v.edge.node, v.edge.output_nr) for v in operation.inputs if v.edge)
         self._note_reads([t for t in tensors if t is not target], operation)
         # An argument that was not recorded must not depend on a parameter, not even through a recorded value.
@@ -203,6 +204,10 @@ class Recorder(Elementary):
             or any(t.dtype != target.dtype for t in tensors if t.is_floating_point() and not target.is_complex())
         ):
             return f"{operation.name} writes into a tensor"
+        if any(
+            isinstance(given, torch.Generator) for given in (*operation.arguments[0], *operation.arguments[1].values())
+        ):
+            return f"{operation.name} draws random numbers from a generator"
         if operation.name == "embedding" and operation.argument(3, "scale_grad_by_freq", False):
             return "embedding scales its gradient by frequency"
         if operation.name == "as_strided" and not (tensors[0].is_contiguous() and tensors[0].storage_offset() == 0):
@@ -218,6 +223,8 @@ class Recorder(Elementary):
         many = isinstance(result, tuple | list)
         outputs = {i: t for i, t in enumerate(result if many else [result]) if self._is_new(t)}
         reason = reason or self._gap(operation.name, list(outputs.values()), edges)
+        if any(t.layout != torch.strided for t in outputs.values()):
+            reason = f"{operation.name} makes a tensor that is not dense"
         if reason is not None:
             self._mark_unseen((result, target), reason)
         elif outputs:

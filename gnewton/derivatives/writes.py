@@ -66,5 +66,5 @@ def replacement(name: str, args: Any, kwargs: Any, positions: Tensor) -> tuple[T
 
 
 def storage(tensor: Tensor) -> int:
-    """The memory that a tensor looks into."""
-    return int(tensor.untyped_storage()._cdata)
+    """The memory that a tensor looks into; of a sparse one, which has several, the tensor itself."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else id(tensor)

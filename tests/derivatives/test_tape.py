@@ -14,6 +14,7 @@ import copy
 import gc
 import re
 import weakref
+from collections import namedtuple
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from torch import nn
 from torch.func import jacfwd, jacrev
 
 import gnewton as gn
+from gnewton.derivatives import recorder
 from gnewton.derivatives.price import usual_price
 from gnewton.derivatives.record import IncompleteRecordWarning, record
 from gnewton.derivatives.recorder import QUESTIONS
@@ -313,3 +315,114 @@ def test_what_answers_with_a_tensor_is_no_question():
     tape = record(lambda: (w.sin().T @ w).square().sum(), gn.Partition.from_groups({"w": {"w": w}}))
     assert "T" in [o.name for o in tape.operations]
     assert torch.Tensor.T.__get__ not in QUESTIONS
+
+
+Pair = namedtuple("Pair", ["a", "b"])
+
+
+class Entries(list):
+    pass
+
+
+CONTAINERS = {"tuple": tuple, "list": list, "named tuple": lambda pair: Pair(*pair), "a list of one's own": Entries}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_arguments_in_any_container_are_arguments(kind):
+    a, b = (torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True) for _ in range(2))
+    partition, u = gn.Partition.from_groups({"a": {"a": a}, "b": {"b": b}}), {"a": torch.ones(2), "b": torch.ones(2)}
+    summary = gn.summarize(
+        lambda: torch.stack(CONTAINERS[kind]([a, b])).exp().prod(0).sum(), partition, u, full_third=True
+    )
+    # exp(a + b): every derivative along ones is the loss itself.
+    own = (a + b).exp().sum().detach()
+    assert summary.engine == "tape"
+    for tensor in summary.tensors():
+        torch.testing.assert_close(tensor, own.expand(tensor.shape), rtol=1e-13, atol=0)
+
+
+def test_an_argument_that_was_lost_is_noticed(monkeypatch):
+    # The control: nothing is put in the place of the tensors of a list.
+    before = recorder.substitute
+    monkeypatch.setattr(
+        recorder, "substitute", lambda s, kind, change: before(s, kind, lambda t: t if in_list(t) else change(t))
+    )
+    a = torch.ones(2, requires_grad=True)
+    in_list = lambda t: t.data_ptr() == a.data_ptr()  # noqa: E731
+    partition = gn.Partition.from_groups({"a": {"a": a}})
+    with differentiable_mode(partition):
+        recording = recorder.Recorder(partition)
+        evaluate(recording.wrap(lambda: torch.stack([a, a * 2]).exp().sum()), partition)
+    assert "that it was not given" in recording.tape.missing
+
+
+@pytest.mark.parametrize("draw", [torch.rrelu, torch.nn.functional.rrelu])
+def test_what_draws_from_a_generator_of_one_s_own_is_not_drawn_again(draw):
+    def loss():
+        generator.manual_seed(0)
+        options = {"generator": generator} if draw is torch.rrelu else {}
+        torch.manual_seed(0)
+        return draw(-w, 0.1, 0.9, training=True, **options).exp().sum()
+
+    generator, w = torch.Generator(), torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    partition, u = gn.Partition.from_groups({"w": {"w": w}}), {"w": torch.ones(2)}
+    with pytest.warns(IncompleteRecordWarning, match="draws random numbers"):
+        summary = gn.summarize(loss, partition, u)
+    slope = (loss() * 0 + torch.autograd.grad(loss(), w)[0].sum()).detach()
+    torch.testing.assert_close(summary.gradient[0], slope, rtol=1e-12, atol=0)
+
+
+class Decaying(nn.Module):
+    """Each evaluation halves a buffer that the next one reads."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.layer, self.in_place = nn.Linear(3, 2, dtype=torch.float64), in_place
+        self.register_buffer("factor", torch.ones((), dtype=torch.float64))
+
+    def forward(self, x):
+        out = self.layer(x).tanh() * self.factor.clone()
+        if self.in_place:
+            self.factor.mul_(0.5)
+        else:
+            self.factor = self.factor * 0.5
+        return out
+
+
+class Data(torch.Tensor):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore::gnewton.derivatives.record.IncompleteRecordWarning")
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("kind", ["plain", "subclass", "foreign"])
+def test_every_engine_begins_with_the_same_buffers(in_place, kind):
+    def loss(x):
+        out = model(x.as_subclass(Data) if kind == "subclass" else x)
+        return (halve(out) if kind == "foreign" else out / 2).as_subclass(torch.Tensor).square().sum()
+
+    halve = Halve.apply
+    model = Decaying(in_place)
+    partition = gn.Partition.by_tensor(model)
+    batches = [torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3) * k for k in (1, 2)]
+    u = {name: torch.ones_like(p) for name, p in partition.parameters.items()}
+    one, other = (gn.summarize(loss, partition, u, data=batches, engine=engine) for engine in ("auto", "nested"))
+    with torch.no_grad():
+        values = [(model.layer(x).tanh() * f / 2).square().sum() for x, f in zip(batches, (1.0, 0.5), strict=True)]
+    for summary in (one, other):
+        torch.testing.assert_close(summary.value, sum(values) / 2, rtol=1e-12, atol=0)
+    for order in ("gradient", "hessian", "third"):
+        torch.testing.assert_close(getattr(one, order), getattr(other, order), rtol=1e-9, atol=1e-12)
+    assert model.factor.item() == 1
+
+
+class Halve(torch.autograd.Function):
+    """A backward that is right, and that nobody can look into."""
+
+    @staticmethod
+    def forward(ctx, a):
+        return torch.from_numpy(a.detach().numpy() / 2)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g / 2

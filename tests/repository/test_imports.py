@@ -30,6 +30,7 @@ ORDER = (
     "contraction",
     "recurrent",
     "forgotten",
+    "argument_names",
     "assumptions",
     "repeated",
     "special",
