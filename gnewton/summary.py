@@ -556,6 +556,7 @@ def _sweep(tape: Tape, partition: Partition, u: Mapping[str, Tensor], order: int
 def _nested(asked: _Question) -> Summary:
     """By nested backward passes; where torch does not vouch for them, they are proven first."""
     loss, partition, order = asked.loss, asked.partition, asked.order
+    loss = loss.on_copies() if isinstance(loss, TwoParts) else loss
     before, hooks = Start(partition), graph.hooks_so_far()
     value = evaluate(loss, partition, asked.batch)
     outputs = loss.latest if isinstance(loss, TwoParts) else None

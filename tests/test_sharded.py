@@ -169,7 +169,7 @@ POLICIES = [{"period": 2}, {"policy": gn.policies.Calibrated(steps=4, period=2)}
 def test_a_run_goes_on_at_another_number_of_ranks(pool, tmp_path, settings, saves, loads):
     from torch.distributed import checkpoint
 
-    if ("whole", 1) in (saves, loads) and "no_dist" not in inspect.signature(checkpoint.load).parameters:
+    if 1 in (saves[1], loads[1]) and "no_dist" not in inspect.signature(checkpoint.load).parameters:
         pytest.skip("this torch cannot save or load in one of many processes")
     ends = pool.run(jobs.through_checkpoint, str(tmp_path), settings, saves, loads)
     assert sum(end is not None for end in ends) == loads[1]

@@ -11,14 +11,17 @@ left out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+from torch.utils._pytree import tree_leaves, tree_map
 
 from gnewton.derivatives import nested
-from gnewton.derivatives.operation import Variable, substitute
+from gnewton.derivatives.operation import Variable
 from gnewton.derivatives.tape import Tape
 from gnewton.loss import differentiate
 from gnewton.partition import Partition
@@ -38,6 +41,10 @@ class TwoParts:
         self._edges: set[tuple[Any, int]] = set()
         self._leaves: set[int] = set()
         self.latest: Any = None  # the outputs of the latest call
+
+    def on_copies(self) -> "TwoParts":
+        """The same loss, whose criterion may write into what it is given: the outputs stay as they are."""
+        return TwoParts(self.outputs, lambda z, *batch: self.criterion(_replaced(z, Tensor.clone), *batch))
 
     def __call__(self, *batch: Any) -> Tensor:
         self.latest = self.outputs(*batch)
@@ -67,7 +74,7 @@ class TwoParts:
         known = ends.union(*(o.outputs for o in tape.operations if model.isdisjoint(o.outputs)))
         for o in tape.operations:
             if model.isdisjoint(o.outputs) and not known.issuperset(o.inputs):
-                raise ValueError(_leak(o.name))
+                raise ValueError(_leak(o.name, self.latest))
         self.latest = None  # the tape has what it needs
         tape.flat = {v for o in tape.operations for v in o.outputs if v in model}
 
@@ -77,15 +84,17 @@ class TwoParts:
     def nested(
         self, value: Tensor, outputs: Any, partition: Partition, direction: Mapping[str, Tensor], batch: Sequence[Any]
     ) -> tuple[Tensor, Tensor, None, None]:
-        """g-bar (S,) and the Gauss-Newton matrix (S, S) by backward passes; ``value`` is that of the ``outputs``."""
+        """g-bar (S,) and the Gauss-Newton matrix (S, S) by backward passes; ``value`` is that of the ``outputs``, as they were returned."""
         slope = nested.contract(value, partition, direction).detach()
         z = [t for t in _tensors(outputs) if t.requires_grad]
+        if not z:
+            raise ValueError(_leak("the criterion", outputs))
         tangents = _tangents(z, partition, direction)
         leaves = {id(t): t.detach().requires_grad_() for t in z}
-        loss = self.criterion(substitute(outputs, Tensor, lambda t: leaves.get(id(t), t)), *batch)
+        loss = self.criterion(_replaced(outputs, lambda t: leaves.get(id(t), t)), *batch)
         parameters = [p for p in partition.parameters.values() if p.requires_grad]
         if any(g is not None for g in differentiate(loss, parameters, retain_graph=True)):
-            raise ValueError(_leak("the criterion"))
+            raise ValueError(_leak("the criterion", outputs))
         inputs = list(leaves.values())
         first = torch.autograd.grad(loss, inputs, create_graph=True, materialize_grads=True)
         rows = []
@@ -127,19 +136,66 @@ def _dot(h: Sequence[Tensor | None], row: Sequence[Tensor]) -> Tensor:
     return torch.stack([(a * b).sum() if a is not None else b.new_zeros(()) for a, b in zip(h, row, strict=True)]).sum()
 
 
-def _leak(name: str) -> str:
+def _leak(name: str, outputs: Any) -> str:
+    strange = _unopened(outputs)
+    if strange:
+        return (
+            f"expected outputs in tuples, lists, dictionaries or dataclasses, got a {strange[0]}, whose tensors are not seen; return "
+            f"those that the criterion reads, such as (out.mean, out.scale), and make the {strange[0]} of them in the criterion"
+        )
     return (
         f"expected a criterion that depends on the parameters through the outputs alone, got one that reads others ({name}); "
         "return them among the outputs, such as (model(x), model.weight) for weight decay"
     )
 
 
-def _tensors(structure: Any) -> list[Tensor]:
-    tensors: list[Tensor] = []
+# -- outputs in containers ------------------------------------------------------------------------------------------------
 
-    def note(t: Tensor) -> Tensor:
-        tensors.append(t)
-        return t
 
-    substitute(structure, Tensor, note)
-    return tensors
+def _tensors(outputs: Any) -> list[Tensor]:
+    """The tensors among the outputs, each once."""
+    tensors: dict[int, Tensor] = {}
+    _replaced(outputs, lambda t: tensors.setdefault(id(t), t))
+    return list(tensors.values())
+
+
+def _replaced(outputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The outputs with every tensor changed, in containers of the same types: torch's (named tuples, registered classes) and below."""
+    return tree_map(lambda leaf: _replaced_in(leaf, change), outputs)
+
+
+def _replaced_in(leaf: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(leaf, Tensor):
+        return change(leaf)
+    if not _is_opened(leaf):
+        return leaf
+    # Copied and not made anew: a class may have an __init__ of its own. One may be both, as the outputs of transformers.
+    new = copy(leaf)
+    if isinstance(leaf, dict):
+        for key, entry in leaf.items():
+            new[key] = _replaced(entry, change)
+    if isinstance(leaf, list):
+        new[:] = [_replaced(entry, change) for entry in leaf]
+    for field in fields(leaf) if is_dataclass(leaf) else ():
+        if hasattr(leaf, field.name):
+            object.__setattr__(new, field.name, _replaced(getattr(leaf, field.name), change))
+    return new
+
+
+def _is_opened(leaf: Any) -> bool:
+    return isinstance(leaf, dict | list) or (is_dataclass(leaf) and not isinstance(leaf, type))
+
+
+def _unopened(outputs: Any) -> list[str]:
+    """The classes among the outputs that may hold tensors which nobody sees."""
+    names: list[str] = []
+    for leaf in tree_leaves(outputs):
+        if isinstance(leaf, dict):
+            names += _unopened(list(leaf.values()))
+        elif isinstance(leaf, list):
+            names += _unopened(list(leaf))
+        elif _is_opened(leaf):
+            names += _unopened([getattr(leaf, field.name, None) for field in fields(leaf)])
+        elif not isinstance(leaf, Tensor | str | bytes | int | float | complex | None):
+            names.append(type(leaf).__name__)
+    return names

@@ -3,6 +3,11 @@
 Roundings of float64 sums of a few thousand terms: 1e-11 of the largest entry.
 """
 
+from collections import OrderedDict, defaultdict, deque, namedtuple
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -124,6 +129,128 @@ def test_a_criterion_that_reads_parameters_is_refused(engine):
     pair = (lambda: model(x), lambda z: F.cross_entropy(z, y) + model[0].weight.square().sum())
     with pytest.raises(ValueError, match="through the outputs alone"):
         gn.summarize(pair, partition, u, curvature="gauss-newton", engine=engine)
+
+
+Pair = namedtuple("Pair", "z w")
+
+
+@dataclass
+class Both:
+    z: Any
+    w: Any
+    name: str = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    z: Any
+    w: Any
+    made: int = field(default=0, init=False)
+
+
+@dataclass
+class Outputs(OrderedDict):
+    """As transformers' ModelOutput: a dictionary of the fields that are not None, which are attributes, too."""
+
+    z: Any = None
+    w: Any = None
+    loss: Any = None
+
+    def __post_init__(self):
+        for name in ("z", "w", "loss"):
+            if getattr(self, name) is not None:
+                super().__setitem__(name, getattr(self, name))
+
+    def __setitem__(self, name, value):
+        super().__setitem__(name, value)
+        super().__setattr__(name, value)
+
+    def __reduce__(self):
+        return type(self), (self.z, self.w, self.loss)
+
+
+class Record(dict):
+    """A dictionary of a class of its own, with another constructor."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    @classmethod
+    def of(cls, z, w):
+        made = cls(2)
+        made.update(z=z, w=w)
+        return made
+
+
+class Stack(list):
+    pass
+
+
+# What the outputs return, and how the criterion reads it.
+CONTAINERS = {
+    "tuple": (lambda z, w: (z, w), lambda out: out),
+    "list": (lambda z, w: [z, w], lambda out: out),
+    "dictionary": (lambda z, w: {"z": z, "w": w}, lambda out: (out["z"], out["w"])),
+    "named tuple": (Pair, lambda out: (out.z, out.w)),
+    "dataclass": (Both, lambda out: (out.z, out.w)),
+    "frozen dataclass": (Frozen, lambda out: (out.z, out.w)),
+    "OrderedDict": (lambda z, w: OrderedDict(z=z, w=w), lambda out: (out["z"], out["w"])),
+    "defaultdict": (lambda z, w: defaultdict(list, z=z, w=w), lambda out: (out["z"], out["w"])),
+    "deque": (lambda z, w: deque([z, w]), tuple),
+    "by attribute": (Outputs, lambda out: (out.z, out.w)),
+    "by key": (Outputs, lambda out: (out["z"], out["w"])),
+    "by number": (Outputs, lambda out: tuple(out.values())),
+    "a class of dictionaries": (Record.of, lambda out: (out["z"], out["w"])),
+    "a class of lists": (lambda z, w: Stack([z, w]), tuple),
+    "one inside another": (lambda z, w: Both([Outputs(z)], Pair(w, None)), lambda out: (out.z[0].z, out.w.z)),
+    "twice": (lambda z, w: (z, w, z), lambda out: (out[2] / 2 + out[0] / 2, out[1])),
+}
+
+
+def penalized(z, w, y):
+    return F.cross_entropy(z, y) + w.square().sum()
+
+
+@pytest.mark.parametrize("engine", ["auto", "tape", "nested"])
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_outputs_in_any_container_are_seen(container, engine):
+    model, x, y, partition, u = build()
+    put, read = CONTAINERS[container]
+    pair = (lambda: put(model(x), model[0].weight), lambda out: penalized(*read(out), y))
+    got = gn.summarize(pair, partition, u, curvature="gauss-newton", engine=engine)
+    wanted = expected(model, x, y, partition, u, CRITERIA["cross-entropy"])
+    wanted[0, 0] += 2 * u["0.weight"].square().sum()
+    close(got.hessian, wanted)
+
+
+@pytest.mark.parametrize("engine", ["tape", "nested"])
+def test_what_is_in_no_container_is_refused_with_its_name(engine):
+    model, x, y, partition, u = build()
+    pair = (lambda: SimpleNamespace(z=model(x)), lambda out: F.cross_entropy(out.z, y))
+    with pytest.raises(ValueError, match="got a SimpleNamespace, whose tensors are not seen; return"):
+        gn.summarize(pair, partition, u, curvature="gauss-newton", engine=engine)
+    normal = (lambda: [torch.distributions.Normal(model(x), 1.0)], lambda out: -out[0].log_prob(x[:, :3]).sum())
+    with pytest.raises(ValueError, match="got a Normal"):
+        gn.summarize(normal, partition, u, curvature="gauss-newton", engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["tape", "nested"])
+def test_a_criterion_may_write_into_the_outputs(engine):
+    model, x, y, partition, u = build()
+
+    def criterion(out):
+        z, scale = out
+        scale.mul_(2)
+        z.mul_(scale).tanh_()
+        return F.cross_entropy(z, y)
+
+    def plain(z, y):
+        return F.cross_entropy((2 * z).tanh(), y)
+
+    pair = (lambda: (model(x), torch.ones(3, dtype=torch.float64)), criterion)
+    got = gn.summarize(pair, partition, u, curvature="gauss-newton", engine=engine)
+    close(got.hessian, expected(model, x, y, partition, u, plain))
 
 
 def test_what_does_not_fit_is_refused():

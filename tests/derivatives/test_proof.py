@@ -746,6 +746,7 @@ def test_the_sentence_is_right():
     torch.testing.assert_close(summary.hessian, expected[1], rtol=1e-12, atol=1e-12)
 
 
+@LAYOUTS
 def test_the_control_torch_stops_at_the_values_of_a_sparse_matrix():
     from gnewton.derivatives import nested
 

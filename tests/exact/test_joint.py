@@ -7,9 +7,18 @@ from support.small_networks import CASES, DTYPE, build, gap, row
 from gnewton.exact import joint_direction, newton_direction
 
 
+def matrix(case, rho, kappa=0.0):
+    H = case.hessians.mean(0)
+    return H + torch.diag((torch.as_tensor(rho, dtype=DTYPE) + kappa).expand(len(H)))
+
+
 def dense(case, rho, kappa=0.0):
-    H, g = case.hessians.mean(0), case.gradients.mean(0) + kappa * case.theta
-    return torch.linalg.solve(H + torch.diag((torch.as_tensor(rho, dtype=DTYPE) + kappa).expand(len(g))), -g)
+    return torch.linalg.solve(matrix(case, rho, kappa), -(case.gradients.mean(0) + kappa * case.theta))
+
+
+def allowed(case, rho, kappa=0.0):
+    """Roundings of both solutions, which the condition of an indefinite matrix with little damping multiplies."""
+    return max(1e-12, 1e3 * torch.finfo(DTYPE).eps * float(torch.linalg.cond(matrix(case, rho, kappa))))
 
 
 def flat(direction):
@@ -23,7 +32,7 @@ def test_it_solves_the_newton_equation_of_the_mean_loss(name, samples):
     for rho in (0.01, 0.3, 5.0, 100.0):
         for kappa in (0.0, 0.2):
             d = joint_direction(case.passes, rho, weight_decay=kappa)
-            assert gap(flat(d), dense(case, rho, kappa)) < 1e-10, (rho, kappa)
+            assert gap(flat(d), dense(case, rho, kappa)) < allowed(case, rho, kappa) < 1e-7, (rho, kappa)
             slope = case.gradients.mean(0) @ flat(d)
             assert float(d.slope().mean()) == pytest.approx(float(slope), rel=1e-9, abs=1e-12)
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,22 +24,33 @@ pytestmark = pytest.mark.skipif(
 
 def launched(*command: str, seconds: float = 300.0, **environment: str) -> list[tuple[str, str, str]]:
     """(rank, ranks, loss) of each line that the processes printed."""
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=LAUNCHERS,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        printed, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"took longer than {seconds} seconds: {process.communicate()[0]}")
-    assert process.returncode == 0, printed
-    return LINE.findall(printed)
+    # Into a file: a pipe would stay open for as long as any process does that was started in there.
+    with tempfile.TemporaryFile("w+") as printed:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=LAUNCHERS,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        in_time = wait(process, seconds)
+        printed.seek(0)
+        text = printed.read()
+    assert in_time, f"took longer than {seconds} seconds: {text}"
+    assert process.returncode == 0, text
+    return LINE.findall(text)
+
+
+def wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether it ended by itself. If not it is asked to end, as a launcher has workers in sessions of their own to end first."""
+    for limit, number in ((seconds, signal.SIGTERM), (60.0, signal.SIGKILL)):
+        try:
+            return process.wait(limit) is not None and number == signal.SIGTERM
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, number)
+    process.wait()
+    return False
 
 
 def check_two_alike(lines: list[tuple[str, str, str]]) -> None:
@@ -66,6 +78,15 @@ def test_accelerate_launch() -> None:
 def test_lightning_with_manual_optimization() -> None:
     pytest.importorskip("lightning")
     check_two_alike(launched("with_lightning.py"))
+
+
+def test_a_worker_in_a_session_of_its_own_does_not_keep_us() -> None:
+    # It would sleep for longer than any test may take.
+    stray = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'], start_new_session=True)"
+    start = f"import subprocess, sys, time; print({stray}.pid, flush=True); "
+    with pytest.raises(AssertionError, match="took longer than 3") as caught:
+        launched("-c", start + "time.sleep(3600)", seconds=3)
+    os.kill(int(str(caught.value).splitlines()[0].split()[-1]), signal.SIGKILL)
 
 
 def test_the_comparison_sees_ranks_that_differ() -> None:
