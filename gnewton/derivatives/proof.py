@@ -42,18 +42,31 @@ def check_kernels(reached: Iterable[Any], partition: Partition, order: int) -> N
     """Raises NotImplementedError where torch's own derivatives of this order are known to be wrong at one of the nodes."""
     wrong = graph.wrong_kernels(reached, partition, order)
     if wrong:
-        instead = (
-            "write the determinant of a matrix that is all but singular as products of its entries"
-            if any("LinalgDet" in name for name in wrong)
-            else "write a product of factors of which one is near 0 by torch.prod, whose derivatives gnewton writes out"
-            if any("Reduce" in name for name in wrong)
-            else "call F.layer_norm, F.batch_norm or their modules outside torch.jit, which gnewton writes out"
-        )
+        kernels, which = ", ".join(wrong), "third" if order == 3 else "second"
+        kind, instead = next((kind, text) for part, kind, text in _INSTEAD if any(part in name for name in wrong))
         raise NotImplementedError(
-            f"expected a loss whose derivatives of order {order} torch computes right, got one through the kernel "
-            f"{', '.join(wrong)}, whose {'third' if order == 3 else 'second'} derivative is wrong in torch; {instead}, "
-            'lower the order, or use engine="differences"'
+            f"expected a loss whose derivatives of order {order} torch computes right, got one through the kernel {kernels}, "
+            f'{kind.format(which=which)}; {instead}, lower the order, or use engine="differences"'
         )
+
+
+_WRONG = "whose {which} derivative is wrong in torch"
+_NOTHING = "whose backward is the derivative of nothing"
+_CLOSE = "whose {which} derivative loses its digits in torch, since eigenvalues or singular values lie close together or near 0"
+_OF_A_MATRIX = "write the function of the matrix without its decomposition (A.square().sum(), torch.linalg.inv, solve, cholesky, matrix_exp)"
+# By a part of the kernel's name: what is wrong with it, and what to write instead.
+_INSTEAD = [
+    *((part, _NOTHING, "leave the fake quantization out of the loss") for part in graph.STRAIGHT_THROUGH),
+    ("Embedding", _NOTHING, "leave scale_grad_by_freq out"),
+    ("LinalgDet", _WRONG, "write the determinant of a matrix that is all but singular as products of its entries"),
+    ("Linalg", _CLOSE, _OF_A_MATRIX),
+    (
+        "Reduce",
+        _WRONG,
+        "write a product of factors of which one is near 0 by torch.prod, whose derivatives gnewton writes out",
+    ),
+    ("", _WRONG, "call F.layer_norm, F.batch_norm or their modules outside torch.jit, which gnewton writes out"),
+]
 
 
 def prove(loss: Loss, partition: Partition, direction: Direction, order: int, names: Sequence[str]) -> None:
