@@ -191,6 +191,55 @@ def test_a_right_backward_is_taken_in_float32(name):
     assert_close(summary, gn.summarize(*problem(torch.sin)), 1e-4)
 
 
+def kinked(function, dtype, seed):
+    """A function of the outputs of a network with kinks, which differences of gradients cross."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)).to(dtype)
+    x, y = torch.randn(16, 4).to(dtype), torch.randn(16, 3).to(dtype)
+    partition = gn.Partition.by_layer(net)
+    u = {n: torch.randn_like(p) for n, p in partition.parameters.items()}
+    return (lambda: (function(net(x)) - y).square().mean()), partition, u
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(4))
+def test_kinks_hide_no_lost_derivative(seed, dtype):
+    for order in (2, 3):
+        for name in ("on ctx", "NumPy", "no_grad"):
+            with pytest.raises(NotImplementedError, match="off by"):
+                gn.summarize(*kinked(WRONG[name][0], dtype, seed), order=order, engine="nested")
+    with pytest.raises(NotImplementedError, match="third derivative"):
+        gn.summarize(*kinked(OnceInTheSecond.apply, dtype, seed), engine="nested")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_right_backward_behind_kinks_is_taken_or_cannot_be_checked(seed):
+    """In float32 rounding hides the third derivative between kinks; in float64 all is settled."""
+    assert gn.summarize(*kinked(SineInNumpy.apply, torch.float32, seed), order=2, engine="nested").exact
+    assert gn.summarize(*kinked(SineInNumpy.apply, torch.float64, seed), engine="nested").exact
+    with pytest.raises(NotImplementedError, match=r"third derivative cannot be checked.*model\.double"):
+        gn.summarize(*kinked(SineInNumpy.apply, torch.float32, seed), engine="nested")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_third_derivative_that_is_zero_is_taken(dtype):
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, a):
+            return 2 * a
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g
+
+    layer = nn.Linear(3, 2).to(dtype)
+    x = torch.linspace(-1, 1, 18).reshape(6, 3).cos().to(dtype)
+    summary = gn.summarize(
+        lambda: Double.apply(layer(x)).square().sum(), gn.Partition.by_tensor(layer), engine="nested"
+    )
+    assert not summary.third.any()
+
+
 def test_a_lost_third_derivative_is_refused_at_order_three_alone():
     loss, partition, u = problem(OnceInTheSecond.apply)
     expected = gn.summarize(*problem(torch.sin), order=2)
