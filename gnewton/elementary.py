@@ -579,6 +579,15 @@ def _update(mean: Tensor | None, variance: Tensor | None, x: Tensor, axes: tuple
         variance.lerp_(x.var(axes).reshape(-1, len(variance)).mean(0).to(variance), momentum)
 
 
+def cond(pred: Any, true_fn: Any, false_fn: Any, operands: Any = (), **others: Any) -> Any:
+    """``torch.cond``: one of two branches, run as any other code; torch's own has a first derivative alone.
+
+    >>> cond(torch.tensor(True), torch.sin, torch.cos, (torch.zeros(1),))
+    tensor([0.])
+    """
+    return (true_fn if pred else false_fn)(*operands)
+
+
 _ENTRY_BY_ENTRY: list[Any] = [
     F.mse_loss,
     F.l1_loss,
@@ -618,6 +627,7 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     torch.prelu: prelu,
     **recurrent.WRITTEN_OUT,
     torch.dropout: dropout,
+    torch.ops.higher_order.cond: cond,
     **{drop: partial(_drop_by_mask, drop) for drop in (torch.dropout_, torch.feature_dropout, torch.feature_dropout_)},
     **{loss: _reduce_last(loss) for loss in _ENTRY_BY_ENTRY},
     **{pool: _with_indices(pool, both) for pool, both in _POOLS},

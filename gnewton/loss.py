@@ -96,6 +96,11 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
         # of a custom function may write into .grad.
         with _grads_kept(leaves):
             return list(open_up(torch.autograd.grad)(value, inputs, allow_unused=True, **options))
+    except TypeError as error:
+        # Its backward is traced by the compiler, which does not run here.
+        if any("CondAutogradOp" in node.name() for node in _reachable([value.grad_fn])):
+            raise NotImplementedError(_BRANCHES) from error
+        raise
     except RuntimeError as error:
         if plain and _REENTRANT in str(error):
             return gradient_by_backward(value, leaves)
@@ -105,6 +110,10 @@ def differentiate(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> li
         raise explained from error
 
 
+_BRANCHES = (
+    "expected branches that run without the compiler, got torch.cond; write true_fn(x) if pred else false_fn(x), which is the same "
+    "number and has all derivatives"
+)
 _REENTRANT = "torch.utils.checkpoint is incompatible"
 
 
@@ -361,7 +370,13 @@ def _check_result(
 
 def _call(loss: Loss, batch: Sequence[Any]) -> Any:
     with torch.enable_grad():
-        return loss(*batch)
+        try:
+            return loss(*batch)
+        except RuntimeError as error:
+            # Of torch's compiler, which is not loaded for the sake of its name.
+            if type(error).__name__ == "UncapturedHigherOrderOpError":
+                raise NotImplementedError(_BRANCHES) from error
+            raise
 
 
 def _check_scalar(value: Any) -> None:

@@ -456,10 +456,12 @@ class Partition:
     def _by_key(cls, module: nn.Module, key: Callable[[str], str]) -> Self:
         """Whole tensors, grouped by a key of their names, in order of first appearance."""
         parameters = _named_parameters(module)
-        keys = list(dict.fromkeys(key(name) for name in parameters))
+        # A tensor without a scalar, such as the weight of Linear(0, 3), makes no group of its own.
+        keys = list(dict.fromkeys(key(name) for name, p in parameters.items() if nn.parameter.is_lazy(p) or p.numel()))
+        label = {k: i for i, k in enumerate(keys)}
         # Parameters of the root module have no layer name: "model", told apart from a layer of that name.
         names = _distinct([k or "model" for k in keys])
-        return cls(names, parameters, {name: keys.index(key(name)) for name in parameters}, module=module)
+        return cls(names, parameters, {name: label.get(key(name), len(keys)) for name in parameters}, module=module)
 
     @classmethod
     def _by_keys(cls, module: nn.Module, key: Callable[[str], str], rows: bool) -> Self:

@@ -48,6 +48,11 @@ class Part(NamedTuple):
     samples: float = 1.0
 
 
+# Sent last, and kept: gloo's thread lets go of a tensor only after the answer, and whoever is the last to do so needs Python's lock, which
+# the end of a group holds while it waits for that thread (torch 2.6).
+_LATEST: list[Tensor] = []
+
+
 class Ranks:
     """The processes that share a loss; made by a partition. With one process nothing is sent.
 
@@ -307,6 +312,7 @@ class Ranks:
         self._send(tensor, lambda: torch.distributed.all_reduce(tensor, group=self.group))
 
     def _send(self, tensor: Tensor, send: Callable[[], Any]) -> None:
+        _LATEST[:] = [tensor]
         self.collectives += 1
         self.sent += tensor.numel() * tensor.element_size()
         self._answered(send)

@@ -69,6 +69,7 @@ def check_graph(nodes: Iterable[Any]) -> None:
     ValueError: expected values written to distinct places, got index_copy with a place that occurs twice, ...
     """
     for node in nodes:
+        _check_strided(node)
         writer = _writer(node.name())
         if writer is None or getattr(node, "_saved_accumulate", False):
             continue
@@ -77,6 +78,14 @@ def check_graph(nodes: Iterable[Any]) -> None:
             # A graph that was used up has no saved values: it is refused where it is differentiated.
             with suppress(RuntimeError):
                 _check(name, places(node, torch.Size(node._input_metadata[0].shape)))
+
+
+def _check_strided(node: Any) -> None:
+    if node.name() == "AsStridedScatterBackward0" and node.next_functions[0][0] is not None:
+        raise ValueError(
+            "expected a gradient that torch computes right, got as_strided_scatter, of which that of the first argument is wrong; "
+            "write slice_scatter, diagonal_scatter or index_put in its place"
+        )
 
 
 def check_write(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

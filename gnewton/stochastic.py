@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.derivatives.graph import hooks_so_far
-from gnewton.derivatives.proof import doubts, prove
+from gnewton.derivatives.graph import hooks_so_far, nodes
+from gnewton.derivatives.proof import check_kernels, doubts, prove
 from gnewton.direction import value_and_gradient
 from gnewton.loss import check_gathered, differentiable_mode, differentiate, evaluate
 from gnewton.partition import Partition
@@ -116,6 +116,7 @@ class StochasticNewton(torch.optim.Optimizer):
             start, hooks = Start(self.partition), hooks_so_far()
             value = evaluate(closure, self.partition)
             self._prove(closure, doubts(value, self.partition, hooks), start)
+            check_kernels(nodes(value), self.partition, 2)
             gradient = _fill(differentiate(value, moving, create_graph=True), moving)
             slope = sum(((g * d).sum() for g, d in zip(gradient, before, strict=True)), value.new_zeros(()))
             product = _fill(differentiate(slope, moving), moving)

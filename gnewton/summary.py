@@ -453,7 +453,10 @@ def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order
 
     Past a singularity that torch's own backward formulas mask it may be not finite: ``is_finite`` tells.
     """
-    if tape.missing is not None or tape.value is None or graph.unproven(graph.nodes(tape.value)):
+    if tape.missing is not None or tape.value is None:
+        return None
+    reached = graph.nodes(tape.value)
+    if graph.unproven(reached) or graph.wrong_kernels(reached, partition, order):
         return None
     # In the mode of the recording: single operations must find the kernels that ran then.
     with differentiable_mode(partition, restore_buffers=False):

@@ -5,6 +5,7 @@ error h^2 times a higher derivative, about 1e-6 at h = 1e-4, beside 1e-13 / h of
 """
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -117,3 +118,39 @@ def test_weight_norm_of_every_axis(dim):
         ours = torch._weight_norm(v, g, dim)
     reference = torch._weight_norm(v, g, dim) if dim != -1 else v * g / v.norm()
     torch.testing.assert_close(ours, reference)
+
+
+# -- branches -------------------------------------------------------------------------------------------------------------
+
+
+def branched(threshold, choose):
+    a = nn.Parameter(torch.tensor([0.5, 1.0], dtype=torch.float64))
+    partition = gn.Partition.from_groups({"a": {"a": a}})
+    above, below = (lambda t, b: (t * b).sin()), (lambda t, b: (t * b).exp())
+    loss = lambda: choose(a.sum() > threshold, above, below, (a, a.square())).square().sum()  # noqa: E731
+    return loss, partition, {"a": torch.tensor([0.7, -0.2], dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("engine", ["auto", "tape", "nested"])
+@pytest.mark.parametrize("threshold", [0.0, 9.0])
+def test_a_branch_is_differentiated_as_it_runs(threshold, engine):
+    import torch._dynamo  # as whoever compiled or exported a model has
+
+    plain = gn.summarize(*branched(threshold, lambda p, yes, no, operands: (yes if p else no)(*operands)))
+    got = gn.summarize(*branched(threshold, torch.cond), engine=engine)
+    torch.testing.assert_close(got.hessian, plain.hessian, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got.third, plain.third, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected:UserWarning")
+def test_where_the_compiler_would_run_or_is_missed_the_sentence_says_what_to_write(monkeypatch):
+    import torch._dynamo
+
+    loss, partition, u = branched(0.0, torch.cond)
+    # Of the first order alone, torch's own functions are called, whose backward the compiler traces.
+    with pytest.raises(NotImplementedError, match="write true_fn"):
+        gn.direction.gradient(loss, partition)
+    # Where nobody has loaded the compiler before, torch.cond does.
+    monkeypatch.setattr("gnewton.loss._uncompiled", nullcontext)
+    with pytest.raises(NotImplementedError, match="write true_fn"):
+        gn.summarize(loss, partition, u)

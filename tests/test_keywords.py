@@ -331,9 +331,9 @@ NAMES = {f"{getattr(f, '__module__', None) or 'torch'}.{f.__name__}": f for f in
 
 def test_every_written_out_function_and_keyword_is_tried():
     # hardsigmoid has a test of its own: torch's slope is the float32 number next to 1/6, whatever the dtype.
-    # Those of special.py are tried in test_special.py.
+    # Those of special.py are tried in test_special.py, torch.cond in test_elementary.py.
     covered, all_of_them = (
-        set(CALLS) | set(RECURRENT) | set(IN_PLACE) | {F.hardsigmoid},
+        set(CALLS) | set(RECURRENT) | set(IN_PLACE) | {F.hardsigmoid, torch.ops.higher_order.cond},
         set(WRITTEN_OUT) - set(SPECIAL),
     )
     assert {f for f in all_of_them if not isinstance(f, OpOverload | OpOverloadPacket)} == covered

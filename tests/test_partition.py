@@ -202,3 +202,39 @@ TOP = torch.tensor([[True, True], [False, False]])
 def test_bad_groups_are_refused_by_name(make, error, text):
     with pytest.raises(error, match=text):
         make()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_a_parameter_without_scalars_makes_no_group_and_changes_no_number(factory):
+    torch.manual_seed(0)
+    full = nn.Sequential(nn.Linear(0, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    full.register_parameter("none", nn.Parameter(torch.zeros(0, 2, dtype=torch.float64)))
+    partition = FACTORIES[factory](full)
+    assert min(partition.sizes) > 0
+    assert sum(partition.sizes) == sum(p.numel() for p in full.parameters()) == 11
+    # The same function of the parameters that hold scalars, in the same groups by name.
+    held = {name: p for name, p in full.named_parameters() if p.numel()}
+    same = gn.Partition.from_groups(
+        {
+            group: {n: (held[n], torch.as_tensor(partition.label(n) == s).expand(held[n].shape)) for n in held}
+            for s, group in enumerate(partition.names)
+        }
+    )
+
+    def loss():
+        return full(torch.ones(4, 0, dtype=torch.float64)).exp().sum()
+
+    for engine in ("tape", "nested"):
+        one, other = (gn.summarize(loss, p, engine=engine) for p in (partition, same))
+        torch.testing.assert_close(one.hessian, other.hessian, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(one.third, other.third, rtol=1e-12, atol=1e-12)
+    before = loss().item()
+    gn.GroupedNewton(partition).step(loss)
+    assert loss().item() < before
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_a_model_of_empty_parameters_has_no_group():
+    with pytest.raises(ValueError, match="at least one group"):
+        gn.Partition.by_tensor(nn.Linear(0, 0))

@@ -24,5 +24,4 @@ def train():
 
 dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 train()  # a function of its own: the group can end only when no DistributedDataParallel holds it any more
-dist.barrier()  # by then gloo's threads have let go of all tensors
 dist.destroy_process_group()

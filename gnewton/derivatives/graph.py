@@ -6,7 +6,7 @@ same node. See https://github.com/pytorch/pytorch/issues/175754 for the third de
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.utils.hooks import RemovableHandle
 
+from gnewton.derivatives import spectra
 from gnewton.partition import Partition
 
 # Generated from torch's own table of derivatives, or part of its engine.
@@ -24,8 +25,9 @@ _TORCHS = re.compile(
 # They make, read or leave tensors of another layout (sparse, mkldnn, nested). The backward of ``torch.sparse_coo_tensor`` goes
 # through ``_values()``, where autograd stops without a word. A product with a constant sparse matrix, linear, is right.
 _OF_OTHER_LAYOUTS = re.compile(r"Sparse(?!Addmm)|Coalesce|^Values|ToDense|Mkldnn|Nested|ToPaddedTensor")
-# Fused norm kernels, and the order from which their derivatives are wrong.
-_WRONG_FROM = {"WeightNormInterface": 2, "LayerNorm": 3, "BatchNorm": 3}
+# Fused norm kernels, and the order from which their derivatives are wrong; and straight-through estimators of torch's own.
+STRAIGHT_THROUGH = ("FakeQuantize", "FusedMovingAvgObsFq")
+_WRONG_FROM = {"WeightNormInterface": 2, "LayerNorm": 3, "BatchNorm": 3, **dict.fromkeys(STRAIGHT_THROUGH, 2)}
 
 
 def nodes(value: Tensor) -> set[Any]:
@@ -69,47 +71,74 @@ def wrong_kernels(reached: Iterable[Any], partition: Partition, order: int) -> l
     >>> wrong_kernels(nodes(value), gn.Partition.single(layer), 3)
     ['NativeLayerNormBackward0']
     """
-    suspects = [node for node in reached if _wrong_from(node) <= order]
+    reached = list(reached)
+    suspects = [node for node in reached if _wrong_from(node, reached) <= order]
     return sorted({node.name() for node in _leading_to(suspects, partition)}) if suspects else []
 
 
-def _wrong_from(node: Any) -> float:
+def _wrong_from(node: Any, reached: list[Any]) -> float:
     part = _suspicious_part(node.name())
     # With given statistics a norm is an affine map, whose derivatives are right.
     if part is None or getattr(node, "_saved_training", True) is False:
         return float("inf")
-    if part in ("ScatterReduce", "IndexReduce"):
-        return _product_wrong_from(node) if node._saved_reduce == "prod" else float("inf")
-    return _det_wrong_from(node._saved_LU) if part == "LinalgDet" else _WRONG_FROM[part]
+    if part in _BY_VALUES:
+        return _BY_VALUES[part](node)
+    if part in spectra.NAMES:
+        dtype = node._input_metadata[0].dtype
+        return min(
+            (_lost_from(*lost, dtype) for lost in spectra.lost_digits(part, node, reached)), default=float("inf")
+        )
+    return _WRONG_FROM[part]
 
 
 @cache
 def _suspicious_part(name: str) -> str | None:
-    return next((part for part in ("LinalgDet", "ScatterReduce", "IndexReduce", *_WRONG_FROM) if part in name), None)
+    kernel = name.partition("Backward")[0]
+    return next(
+        (part for part in (*_BY_VALUES, *_WRONG_FROM) if part in name), kernel if kernel in spectra.NAMES else None
+    )
 
 
-def _det_wrong_from(lu: Tensor) -> float:
+def _det_wrong_from(node: Any) -> float:
     """A determinant is differentiated through the inverse, det(A) A^-1: of n pivots whose smallest is r times the largest,
     the second derivative keeps the relative error eps / r, the third eps / r^2."""
+    lu = node._saved_LU
     if not lu.numel() or lu.is_meta:
         return float("inf")
     pivots = lu.detach().diagonal(dim1=-2, dim2=-1).abs()
-    return _lost_from(float((pivots.amin(-1) / pivots.amax(-1)).nan_to_num(0).amin()), lu.dtype)
+    return _lost_from(float((pivots.amin(-1) / pivots.amax(-1)).nan_to_num(0).amin()), (1, 2), 1, lu.dtype)
 
 
 def _product_wrong_from(node: Any) -> float:
     """scatter_reduce and index_reduce divide the product by each factor, and lose the same where one is r times the largest."""
+    if node._saved_reduce != "prod":
+        return float("inf")
     factors = node._saved_src if hasattr(node, "_saved_src") else node._saved_source
     sizes = factors.detach().abs()
     if not sizes.numel() or sizes.is_meta:
         return float("inf")
-    return _lost_from(float((sizes.amin() / sizes.amax()).nan_to_num(0)), factors.dtype)
+    return _lost_from(float((sizes.amin() / sizes.amax()).nan_to_num(0)), (1, 2), 1, factors.dtype)
 
 
-def _lost_from(ratio: float, dtype: torch.dtype) -> float:
+def _embedding_wrong_from(node: Any) -> float:
+    """A gradient that is scaled by how often each row is read is the derivative of nothing."""
+    return 2 if getattr(node, "_saved_scale_grad_by_freq", False) else float("inf")
+
+
+_BY_VALUES: dict[str, Callable[[Any], float]] = {
+    "LinalgDet": _det_wrong_from,
+    "ScatterReduce": _product_wrong_from,
+    "IndexReduce": _product_wrong_from,
+    "Embedding": _embedding_wrong_from,
+}
+
+
+def _lost_from(ratio: float, powers: tuple[int, int], share: float, dtype: torch.dtype) -> float:
+    """The first order, 2 or 3, of which the relative error share * eps / ratio ** power is more than two computations may differ by."""
     eps = torch.finfo(dtype).eps
     allowed = max(1e-6, 15 * eps**0.5)  # as in proof.tolerance
-    return 2 if eps > allowed * ratio else 3 if eps > allowed * ratio**2 else float("inf")
+    orders = (k for k, power in zip((2, 3), powers, strict=True) if share * eps > allowed * ratio**power)
+    return next(orders, float("inf"))
 
 
 def _leading_to(suspects: Iterable[Any], partition: Partition) -> list[Any]:

@@ -31,7 +31,9 @@ from torch.utils.checkpoint import checkpoint
 import gnewton as gn
 from gnewton.derivatives import graph
 from gnewton.derivatives.proof import check_symmetry
-from gnewton.derivatives.record import IncompleteRecordWarning
+from gnewton.derivatives.record import IncompleteRecordWarning, record_in_mode
+from gnewton.loss import differentiable_mode
+from gnewton.summary import summarize_tape
 
 pytestmark = pytest.mark.filterwarnings("ignore::gnewton.derivatives.record.IncompleteRecordWarning")
 
@@ -187,6 +189,55 @@ def test_a_right_backward_is_taken_in_float32(name):
     summary = gn.summarize(*problem(RIGHT[name], torch.float32))
     # A few hundred float32 roundings of 6e-8.
     assert_close(summary, gn.summarize(*problem(torch.sin)), 1e-4)
+
+
+def kinked(function, dtype, seed):
+    """A function of the outputs of a network with kinks, which differences of gradients cross."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)).to(dtype)
+    x, y = torch.randn(16, 4).to(dtype), torch.randn(16, 3).to(dtype)
+    partition = gn.Partition.by_layer(net)
+    u = {n: torch.randn_like(p) for n, p in partition.parameters.items()}
+    return (lambda: (function(net(x)) - y).square().mean()), partition, u
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(4))
+def test_kinks_hide_no_lost_derivative(seed, dtype):
+    for order in (2, 3):
+        for name in ("on ctx", "NumPy", "no_grad"):
+            with pytest.raises(NotImplementedError, match="off by"):
+                gn.summarize(*kinked(WRONG[name][0], dtype, seed), order=order, engine="nested")
+    with pytest.raises(NotImplementedError, match="third derivative"):
+        gn.summarize(*kinked(OnceInTheSecond.apply, dtype, seed), engine="nested")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_right_backward_behind_kinks_is_taken_or_cannot_be_checked(seed):
+    """In float32 rounding hides the third derivative between kinks; in float64 all is settled."""
+    assert gn.summarize(*kinked(SineInNumpy.apply, torch.float32, seed), order=2, engine="nested").exact
+    assert gn.summarize(*kinked(SineInNumpy.apply, torch.float64, seed), engine="nested").exact
+    with pytest.raises(NotImplementedError, match=r"third derivative cannot be checked.*model\.double"):
+        gn.summarize(*kinked(SineInNumpy.apply, torch.float32, seed), engine="nested")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_third_derivative_that_is_zero_is_taken(dtype):
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, a):
+            return 2 * a
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g
+
+    layer = nn.Linear(3, 2).to(dtype)
+    x = torch.linspace(-1, 1, 18).reshape(6, 3).cos().to(dtype)
+    summary = gn.summarize(
+        lambda: Double.apply(layer(x)).square().sum(), gn.Partition.by_tensor(layer), engine="nested"
+    )
+    assert not summary.third.any()
 
 
 def test_a_lost_third_derivative_is_refused_at_order_three_alone():
@@ -345,6 +396,115 @@ def test_a_function_of_torch_with_a_backward_that_loses_its_share_is_refused():
         gn.summarize(loss, partition, u)
 
 
+# -- torch's own backward passes that are no derivatives ---------------------------------------------------------------
+
+
+def observed(a):
+    """As a fused observer in training: the range is kept, the scale and the zero point follow from it."""
+    switches = [torch.ones(1, dtype=torch.long)] * 2
+    state = [torch.tensor([-3.0]), torch.tensor([3.0]), torch.ones(1), torch.zeros(1, dtype=torch.int32)]
+    return torch.fused_moving_avg_obs_fake_quant(a, *switches, *state, 0.01, -128, 127, -1)
+
+
+CHANNELS = torch.tensor([0.1, 0.2])
+NO_DERIVATIVES = {
+    "per tensor": lambda a: torch.fake_quantize_per_tensor_affine(a, 0.1, 0, -128, 127),
+    "per tensor, by tensors": lambda a: torch.fake_quantize_per_tensor_affine(
+        a, CHANNELS[:1], torch.zeros(1, dtype=torch.int32), -128, 127
+    ),
+    "per channel": lambda a: torch.fake_quantize_per_channel_affine(
+        a, CHANNELS, torch.zeros(2, dtype=torch.int32), 1, -128, 127
+    ),
+    "learnable": lambda a: torch._fake_quantize_learnable_per_tensor_affine(
+        a, CHANNELS[:1], torch.zeros(1), -128, 127, 1.0
+    ),
+    "learnable per channel": lambda a: torch._fake_quantize_learnable_per_channel_affine(
+        a, CHANNELS, torch.zeros(2), 1, -128, 127, 1.0
+    ),
+    "observed": observed,
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "nested"])
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("name", NO_DERIVATIVES)
+def test_fake_quantization_is_refused(name, order, engine):
+    """The loss is a staircase, and its gradient that of a straight-through estimator."""
+    loss, partition, u = problem(NO_DERIVATIVES[name], torch.float32)
+    with pytest.raises(NotImplementedError, match=r'(FakeQuant|ObsFq).*derivative of nothing.*engine="differences"'):
+        gn.summarize(loss, partition, u, order=order, engine=engine)
+    # The gradient alone is torch's, and goes on.
+    gn.direction.gradient(loss, partition)
+    gn.summarize(loss, partition, u, order=order, engine="differences")
+    with pytest.raises(NotImplementedError, match="derivative of nothing"):
+        gn.StochasticNewton(partition).step(loss)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_model_that_is_prepared_for_quantization_is_refused():
+    quantization = pytest.importorskip("torch.ao.quantization")
+    net = model(torch.float32).train()
+    net.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    net = quantization.prepare_qat(net)
+    x = torch.linspace(-1, 1, 18).reshape(6, 3).cos()
+    net(x)
+    with pytest.raises(NotImplementedError, match="fake quantization"):
+        gn.summarize(lambda: net(x).square().sum(), gn.Partition.by_tensor(net))
+
+
+def test_what_quantizes_beside_the_parameters_is_taken():
+    x = torch.fake_quantize_per_tensor_affine(torch.ones(6, 3).requires_grad_(), 0.1, 0, -128, 127)
+    net = model(torch.float32)
+    assert gn.summarize(lambda: net(x).square().sum(), gn.Partition.by_tensor(net)).exact
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("engine", ["auto", "nested"])
+def test_an_embedding_scaled_by_frequency_is_refused(kind, scaled, engine):
+    table = kind(4, 3, scale_grad_by_freq=scaled, dtype=torch.float64)
+    rows = torch.tensor([[0, 0, 1]])
+    partition, u = gn.Partition.by_tensor(table), {"weight": torch.ones(4, 3, dtype=torch.float64)}
+
+    def loss():
+        return table(rows).exp().sum()
+
+    if not scaled:
+        expected = kind(4, 3, _weight=table.weight.detach())(rows).exp().sum()
+        assert float(gn.summarize(loss, partition, u, engine="auto").hessian) == pytest.approx(float(expected.detach()))
+        return
+    gn.direction.gradient(loss, partition)
+    with pytest.raises(NotImplementedError, match=r"Embedding.*derivative of nothing; leave scale_grad_by_freq out"):
+        gn.summarize(loss, partition, u, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["auto", "nested", "differences"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_as_strided_scatter_is_refused_where_its_gradient_is_wrong(engine, order):
+    a = nn.Parameter(torch.tensor([0.5, 1.0, -0.3], dtype=torch.float64))
+    partition, u = gn.Partition.from_groups({"a": {"a": a}}), {"a": torch.ones(3, dtype=torch.float64)}
+    fixed = torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"as_strided_scatter.*slice_scatter"):
+        gn.summarize(
+            lambda: a.sin().as_strided_scatter(fixed[:1], (1,), (1,), 1).exp().sum(),
+            partition,
+            u,
+            order=order,
+            engine=engine,
+        )
+    # What is written into a constant has the right gradient.
+    summary = gn.summarize(
+        lambda: fixed.as_strided_scatter(a.sin(), (3,), (1,)).exp().sum(), partition, u, engine=engine
+    )
+    assert float(summary.gradient) == pytest.approx((a.sin().exp() * a.cos()).sum().item())
+
+
+def test_the_control_the_gradient_of_as_strided_scatter_is_wrong():
+    a = torch.tensor([0.5, 1.0, -0.3], dtype=torch.float64, requires_grad=True)
+    a.sin().as_strided_scatter(torch.zeros(1, dtype=torch.float64), (1,), (1,), 1).exp().sum().backward()
+    assert not torch.allclose(a.grad, (a.sin().exp() * a.cos() * torch.tensor([1, 0, 1])).detach())
+
+
 # -- norm kernels by another name -------------------------------------------------------------------------------------
 
 WEIGHT = torch.linspace(0.5, 1.5, 4, dtype=torch.float64)
@@ -461,6 +621,14 @@ def test_a_determinant_is_right_or_refused(smallest, order, engine):
     summary = gn.summarize(*determinant(smallest, torch.linalg.det), order=order, engine=engine)
     for ours, theirs in zip(summary.tensors(), expected.tensors(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_the_optimizer_does_not_take_from_its_tape_what_is_refused():
+    loss, partition, u = determinant(1e-7, torch.linalg.det)
+    with differentiable_mode(partition, restore_buffers=False):
+        tape = record_in_mode(loss, partition)
+    assert summarize_tape(tape, partition, u, 2) is not None
+    assert summarize_tape(tape, partition, u, 3) is None
 
 
 def test_the_control_the_third_derivative_of_a_determinant_is_lost():

@@ -911,7 +911,6 @@ def embedded(embedding: nn.Module, *more: nn.Module) -> Problem:
 
 
 add("Embedding", lambda: embedded(nn.Embedding(5, 3, padding_idx=0)))
-add("Embedding scaled by frequency", lambda: embedded(nn.Embedding(5, 3, scale_grad_by_freq=True)), "either")
 add("embedding functional", partial(operation, lambda h, w: F.embedding(WORDS % 4, h * w).sin()))
 add("one_hot", partial(operation, lambda h, w: F.one_hot(WORDS % 4, 4).to(DTYPE) @ (h * w)))
 
@@ -1150,7 +1149,7 @@ WITHOUT_PHI = {
     ),
     *("scripted", "traced", "compiled, eager", "checkpoint", "GRU packed", "module backward hook"),
     *("BatchNorm1d", "BatchNorm1d of sequences", "BatchNorm2d", "InstanceNorm with statistics"),
-    *("spectral_norm", "Embedding scaled by frequency", "sparse", "autocast inside", "autograd.functional"),
+    *("spectral_norm", "sparse", "autocast inside", "autograd.functional"),
     *("fft and conjugates", "complex matrices", "complex solve", "real_part_in_place"),
     *("masked_scatter", "solve", "det", "glu", "huber_loss", "soft_margin_loss", "norm of a list"),
 }
@@ -1169,7 +1168,7 @@ WITHOUT_DIFFERENCES = {
         "detached_alias",
         "overwritten_without_gradient",
     ),
-    *("spectral_norm", "Embedding", "Embedding scaled by frequency", "autocast inside", "mixed dtypes"),
+    *("spectral_norm", "Embedding", "autocast inside", "mixed dtypes"),
     *("hardsigmoid", "hardsigmoid in place"),
 }
 

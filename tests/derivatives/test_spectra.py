@@ -1,0 +1,212 @@
+"""Functions of eigenvalues and singular values: right, or refused where torch's formula has lost their digits in a gap.
+
+The oracle is the same function of the matrix in products, in float64. A right one is near it to the tolerance of the proof of
+custom functions, 1e-6 in float64 and 5e-3 in float32, relative to the derivatives of their size, which is about 1 here.
+"""
+
+import itertools
+import re
+
+import pytest
+import torch
+from torch import linalg, nn
+
+import gnewton as gn
+from gnewton.derivatives import nested
+
+SIZE = 4
+
+
+def symmetric(a):
+    return (a + a.mT) / 2
+
+
+def cube_by_eigh(a):
+    values, vectors = linalg.eigh(symmetric(a))
+    return (vectors * values**3) @ vectors.mT
+
+
+def cube_by_eig(a):
+    values, vectors = linalg.eig(symmetric(a))
+    return ((vectors * values**3) @ linalg.inv(vectors)).real
+
+
+def cube_by_svd(a):
+    left, values, right = linalg.svd(a, full_matrices=False)
+    return (left * values**3) @ right
+
+
+def matrix_by_svd(a):
+    left, values, right = linalg.svd(a, full_matrices=False)
+    return (left * values) @ right
+
+
+def gram_by_svd(a):
+    _, values, right = linalg.svd(a, full_matrices=False)
+    return (right.mT * values**2) @ right
+
+
+def exponential_by_eigh(a):
+    values, vectors = linalg.eigh(symmetric(a))
+    return (vectors * values.exp()) @ vectors.mT
+
+
+def cube(a):
+    return symmetric(a) @ symmetric(a) @ symmetric(a)
+
+
+# Each by a decomposition, and without one.
+FUNCTIONS = {
+    "eigh": (cube_by_eigh, cube),
+    "eig": (cube_by_eig, cube),
+    "svd": (cube_by_svd, lambda a: a @ a.mT @ a),
+    "the matrix itself": (matrix_by_svd, lambda a: a),
+    "right vectors": (gram_by_svd, lambda a: a.mT @ a),
+    "exponential": (exponential_by_eigh, lambda a: linalg.matrix_exp(symmetric(a))),
+    "eigvalsh": (lambda a: linalg.eigvalsh(symmetric(a)).pow(4).sum(), lambda a: cube(a).mul(symmetric(a)).sum()),
+    "eigvals": (lambda a: linalg.eigvals(symmetric(a)).pow(4).sum().real, lambda a: cube(a).mul(symmetric(a)).sum()),
+    "svdvals": (lambda a: linalg.svdvals(a).pow(4).sum(), lambda a: (a.mT @ a).square().sum()),
+    "norm by svdvals": (lambda a: linalg.svdvals(a).square().sum(), lambda a: a.square().sum()),
+}
+
+
+def problem(function, values, dtype=torch.float64, columns=SIZE, seed=0):
+    """A loss of a matrix with these singular values, for a square one eigenvalues too; and a direction."""
+    g = torch.Generator().manual_seed(seed)
+    basis = linalg.qr(torch.randn(SIZE, SIZE, generator=g, dtype=torch.float64))[0]
+    right = basis if columns == SIZE else linalg.qr(torch.randn(columns, columns, generator=g, dtype=torch.float64))[0]
+    matrix = nn.Parameter(((basis[:, :columns] * torch.tensor(values, dtype=torch.float64)) @ right.mT).to(dtype))
+    weight = torch.randn(SIZE, columns, generator=g, dtype=torch.float64).to(dtype)
+    u = torch.randn(SIZE, columns, generator=g, dtype=torch.float64).to(dtype)
+    partition = gn.Partition.from_groups({"matrix": {"matrix": matrix}})
+    return (lambda: (function(matrix) * weight).mean().sin()), partition, {"matrix": u}
+
+
+def oracle(name, values, dtype, **options):
+    """The derivatives in float64 where a matrix of the other type stands."""
+    _, partition, u = problem(FUNCTIONS[name][1], values, dtype, **options)
+    loss, wide, _ = problem(FUNCTIONS[name][1], values, torch.float64, **options)
+    with torch.no_grad():
+        wide.parameters["matrix"].copy_(partition.parameters["matrix"])
+    return gn.summarize(loss, wide, {"matrix": u["matrix"].double()})
+
+
+def largest_error(got, expected):
+    pairs = zip(got.tensors(), expected.tensors(), strict=False)
+    return max(float((a.double() - b.double()).abs().max() / (b.abs().max() + 0.1)) for a, b in pairs)
+
+
+GAPS = (0.25, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-11)
+ALLOWED = {torch.float64: 1e-6, torch.float32: 5e-3}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_close_values_are_right_or_refused(name, order, dtype):
+    taken = []
+    for gap, values in [(g, (1.0, 1.0 - g, 0.5, 0.3)) for g in GAPS] + [(g, (1.0, 0.6, 2 * g, g)) for g in GAPS]:
+        summary = error = None
+        try:
+            summary = gn.summarize(*problem(FUNCTIONS[name][0], values, dtype), order=order)
+        except NotImplementedError as raised:
+            error = str(raised)
+        if summary is None:
+            assert re.search('close together.*engine="differences"', error)
+            continue
+        taken.append(gap)
+        assert largest_error(summary, oracle(name, values, dtype)) < ALLOWED[dtype], values
+    assert taken.count(0.25) == 2
+    assert taken.count(1e-2) == 2 or order == 3
+    assert 1e-11 not in taken
+
+
+@pytest.mark.parametrize("name", ["svd", "svdvals"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_small_singular_values_are_right_or_refused(name, order):
+    """Where the matrix is not square torch divides by them."""
+    by_svd, columns = FUNCTIONS[name][0], 3
+    for smallest in (0.25, 1e-2, 1e-4, 1e-6, 1e-8, 1e-11):
+        values = (1.0, 0.6, smallest)
+        try:
+            summary = gn.summarize(*problem(by_svd, values, columns=columns), order=order)
+        except NotImplementedError:
+            assert smallest < 1e-2
+            continue
+        assert largest_error(summary, oracle(name, values, torch.float64, columns=columns)) < 1e-6
+        assert smallest > 1e-11
+
+
+def test_the_control_the_derivatives_are_lost():
+    values = (1.0, 1.0 - 1e-6, 0.5, 0.3)
+    loss, partition, u = problem(cube_by_eigh, values)
+    _, _, third, _ = nested.summary(loss(), partition, u)
+    assert not torch.allclose(third, oracle("eigh", values, torch.float64).third, rtol=0.1)
+
+
+@pytest.mark.parametrize("values", [(1.0, 1.0, 1.0, 1.0), (1.0, 0.5, 0.0, 0.0)])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_equal_values_are_refused_or_not_finite(name, values):
+    try:
+        summary = gn.summarize(*problem(FUNCTIONS[name][0], values))
+    except NotImplementedError:
+        return
+    assert not summary.hessian.isfinite().all()
+
+
+@pytest.mark.parametrize("count", [5, 10])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("function", [cube_by_eigh, cube_by_svd, linalg.svdvals])
+def test_random_matrices_are_taken_at_order_two(function, dtype, count):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        layer = nn.Linear(count, count, bias=False).to(dtype)
+        partition = gn.Partition.by_layer(layer)
+        summary = gn.summarize(
+            lambda layer=layer: function(layer.weight).square().sum(),
+            partition,
+            {"weight": layer.weight.detach()},
+            order=2,
+        )
+        assert summary.exact
+
+
+EXTREMES = {
+    "matrix_norm": lambda a: linalg.matrix_norm(a, 2),
+    "max": lambda a: linalg.svdvals(a).max(),
+    "amax": lambda a: linalg.svdvals(a).amax(),
+    "first": lambda a: linalg.svdvals(a)[0],
+    "last of eigvalsh": lambda a: linalg.eigvalsh(a.mT @ a)[-1].sqrt(),
+    "slice": lambda a: linalg.eigvalsh(a.mT @ a)[-1:].sqrt().sum(),
+    "vector": lambda a: (a @ linalg.eigh(a.mT @ a)[1][:, -1]).norm(),
+    "row": lambda a: (a @ linalg.svd(a)[2][0]).norm(),
+    "pair of vectors": lambda a: (a @ linalg.svd(a)[2][:1].mT).norm(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", EXTREMES)
+def test_values_that_are_not_used_may_be_close(name, dtype):
+    """The spectral norm: at order 2 it is right whatever the small values do. The oracle is the trace of a high power."""
+    taken = []
+    for gap, order in itertools.product(GAPS, (2, 3)):
+        values = (1.0, 0.5, 0.3, 0.3 - gap)
+        try:
+            summary = gn.summarize(*problem(EXTREMES[name], values, dtype), order=order)
+        except NotImplementedError:
+            continue
+        taken.append((gap, order))
+        loss, wide, u = problem(by_powers, values)
+        with torch.no_grad():
+            wide.parameters["matrix"].copy_(problem(by_powers, values, dtype)[1].parameters["matrix"])
+        # (1 / 2) ** 256 and less is left of the other values.
+        assert largest_error(summary, gn.summarize(loss, wide, u)) < ALLOWED[dtype], (gap, order)
+    assert (1e-3, 2) in taken
+    assert (1e-11, 2) in taken or "vector" in name or name == "row"
+
+
+def by_powers(a):
+    squares = a.mT @ a
+    for _ in range(7):
+        squares = squares @ squares
+    return squares.trace() ** (1 / 256)
