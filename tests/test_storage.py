@@ -109,7 +109,7 @@ def test_a_group_without_entries_is_refused():
     net = nn.Sequential(nn.Linear(4, 3))
     net[0].empty = nn.Parameter(torch.zeros(0))
     with pytest.raises(ValueError, match="at least one scalar in every group"):
-        gn.Partition.by_tensor(net)
+        gn.Partition.from_groups({"layer": {"w": net[0].weight}, "none": {"e": net[0].empty}})
 
 
 # -- embeddings with max_norm ----------------------------------------------------------------------------------------

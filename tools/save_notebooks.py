@@ -77,6 +77,24 @@ def save(path: Path) -> str:
 def run(notebook: NotebookNode, folder: Path) -> None:
     """Execute all cells in place, in the notebook's folder as JupyterLab does."""
     started: list[int] = []
+    try:
+        try:
+            execute(notebook, folder, started)
+        except (RuntimeError, AssertionError):
+            if started:
+                raise
+            # The kernel did not come up: its ports may be another's between their choice and its start.
+            execute(notebook, folder, started)
+    except (CellControlSignal, DeadKernelError) as error:
+        raise NotSaved(f"Cell {started[-1]} failed:\n{error}") from error
+    for index, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                raise NotSaved(f"Cell {index} wrote to stderr; catch the warning, or print it:\n{output.text}")
+
+
+def execute(notebook: NotebookNode, folder: Path, started: list[int]) -> None:
+    """Execute all cells; the numbers of those that were begun are appended to ``started``."""
     client = NotebookClient(
         notebook,
         kernel_name=KERNEL["name"],
@@ -86,15 +104,8 @@ def run(notebook: NotebookNode, folder: Path) -> None:
         resources={"metadata": {"path": str(folder)}},
         on_cell_start=lambda cell, cell_index: started.append(cell_index),
     )
-    try:
-        # A widget then writes the numbers of all its states beside its picture, for pages without a kernel.
-        client.execute(env=os.environ | {"GNEWTON_SAVE_TABLES": "1"})
-    except (CellControlSignal, DeadKernelError) as error:
-        raise NotSaved(f"Cell {started[-1]} failed:\n{error}") from error
-    for index, cell in enumerate(notebook.cells):
-        for output in cell.get("outputs", []):
-            if output.get("name") == "stderr":
-                raise NotSaved(f"Cell {index} wrote to stderr; catch the warning, or print it:\n{output.text}")
+    # A widget then writes the numbers of all its states beside its picture, for pages without a kernel.
+    client.execute(env=os.environ | {"GNEWTON_SAVE_TABLES": "1"})
 
 
 def cleaned(notebook: NotebookNode) -> NotebookNode:

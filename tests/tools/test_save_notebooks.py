@@ -3,8 +3,10 @@
 The notebooks here are made up. Each run starts a kernel, so that a few runs share many claims.
 """
 
+import importlib.util
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import nbformat
@@ -172,6 +174,25 @@ def test_failure_does_not_stop_the_others(failed: tuple[Path, dict[Path, bytes],
 
 def test_number_chooses(failed: tuple[Path, dict[Path, bytes], str]) -> None:
     assert save(failed[0], "03").returncode == 0, "the three that fail should not have run"
+
+
+def test_a_kernel_that_does_not_come_up_is_started_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flaky(notebook: object, folder: Path, started: list[int]) -> None:
+        calls.append(folder)
+        if len(calls) == 1 or all_fail:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+
+    spec = importlib.util.spec_from_file_location("save_notebooks", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    save_notebooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(save_notebooks)
+    monkeypatch.setattr(save_notebooks, "execute", flaky)
+    for all_fail in (False, True):
+        calls: list[Path] = []
+        with pytest.raises(RuntimeError) if all_fail else nullcontext():
+            save_notebooks.run(nbformat.v4.new_notebook(), tmp_path)
+        assert len(calls) == 2
 
 
 def test_unknown_number_is_refused_with_those_there_are(tmp_path: Path) -> None:
