@@ -184,7 +184,7 @@ def _check(comparison: _Comparison, which: str, names: Sequence[str], partition:
     if comparison.misfit <= tolerance(partition) and comparison.error < 0.5:
         return
     what = (
-        f"whose {which} derivative by nested backward passes is off by {100 * comparison.misfit:.2g} % at {comparison.name}"
+        f"whose {which} derivative by nested backward passes is off by {100 * comparison.misfit:.3g} % at {comparison.name}"
         if comparison.misfit > tolerance(partition)
         else f"whose {which} derivative cannot be checked: its gradient jumps too much between nearby parameters{_wider(partition)}"
     )
