@@ -72,7 +72,7 @@ def check_argument(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ValueError: expected a symmetric matrix in linalg_cholesky, got another, ...
     """
     assumed, name = assumption(function), function.__name__
-    if assumed is None or (name == "linalg_pinv" and not kwargs.get("hermitian")):
+    if assumed is None or (name == "linalg_pinv" and True not in (kwargs.get("hermitian"), *args[2:3])):
         return
     argument = args[assumed.place] if len(args) > assumed.place else kwargs.get(assumed.keyword)
     if not _can_be_wrong(argument) or (assumed is not _NORMALIZED and not _is_square(argument)):

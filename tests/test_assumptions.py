@@ -36,6 +36,7 @@ OF_TWO = {
     "cholesky, upper": lambda a: torch.linalg.cholesky(a, upper=True),
     "eigvalsh, upper": lambda a: torch.linalg.eigvalsh(a, UPLO="U"),
     "pinv, hermitian": lambda a: torch.linalg.pinv(a, hermitian=True),
+    "pinv, hermitian by its place": lambda a: torch.linalg.pinv(a, 1e-15, True),
     "pinv": torch.linalg.pinv,
     "solve_triangular": lambda a: torch.linalg.solve_triangular(a, COLUMNS, upper=False),
     "solve": lambda a: torch.linalg.solve(a, COLUMNS),
