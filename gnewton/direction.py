@@ -160,7 +160,9 @@ def value_and_gradient(
         samples += n
         # A running mean: its rounding does not grow with the number of samples.
         value = one.detach() if samples == n else value + (one.detach() - value) * (n / samples)
-        for name, g in zip(trainable, differentiate(one, list(trainable.values())), strict=True):
+        entries = differentiate(one, list(trainable.values()))
+        partition.check_held([name for name, g in zip(trainable, entries, strict=True) if g is None])
+        for name, g in zip(trainable, entries, strict=True):
             # Embeddings may give sparse gradients, which cannot be averaged with dense ones.
             dense = torch.zeros_like(trainable[name], requires_grad=False) if g is None else g.to_dense()
             total[name] = torch.lerp(total[name], dense, n / samples) if name in total else dense
@@ -223,10 +225,13 @@ def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]
     with torch.enable_grad():
         value = loss()
         entries = iter(torch.autograd.grad(value, trainable, allow_unused=True))
-    gradients = {}
+    gradients, unused = {}, []
     for name, p in partition.parameters.items():
         g = next(entries) if p.requires_grad else None
+        if g is None and p.requires_grad:
+            unused.append(name)
         gradients[name] = torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
+    partition.check_held(unused)
     return value.detach().reshape(()), gradients
 
 
@@ -346,7 +351,21 @@ def _check_entry(name: str, u: Tensor, p: Tensor) -> Tensor:
             f"expected {name} of the direction on {p.device}, got {u.device}; move it with .to({str(p.device)!r})"
         )
     u = u.detach()
-    return u if u.dtype == p.dtype else u.to(p.dtype)
+    return u if u.dtype == p.dtype else _converted(name, u, p.dtype)
+
+
+def _converted(name: str, u: Tensor, dtype: torch.dtype) -> Tensor:
+    if u.is_complex():
+        raise TypeError(
+            f"expected real numbers for {name} in the direction, got {u.dtype}; give its .real or its .imag"
+        )
+    converted = u.to(dtype)
+    if not u.is_meta and bool(((u != 0) & (converted == 0)).any()):
+        raise ValueError(
+            f"expected {name} of the direction within the range of {dtype}, got numbers in {u.dtype} that are 0 there; multiply "
+            "the direction, and the rates that come from it, by a number"
+        )
+    return converted
 
 
 def total(tensors: Mapping[str, Tensor]) -> Tensor:

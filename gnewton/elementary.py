@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
-from gnewton import recurrent, repeated, special
+from gnewton import recurrent, repeated, special, transposed
 from gnewton.argument_names import with_torch_names
 from gnewton.assumptions import assumption, check_argument
 from gnewton.contraction import contract
@@ -626,6 +626,7 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     torch.embedding: _embedding,
     torch.prelu: prelu,
     **recurrent.WRITTEN_OUT,
+    **transposed.WRITTEN_OUT,
     torch.dropout: dropout,
     torch.ops.higher_order.cond: cond,
     **{drop: partial(_drop_by_mask, drop) for drop in (torch.dropout_, torch.feature_dropout, torch.feature_dropout_)},

@@ -5,7 +5,7 @@ A loss is a callable that returns a scalar tensor with its graph; gnewton evalua
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
@@ -124,12 +124,20 @@ def _explain(error: str) -> Exception | None:
             "expected a loss whose graph is whole, got one that backward() has used up; "
             "return the loss from the closure without calling backward(): gnewton differentiates it itself"
         )
+    if "modified by an inplace operation" in error:
+        return ValueError(
+            "expected values that stay as they are until they were differentiated, got one that the loss overwrites where autograd "
+            f"does not look (under no_grad, or by detach): {error}. Write y = y * 2 in the place of y.mul_(2)"
+        )
     if _REENTRANT in error:
         return NotImplementedError(
             "expected a loss that torch can differentiate twice, got a reentrant checkpoint, which it cannot; "
             'write checkpoint(..., use_reentrant=False), or use engine="differences"'
         )
-    if any(text in error for text in ("not implemented", "donated buffer", "support double backward")):
+    if any(
+        text in error
+        for text in ("not implemented", "donated buffer", "support double backward", "output_padding is not supported")
+    ):
         return NotImplementedError(
             "expected a loss that torch can differentiate to the order asked for, got an operation that it cannot: "
             f"{error}. Replace that operation (or leave out torch.compile), lower the order, or use "
@@ -257,7 +265,7 @@ def batches(data: Iterable[Any] | None, weight: Weight | None) -> Iterator[tuple
     empty = True
     for batch in data:
         arguments = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-        size = float(_samples(arguments) if weight is None else weight(*arguments))
+        size = float(samples_in(arguments) if weight is None else weight(*arguments))
         if not 0 < size < float("inf"):
             raise ValueError(f"expected a positive batch weight, got {size}; drop empty batches or mend weight=")
         empty = False
@@ -266,20 +274,29 @@ def batches(data: Iterable[Any] | None, weight: Weight | None) -> Iterator[tuple
         raise ValueError("expected at least one batch, got none; a generator that was used up must be made anew")
 
 
-def _samples(arguments: Sequence[Any]) -> int:
+def samples_in(arguments: Sequence[Any]) -> int:
+    """How many samples a batch has: the rows of its first element. ValueError where that cannot be told.
+
+    >>> samples_in((torch.zeros(3, 2), torch.zeros(3)))
+    3
+    """
     first = arguments[0] if arguments else None
-    # The length of a dictionary is its number of keys, not of samples.
-    if (
-        first is None
-        or isinstance(first, Mapping)
-        or not getattr(first, "shape", True)
-        or not hasattr(first, "__len__")
-    ):
+    if not _has_rows(first):
         raise ValueError(
             f"expected batches whose first element has one row per sample, got {type(first).__name__}; "
             "give weight=, a function of the batch that returns its number of samples"
         )
     return len(first)
+
+
+def _has_rows(first: Any) -> bool:
+    """Whether its length is a number of samples: that of a tensor or array, and of a list in which each sample has an entry.
+
+    That of a dictionary or of a graph's data is the number of its fields, and that of several tensors theirs.
+    """
+    if hasattr(first, "shape"):
+        return len(first.shape) > 0
+    return isinstance(first, tuple | list) and not any(hasattr(entry, "shape") for entry in first)
 
 
 class Tally:
@@ -295,7 +312,7 @@ class Tally:
         self.total = total
 
     def __call__(self, *arguments: Any) -> float:
-        size = float(_samples(arguments) if self._weight is None else self._weight(*arguments))
+        size = float(samples_in(arguments) if self._weight is None else self._weight(*arguments))
         self.total += size
         return size
 

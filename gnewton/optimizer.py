@@ -20,6 +20,7 @@ from gnewton.average import Average
 from gnewton.caller import warn
 from gnewton.direction import Direction
 from gnewton.line import Closure, Data, Line, Objective
+from gnewton.loss import samples_in
 from gnewton.partition import Partition
 from gnewton.policies import Outcome, Policy, RatioTest, ReuseRates
 from gnewton.policies.outcome import history_length
@@ -176,7 +177,7 @@ class GroupedNewton(torch.optim.Optimizer):
         """
         if data is not None:
             return self.step(loss, data=data)
-        samples = len(batch[0]) if self.partition.ranks.size > 1 else 1
+        samples = samples_in(batch) if self.partition.ranks.size > 1 else 1
         return self.step(lambda: loss(*batch), curvature=curvature and (lambda: loss(*curvature)), samples=samples)
 
     def _step_along(self, value: Tensor, gradients: Direction, objective: Objective) -> None:

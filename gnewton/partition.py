@@ -69,6 +69,7 @@ class Partition:
         _check_parameters(self.parameters, self.shards)
         like = local_part(next(iter(self.parameters.values())))
         self.ranks = ranks_of(module, like) if self.shards is None else self.shards.ranks
+        self._held = _names_held(self.module, self.parameters)
         self._here: Partition | None = None
         self._gathered: Partition | None = None
         self._labels = {name: _simplify(labels[name]) for name in self.parameters}
@@ -392,6 +393,30 @@ class Partition:
         """A direction along whole parameters: inside ``gathered`` each part is gathered when it is read."""
         return direction if self.weights is None else WholeDirection(self.weights.shards, direction)
 
+    def check_held(self, unused: Sequence[str]) -> None:
+        """Raises ValueError where a parameter that a loss does not use was the module's, and is no more.
+
+        >>> import gnewton as gn
+        >>> layer = nn.Linear(2, 1)
+        >>> partition = gn.Partition.single(layer)
+        >>> partition.check_held(["bias"])
+        >>> layer.bias = nn.Parameter(torch.ones(1))
+        >>> partition.check_held(["bias"])
+        Traceback (most recent call last):
+        ...
+        ValueError: expected the parameters that the module has now, got bias, ...
+        """
+        if not unused or self.weights is not None or self.shards is not None:
+            return
+        ours = self._held.intersection(unused)
+        gone = ours - _names_held(self.module, {name: self.parameters[name] for name in ours})
+        if gone:
+            raise ValueError(
+                f"expected the parameters that the module has now, got {_shorten(sorted(gone))}, which it had when the partition was "
+                "built and the loss does not use any more (replaced, removed or parametrized); build the Partition anew, and the "
+                "optimizer on it"
+            )
+
     def on_any_rank(self, flag: bool) -> bool:
         """Whether it is so on some rank, where the ranks must decide alike: inside ``gathered``."""
         return flag if self.weights is None else self.weights.shards.ranks.any("decision", flag)
@@ -576,6 +601,12 @@ def _parameters_of(groups: Mapping[str, Mapping[str, Tensor | tuple[Tensor, Tens
                 f"expected one name for a tensor, got {first} and {name}; a tied parameter goes by one name"
             )
     return tensors
+
+
+def _names_held(module: nn.Module | None, parameters: Mapping[str, Tensor]) -> frozenset[str]:
+    """Those of the parameters that the module has."""
+    held = set() if module is None else {id(p) for p in module.parameters()}
+    return frozenset(name for name, p in parameters.items() if id(p) in held)
 
 
 def _check_parameters(parameters: Mapping[str, Tensor], shards: Shards | None) -> None:

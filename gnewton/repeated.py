@@ -26,7 +26,8 @@ Places = Callable[[Any, torch.Size], Tensor]
 def _along_axis(node: Any, shape: torch.Size) -> Tensor:
     # Autograd keeps a negative axis as an unsigned number of 64 bits.
     axis = node._saved_dim - (node._saved_dim >> 63 << 64)
-    places: Tensor = node._saved_index % shape[axis]
+    # A number () has one place.
+    places: Tensor = node._saved_index % (shape or (1,))[axis]
     return places.movedim(axis if places.dim() > 1 else 0, -1)
 
 
@@ -171,7 +172,7 @@ def may_overlap(view: Tensor) -> bool:
 
 
 def _check(name: str, places: Tensor) -> None:
-    if not places.is_meta and bool((places.sort(-1).values.diff() == 0).any()):
+    if not places.is_meta and bool((torch.atleast_1d(places).sort(-1).values.diff() == 0).any()):
         raise _error(f"{name} with a place that occurs twice,")
 
 

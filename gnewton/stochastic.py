@@ -16,7 +16,7 @@ from torch import Tensor
 from gnewton.derivatives.graph import hooks_so_far, nodes
 from gnewton.derivatives.proof import check_kernels, doubts, prove
 from gnewton.direction import value_and_gradient
-from gnewton.loss import check_gathered, differentiable_mode, differentiate, evaluate
+from gnewton.loss import check_gathered, differentiable_mode, differentiate, evaluate, samples_in
 from gnewton.partition import Partition
 from gnewton.ranks import Part
 from gnewton.replicas import Replicas
@@ -84,7 +84,7 @@ class StochasticNewton(torch.optim.Optimizer):
 
     def training_step(self, loss: Callable[..., Tensor], batch: Sequence[Any]) -> Tensor:
         """A step as ``training.fit`` asks for it, on ``loss(*batch)``."""
-        return self.step(lambda: loss(*batch), samples=len(batch[0]) if self.partition.ranks.size > 1 else 1)
+        return self.step(lambda: loss(*batch), samples=samples_in(batch) if self.partition.ranks.size > 1 else 1)
 
     def _follow(
         self, closure: Closure, settings: dict[str, Any], samples: float

@@ -23,7 +23,7 @@ from gnewton.derivatives.opened import functions_opened, record_opened
 from gnewton.derivatives.record import record_in_mode, warn_of_missing
 from gnewton.derivatives.recorder import HOOKED
 from gnewton.derivatives.tape import Tape
-from gnewton.direction import Direction, check_direction, gradient
+from gnewton.direction import Direction, check_direction, gradient, lengths
 from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differentiable_mode, evaluate
 from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
 from gnewton.ranks import Part
@@ -402,11 +402,13 @@ def summarize(
         # Differences need a gradient alone, which torch's own kernels get right.
         watched = WatchedCalls() if engine == "differences" else nullcontext()
         with partition.gathered() as whole, differentiable_mode(whole, higher=engine != "differences"), watched:
+            u, factors = (u, None) if engine == "differences" else within_range(u, whole)
             along = whole.whole(u)
             question = partial(
                 _Question, loss, whole, u=along, order=order, full_third=full_third, max_memory=max_memory
             )
-            return _mean_over_batches(lambda batch: _summarize_batch(question(batch), engine), data, tally)
+            along_it = _mean_over_batches(lambda batch: _summarize_batch(question(batch), engine), data, tally)
+        return along_it if factors is None else along_it.rescaled(factors)
 
     mean = mean_summary(partition, compute, Tally(weight, samples if data is None else 0.0))
     return replace(mean, curvature=curvature)
@@ -459,8 +461,27 @@ def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order
     if graph.unproven(reached) or graph.wrong_kernels(reached, partition, order):
         return None
     # In the mode of the recording: single operations must find the kernels that ran then.
+    direction, factors = within_range(direction, partition)
     with differentiable_mode(partition, restore_buffers=False):
-        return _sweep(tape, partition, direction, order)
+        summary = _sweep(tape, partition, direction, order)
+    return summary if summary is None or factors is None else summary.rescaled(factors)
+
+
+def within_range(u: Direction, partition: Partition) -> tuple[Direction, Tensor | None]:
+    """u, and None; for parameters in float16, in which squares of numbers below 1e-4 vanish: u with short parts made longer,
+    and the factors (S,) that undo it. They are powers of 2, by which no digit changes.
+
+    >>> import torch, gnewton as gn
+    >>> partition = gn.Partition.single(gn.models.Rosenbrock(2, dtype=torch.float16))
+    >>> u, factors = within_range({"theta": torch.tensor([1.0, 2.0], dtype=torch.float16) / 1024}, partition)
+    >>> u["theta"].tolist(), factors.tolist()
+    ([0.5, 1.0], [0.001953125])
+    """
+    if partition.weights is not None or all(p.dtype != torch.float16 for p in partition.parameters.values()):
+        return u, None
+    length = lengths(u, partition)
+    exponents = torch.where(length > 0, -length.log2().floor(), 0).clamp(min=0)
+    return partition.scale(u, 2**exponents), 0.5**exponents
 
 
 @dataclass(frozen=True)
@@ -532,6 +553,7 @@ def _by_tape(asked: _Question, tape: Tape, reached: set[Any], engine: str) -> Su
     assert tape.value is not None
     loss, partition = asked.loss, asked.partition
     proof.check_kernels(reached, partition, asked.order)
+    partition.check_held(tape.unused)
     if engine == "auto" and _is_cheaper_nested(tape, asked):
         # Through the graph of the recorded loss, which is proven.
         tensors = nested.summary(tape.value, partition, asked.u, order=asked.order)
@@ -559,6 +581,7 @@ def _nested(asked: _Question) -> Summary:
     loss = loss.on_copies() if isinstance(loss, TwoParts) else loss
     before, hooks = Start(partition), graph.hooks_so_far()
     value = evaluate(loss, partition, asked.batch)
+    partition.check_held(graph.unused(graph.nodes(value), partition))
     outputs = loss.latest if isinstance(loss, TwoParts) else None
     names: list[str] = []
     if order > 1:

@@ -216,3 +216,18 @@ def test_a_preconditioned_optimizer_of_another_package_proposes_the_step_it_woul
             torch.testing.assert_close(u[n], before[n] - p.detach(), rtol=1e-9, atol=1e-13)
     losses = [float(ours.step(case.loss)) for _ in range(15)]
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_direction_of_another_dtype_is_taken_where_its_numbers_are(case, partition):
+    u = case.direction(partition)
+    assert all(torch.equal(v, u[n]) for n, v in check_direction(u, partition).items())
+    wide = {name: part.float() for name, part in u.items()}
+    assert all(torch.equal(v, wide[n].double()) for n, v in check_direction(wide, partition).items())
+    with pytest.raises(TypeError, match=r"expected real numbers for 0\.weight in the direction, got torch\.complex128"):
+        check_direction({name: part * 1j for name, part in u.items()}, partition)
+    small = gn.Partition.single(gn.models.Rosenbrock(2, dtype=torch.float32))
+    # The control: the number itself is not zero.
+    tiny = torch.tensor([1e-60, 1.0], dtype=torch.float64)
+    assert tiny.all()
+    with pytest.raises(ValueError, match=r"within the range of torch\.float32"):
+        check_direction({"theta": tiny}, small)

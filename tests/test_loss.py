@@ -218,3 +218,46 @@ def test_sparse_gradients_of_an_embedding():
     model[0].sparse = False
     dense = gn.direction.gradient(lambda: F.cross_entropy(model(x), x[:, 0] % 3), partition)
     torch.testing.assert_close(g["0.weight"], dense["0.weight"])
+
+
+class Graphs:
+    """Like a batch of graphs: its length is the number of its fields."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return 2
+
+
+MANY = {
+    "several tensors": lambda x: (x, x.sign()),
+    "a list of tensors": lambda x: [x, x.sign()],
+    "a packed sequence": lambda x: nn.utils.rnn.pack_sequence([x]),
+    "an object with fields": Graphs,
+    "a word": lambda x: "two words",
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_the_number_of_fields_is_no_number_of_samples(kind):
+    # Each batch is ragged: 7 samples, then the rest; its first element has as many fields whatever their number.
+    parts = [(MANY[kind](CASE.x[i]), CASE.x[i], CASE.y[i]) for i in (slice(0, 7), slice(7, None))]
+
+    def loss(_, x, y):
+        return CASE.loss_on(x, y)
+
+    with pytest.raises(ValueError, match=r"one row per sample.*give weight="):
+        gn.direction.gradient(loss, PARTITION, data=parts)
+    whole = gn.direction.gradient(CASE.loss, PARTITION)["0.weight"]
+    right = gn.direction.gradient(loss, PARTITION, data=parts, weight=lambda _, x, y: len(x))["0.weight"]
+    torch.testing.assert_close(right, whole)
+    # The control: by the lengths of the first elements it is another mean.
+    wrong = gn.direction.gradient(loss, PARTITION, data=parts, weight=lambda first, x, y: len(first))["0.weight"]
+    assert (wrong - whole).norm() > 1e-3 * whole.norm()
+
+
+def test_a_list_with_an_entry_for_each_sample_is_counted():
+    parts = [(["a"] * len(CASE.x[i]), CASE.x[i], CASE.y[i]) for i in (slice(0, 7), slice(7, None))]
+    got = gn.direction.gradient(lambda _, x, y: CASE.loss_on(x, y), PARTITION, data=parts)["0.weight"]
+    torch.testing.assert_close(got, gn.direction.gradient(CASE.loss, PARTITION)["0.weight"])

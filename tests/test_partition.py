@@ -238,3 +238,53 @@ def test_a_parameter_without_scalars_makes_no_group_and_changes_no_number(factor
 def test_a_model_of_empty_parameters_has_no_group():
     with pytest.raises(ValueError, match="at least one group"):
         gn.Partition.by_tensor(nn.Linear(0, 0))
+
+
+def replace_weight(model):
+    model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+
+
+CHANGES = {
+    "replaced": replace_weight,
+    "parametrized": lambda model: nn.utils.parametrizations.weight_norm(model[0]),
+    "removed": lambda model: model.__setitem__(0, nn.Linear(model[0].in_features, model[0].out_features).double()),
+}
+USES = {
+    "gradient": lambda loss, partition, u: gn.direction.gradient(loss, partition),
+    "order 1": lambda loss, partition, u: gn.summarize(loss, partition, u, order=1),
+    **{
+        engine: lambda loss, partition, u, engine=engine: gn.summarize(loss, partition, u, engine=engine)
+        for engine in ("auto", "tape", "nested", "differences")
+    },
+    "a step": lambda loss, partition, u: gn.GroupedNewton(partition, cubic=1.0).step(loss),
+}
+
+
+def changed(change):
+    """A loss and the partition that was built before its model was changed."""
+    case = build("perceptron")
+    partition = gn.Partition.by_tensor(case.model)
+    change(case.model)
+    return case.loss, partition, case.direction(partition)
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("change", CHANGES)
+def test_parameters_that_the_module_has_no_more_are_refused(change, use):
+    with pytest.raises(ValueError, match=r"expected the parameters that the module has now, got 0\.\S+"):
+        USES[use](*changed(CHANGES[change]))
+
+
+@pytest.mark.parametrize("use", USES)
+def test_parameters_that_are_unused_and_were_never_the_modules_are_taken(use):
+    case, loose = build("perceptron"), torch.ones(3, dtype=torch.float64, requires_grad=True)
+    partition = gn.Partition.from_groups([dict(case.model.named_parameters()), {"loose": loose}], module=case.model)
+    case.model.unused = nn.Linear(2, 2, dtype=torch.float64)
+    USES[use](case.loss, partition, case.direction(partition))
+    USES[use](case.loss, gn.Partition.single(case.model), case.direction(gn.Partition.single(case.model)))
+
+
+def test_the_control_a_parameter_that_is_gone_has_a_derivative_of_zero(monkeypatch):
+    monkeypatch.setattr(gn.Partition, "check_held", lambda self, unused: None)
+    loss, partition, u = changed(replace_weight)
+    assert gn.summarize(loss, partition, u).gradient[0] == 0

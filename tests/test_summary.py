@@ -4,6 +4,7 @@ Both sides of a law are computed by the same code from different inputs; they di
 few thousand terms, so 1e-11 of the largest entry is generous, and a wrong factor, sign, group or index fails by orders.
 """
 
+import copy
 import io
 
 import pytest
@@ -411,3 +412,30 @@ def test_a_summary_prints_a_line_for_each_of_the_first_twenty_groups(device):
     assert "10 more" in rest
     assert summary._repr_html_().count("<tr>") == 22
     assert "&lt;0&gt;" in summary._repr_html_()
+
+
+def in_half_precision(scale, engine):
+    """The relative errors of a summary in float16 along ``scale`` u: the numbers along u in float64, times powers of the scale."""
+    case = build("perceptron")
+    wide, model, x = case.model, copy.deepcopy(case.model).half(), case.x.half()
+    for p, q in zip(wide.parameters(), model.parameters(), strict=True):
+        p.data.copy_(q)
+    case.x = x.double()
+    partition, narrow = gn.Partition.by_layer(wide), gn.Partition.by_layer(model)
+    u = {name: part.half() * scale for name, part in case.direction(partition).items()}
+    expected = gn.summarize(case.loss, partition, {n: part.double() for n, part in u.items()}, full_third=True)
+    got = gn.summarize(lambda: case.criterion(model(x).double(), case.y), narrow, u, engine=engine, full_third=True)
+    pairs = zip(got.tensors(), expected.tensors(), strict=True)
+    return [float((a - b).abs().max() / b.abs().max()) for a, b in pairs]
+
+
+@pytest.mark.parametrize("engine", ["tape", "nested"])
+@pytest.mark.parametrize("scale", [1.0, 1 / 256, 1 / 8192])
+def test_in_half_precision_short_directions_keep_their_digits(scale, engine):
+    # Some hundred roundings of 5e-4 each, of either sign; squares of the shortest one would be 0, whose error is 1.
+    assert max(in_half_precision(scale, engine)) < 0.05
+
+
+def test_the_control_products_of_short_directions_vanish_in_half_precision(monkeypatch):
+    monkeypatch.setattr(gn.summary, "within_range", lambda u, partition: (u, None))
+    assert max(in_half_precision(1 / 8192, "tape")) > 0.5

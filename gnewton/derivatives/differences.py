@@ -84,6 +84,7 @@ class Gradients:
         value = evaluate(self._loss, self.partition, self._batch)
         trainable = {name: p for name, p in self.partition.parameters.items() if p.requires_grad}
         slopes = differentiate(value, list(trainable.values()))
+        self.partition.check_held([name for name, g in zip(trainable, slopes, strict=True) if g is None])
         gradient = {n: g.detach().to_dense() for n, g in zip(trainable, slopes, strict=True) if g is not None}
         return value.detach(), gradient
 

@@ -52,6 +52,18 @@ def unproven(reached: Iterable[Any]) -> list[str]:
     return sorted({_function_name(node) for node in reached if is_foreign(node)})
 
 
+def unused(reached: Iterable[Any], partition: Partition) -> list[str]:
+    """The partition's parameters that are at none of the nodes.
+
+    >>> import torch, gnewton as gn
+    >>> layer = torch.nn.Linear(3, 1)
+    >>> unused(nodes(layer.weight.sum()), gn.Partition.single(layer))
+    ['bias']
+    """
+    leaves = {id(getattr(node, "variable", None)) for node in reached}
+    return [name for name, p in partition.parameters.items() if id(p) not in leaves]
+
+
 def functions_with_hooks(reached: Iterable[Any]) -> list[str]:
     """Those of the nodes with hooks of their own, which may change gradients."""
     return sorted({_function_name(node) for node in reached if _has_hooks(node)})

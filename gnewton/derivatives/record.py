@@ -117,7 +117,7 @@ def record_with_gradient(loss: Loss, partition: Partition, *, finite: bool = Tru
     tape = record_in_mode(loss, partition, finite=finite)
     trainable = {name: p for name, p in partition.parameters.items() if p.requires_grad}
     gradient = {name: torch.zeros_like(p, requires_grad=False) for name, p in partition.parameters.items()}
-    for name, g in zip(trainable, tape.gradients(list(trainable.values())), strict=True):
-        if g is not None:
-            gradient[name] = g.to_dense()
+    entries = dict(zip(trainable, tape.gradients(list(trainable.values())), strict=True))
+    partition.check_held([name for name, g in entries.items() if g is None])
+    gradient |= {name: g.to_dense() for name, g in entries.items() if g is not None}
     return tape, gradient

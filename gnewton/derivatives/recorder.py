@@ -235,7 +235,10 @@ class Recorder(Elementary):
             operation.is_complex |= any(t.is_complex() for t in outputs.values())
             operation.rule = rule_for(operation)
             self._needed.update(operation.inputs if operation.rule.reads_inputs else ())
-            self._needed.update(operation.outputs if operation.rule.reads_outputs else ())
+            if operation.rule.reads_outputs:
+                # What is written into them behind the record would be read in their place: `_finish` sees it.
+                self._needed.update(operation.outputs)
+                self._note_reads(outputs.values(), operation)
             self.tape.operations.append(operation)
 
     def _gap(self, name: str, outputs: list[Tensor], edges: set[Any]) -> str | None:
@@ -315,7 +318,7 @@ class Recorder(Elementary):
         needed = set(self.tape.operations)
         changed = [o.name for t, old, o in self._read if o in needed and version(t) != old]
         if changed:
-            self.tape.missing = f"an argument of {changed[0]} was overwritten later"
+            self.tape.missing = f"what {changed[0]} read or returned was overwritten later"
         if self._hooked or (hooks_so_far() != self._hooks and functions_with_hooks(nodes(value))):
             self.tape.missing = HOOKED
         for memory in (self._known, self._reasons, self._read, self._kept, self._needed):

@@ -41,6 +41,7 @@ class Tape:
         value: the loss (), with its graph.
         result: the variable that ends the tape.
         flat: outputs of operations whose curvature is not to be counted.
+        unused: names of the parameters that the result does not depend on.
     """
 
     parameters: tuple[Variable, ...]
@@ -49,6 +50,7 @@ class Tape:
     value: Tensor | None = None
     result: Variable | None = None
     flat: set[Variable] = field(default_factory=set)
+    unused: tuple[str, ...] = ()
     _adjoints: dict[Variable, Tensor] | None = field(default=None, init=False)
 
     def adjoints(self) -> dict[Variable, Tensor]:
@@ -79,6 +81,7 @@ class Tape:
                 needed.update(o.inputs)
                 operations.append(o)
         self.operations = operations[::-1]
+        self.unused = tuple(str(v) for v in self.parameters if v not in needed)
 
     def drop_unread_values(self) -> None:
         """Drop the values of which the rules need no more than the shape; the graph keeps what autograd needs."""

@@ -9,6 +9,7 @@ import tracemalloc
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support.problems import PROBLEMS, build, central_differences
 from support.zoo import SHAPES, ZOO
 from torch import nn
@@ -16,7 +17,9 @@ from torch.func import functional_call
 
 import gnewton as gn
 from gnewton.derivatives import memory, nested, sweep
+from gnewton.derivatives.operation import Rule
 from gnewton.derivatives.record import record
+from gnewton.derivatives.rules import softmax
 
 ORDERS = ("gradient", "hessian", "third", "third_full")
 
@@ -211,3 +214,71 @@ def test_the_engines_share_a_signature():
     for got, expected in zip(ours, theirs, strict=True):
         assert got.dtype == torch.float64
         close(got, expected)
+
+
+# What has no axis takes 0 as one; what has no entry adds nothing.
+OF_A_NUMBER = {
+    "softmax": lambda t: t.softmax(0),
+    "log_softmax": lambda t: t.log_softmax(-1),
+    "transpose": lambda t: t.transpose(0, 0),
+    "flip": lambda t: t.flip(0),
+    "cumsum": lambda t: t.cumsum(0),
+    "sort": lambda t: t.sort(0)[0],
+    "logcumsumexp": lambda t: t.logcumsumexp(0),
+    "cumprod": lambda t: t.cumprod(0),
+    "amax": lambda t: t.amax(0),
+    "index_fill": lambda t: t.cos().index_fill(0, torch.tensor([0]), t),
+    "index_copy": lambda t: t.cos().index_copy(0, torch.tensor([0]), t),
+    "scatter": lambda t: t.cos().scatter(0, torch.tensor(0), t),
+}
+OF_NOTHING = {
+    "layer_norm": lambda t: F.layer_norm(t, (3,)),
+    "group_norm": lambda t: F.group_norm(t, 1),
+    "softmax": lambda t: t.softmax(0),
+    "bilinear": lambda t: F.bilinear(t, t, t.new_ones(2, 3, 3)),
+    "cdist": lambda t: torch.cdist(t, t.new_ones(2, 3)),
+    "chain": lambda t: torch.linalg.multi_dot([t, t.new_ones(3, 3), t.new_ones(3, 2)]),
+    "erfc": torch.erfc,
+    "prod": lambda t: t.prod(1),
+    "norm": lambda t: t.norm(dim=1),
+    "attention": lambda t: F.scaled_dot_product_attention(t[None], t[None], t[None]),
+    "matmul": lambda t: t.T @ t,
+    "cat": lambda t: torch.cat([t, t.new_ones(1, 3)]),
+}
+
+
+# Each of them returns the number itself, but for these.
+CONSTANTS = {"softmax": 1.0, "log_softmax": 0.0}
+
+
+def of_a_number(function):
+    w = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    return lambda: (function(w.sin()) * w).exp() + w**3, gn.Partition.from_groups({"w": {"w": w}}), {"w": w.detach()}
+
+
+@pytest.mark.parametrize("name", OF_A_NUMBER)
+def test_a_number_is_a_tensor(name):
+    loss, partition, u = of_a_number(OF_A_NUMBER[name])
+    w = partition.parameters["w"]
+    expected = nested.summary((CONSTANTS.get(name, w.sin()) * w).exp() + w**3, partition, u, full_third=True)
+    got = gn.summarize(loss, partition, u, engine="tape", full_third=True)
+    for one, other in zip((got.gradient, got.hessian, got.third, got.third_full), expected, strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("name", OF_NOTHING)
+def test_what_has_no_entry_adds_nothing(name):
+    w = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3).requires_grad_()
+    function = OF_NOTHING[name]
+    partition = gn.Partition.from_groups({"w": {"w": w}})
+    u = {"w": torch.linspace(1, 2, 6, dtype=torch.float64).reshape(2, 3)}
+    got = gn.summarize(lambda: function(w[:0]).sum() + w.exp().sum(), partition, u, engine="tape", full_third=True)
+    for order, tensor in enumerate((got.gradient, got.hessian, got.third_full), 1):
+        torch.testing.assert_close(tensor.flatten()[0], (w.detach().exp() * u["w"] ** order).sum(), rtol=1e-12, atol=0)
+
+
+def test_the_control_closed_forms_need_an_axis_and_an_entry(monkeypatch):
+    monkeypatch.setattr(softmax.Softmax, "applies", Rule.applies)
+    loss, partition, u = of_a_number(OF_A_NUMBER["softmax"])
+    with pytest.raises(ZeroDivisionError):
+        gn.summarize(loss, partition, u, engine="tape")

@@ -12,7 +12,7 @@ from support.problems import DTYPE
 from torch import Tensor, nn
 
 import gnewton as gn
-from gnewton.derivatives.record import record
+from gnewton.derivatives.record import IncompleteRecordWarning, record
 from gnewton.derivatives.recorder import Recorder
 
 ROWS, COLUMNS = 4, 6
@@ -132,3 +132,63 @@ def test_a_write_behind_a_recorded_value_is_found():
         return later.sin().sum()
 
     assert "overwritten" in str(record(loss, gn.Partition.from_groups({"w": {"w": w}})).missing)
+
+
+# Functions whose derivatives are computed from their values, which autograd keeps.
+KEPT = {
+    "exp": torch.exp,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "sqrt": torch.sqrt,
+    "reciprocal": torch.reciprocal,
+    "softmax": lambda t: t.softmax(-1),
+    "log_softmax": lambda t: t.log_softmax(-1),
+}
+
+
+def written_unseen(t):
+    with torch.no_grad():
+        t.mul_(2.0)
+
+
+UNSEEN = {"no_grad": written_unseen, "detach": lambda t: t.detach().mul_(2.0)}
+
+
+def unseen_case(function, write):
+    w = nn.Parameter(torch.linspace(0.3, 0.9, 6, dtype=DTYPE).reshape(2, 3))
+
+    def loss():
+        y = function(w * 1.5)
+        write(y)
+        return y.square().sum()
+
+    return loss, gn.Partition.from_groups({"w": {"w": w}}), {"w": torch.ones_like(w, requires_grad=False)}
+
+
+@pytest.mark.parametrize("engine", ["auto", "tape", "nested"])
+@pytest.mark.parametrize("write", UNSEEN)
+@pytest.mark.parametrize("name", KEPT)
+def test_a_value_that_is_overwritten_unseen_is_refused(name, write, engine):
+    loss, partition, u = unseen_case(KEPT[name], UNSEEN[write])
+    with pytest.raises(ValueError, match="overwr"):
+        gn.summarize(loss, partition, u, engine=engine)
+
+
+@pytest.mark.parametrize("write", UNSEEN)
+def test_a_value_that_no_derivative_reads_may_be_overwritten_unseen(write):
+    # y = 2 sin x as a number, cos x as its slope: L = y^2 and dL/dw = 2 y cos(x) 1.5, as autograd has it.
+    loss, partition, u = unseen_case(torch.sin, UNSEEN[write])
+    x = partition.parameters["w"].detach() * 1.5
+    expected = (4 * x.sin() * x.cos() * 1.5).sum()
+    got = gn.summarize(loss, partition, u, engine="nested").gradient[0]
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    with pytest.warns(IncompleteRecordWarning, match="sin read or returned was overwritten"):
+        assert gn.summarize(loss, partition, u).gradient[0] == got
+
+
+def test_the_control_without_the_note_the_tape_takes_what_was_written(monkeypatch):
+    loss, partition, u = unseen_case(torch.exp, written_unseen)
+    monkeypatch.setattr(Recorder, "_note_reads", lambda *arguments: None)
+    got = gn.summarize(loss, partition, u).gradient[0]
+    right = (4 * (1.5 * partition.parameters["w"].detach()).exp().square() * 1.5).sum()
+    assert abs(got - right) > 0.5 * right

@@ -29,6 +29,7 @@ ORDER = (
     "undo",
     "contraction",
     "recurrent",
+    "transposed",
     "forgotten",
     "argument_names",
     "assumptions",

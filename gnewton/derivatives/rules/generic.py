@@ -91,7 +91,7 @@ def _derivatives_along(o: Operation, adjoint: Tensors, first: Tensors, second: T
     """Along o(x + e first + e^2/2 second): adjoint . (the third derivative at e = 0), then the second of every output."""
     x = tuple(v.value for v in o.inputs)
     with torch.enable_grad():
-        e, weights = torch.zeros_like(x[0].flatten()[0]).requires_grad_(), leaves(adjoint)
+        e, weights = x[0].new_zeros(()).requires_grad_(), leaves(adjoint)
         curve = (v + (e * a + e * e / 2 * b).to(v) for v, a, b in zip(x, first, second, strict=True))
         (slope,) = gradient(_dot(weights, o.call(*curve)), (e,), create_graph=True)
         (curvature,) = gradient(slope, (e,), create_graph=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
+from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from gnewton.derivatives.group_tangents import GroupTangents, dense, sum_tangents_to, total, union
@@ -41,6 +42,9 @@ class PiecewiseLinear(Rule):
         groups = union(tangents)
         if not groups:
             return [None] * len(o.inputs)
+        if _is_number(o):
+            (m,) = dense(tangents, [o.outputs[0].value], groups)
+            return [GroupTangents(groups, m.reshape(-1, *[1] * v.dim()) * v) for v in _slope(o)]
         pull = vjp(o.call, *(v.value for v in o.inputs))[1]
         stacked = dense(tangents, [v.value for v in o.outputs], groups)
         return [GroupTangents(groups, values) for values in vmap(lambda *m: pull(m))(*stacked)]
@@ -50,16 +54,23 @@ class PiecewiseLinear(Rule):
         if not groups:
             return [None] * len(o.outputs)
         directions = dense(tangents, x, groups)
-        if len(o.outputs) == 1 and o.outputs[0].value.numel() == 1:
-            # A scalar has a gradient: one backward pass, whatever the number of groups.
-            with torch.enable_grad():
-                z = leaves(x)
-                slope = gradient(o.call(*z)[0], z)
-            values = dots(directions, tuple(v[None] for v in slope))
+        if _is_number(o):
+            values = dots(directions, tuple(v[None] for v in _slope(o)))
             return [GroupTangents(groups, values.reshape(len(groups), *o.outputs[0].value.shape))]
         # torch's forward mode refuses values that keep one entry in several places, as expand() makes them.
         x = tuple(v.contiguous() if 0 in v.stride() else v for v in x)
         return [GroupTangents(groups, values) for values in vmap(lambda *d: jvp(o.call, x, d)[1])(*directions)]
+
+
+def _is_number(o: Operation) -> bool:
+    """Whether the output is one number, which has a gradient: one backward pass, whatever the number of groups."""
+    return len(o.outputs) == 1 and o.outputs[0].value.numel() == 1
+
+
+def _slope(o: Operation) -> tuple[Tensor, ...]:
+    with torch.enable_grad():
+        z = leaves([v.value for v in o.inputs])
+        return gradient(o.call(*z)[0], z)
 
 
 @cache

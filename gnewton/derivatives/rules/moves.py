@@ -59,6 +59,13 @@ class Transpose(Move):
         return stacks[0].mT if stacks[0].dim() == 3 else stacks[0]
 
 
+class Swap(Move):
+    """x.transpose(0, 1); a number, which has no axis, takes 0 as well."""
+
+    def is_plain(self, o: Operation) -> bool:
+        return o.inputs[0].value.dim() > 0 and super().is_plain(o)
+
+
 class Permute(Move):
     """x.permute(2, 0, 1) or permute((2, 0, 1))."""
 
@@ -95,7 +102,7 @@ register("chunk split split_with_sizes", Move((2, "dim", 0)))
 register("unbind", Move((1, "dim", 0)))
 register("cat concat stack", Move((1, "dim", 0)))
 register("narrow select", Move(_DIM))
-register("transpose", Move((1, "dim0", None), (2, "dim1", None)))
+register("transpose", Swap((1, "dim0", None), (2, "dim1", None)))
 register("mT mH adjoint", Move())
 register("t T", Transpose())
 register("permute", Permute())

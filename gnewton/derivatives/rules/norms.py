@@ -25,6 +25,9 @@ from gnewton.derivatives.rules.tiles import tiles
 class Standardize(Rule):
     """y = c r  with  c = x - mean(x)  and  r = (mean(c^2) + eps)^(-1/2)  over some axes: the core of the norm layers."""
 
+    def applies(self, o: Operation) -> bool:
+        return super().applies(o) and o.inputs[0].value.numel() > 0
+
     def forward(self, o: Operation, jets: Jets, adjoints: Adjoints, sums: Accumulator) -> list[Jet]:
         ((x, x2),), (adjoint,) = jets, adjoint_values(o, adjoints)
         assert x is not None

@@ -37,7 +37,8 @@ class Softmax(Rule):
         self.logarithm = logarithm
 
     def applies(self, o: Operation) -> bool:
-        return super().applies(o) and o.argument(2, "dtype") is None and isinstance(o.argument(1, "dim"), int)
+        plain = o.argument(2, "dtype") is None and isinstance(o.argument(1, "dim"), int)
+        return super().applies(o) and plain and o.inputs[0].value.dim() > 0
 
     def forward(self, o: Operation, jets: Jets, adjoints: Adjoints, sums: Accumulator) -> list[Jet]:
         ((x, x2),), (adjoint,) = jets, adjoint_values(o, adjoints)
