@@ -172,7 +172,7 @@ def may_overlap(view: Tensor) -> bool:
 
 
 def _check(name: str, places: Tensor) -> None:
-    if not places.is_meta and bool((torch.atleast_1d(places).sort(-1).values.diff() == 0).any()):
+    if not places.is_meta and bool((places.reshape(*places.shape or (1,)).sort(-1).values.diff() == 0).any()):
         raise _error(f"{name} with a place that occurs twice,")
 
 
