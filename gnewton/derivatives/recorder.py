@@ -238,7 +238,7 @@ class Recorder(Elementary):
             if operation.rule.reads_outputs:
                 # What is written into them behind the record would be read in their place: `_finish` sees it.
                 self._needed.update(operation.outputs)
-                self._note_reads(outputs.values(), operation)
+                self._read += [(t, t._version, operation) for t in outputs.values()]
             self.tape.operations.append(operation)
 
     def _gap(self, name: str, outputs: list[Tensor], edges: set[Any]) -> str | None:
