@@ -5,9 +5,9 @@ A loss is a callable that returns a scalar tensor with its graph; gnewton evalua
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeGuard
 from weakref import WeakSet
 
 import torch
@@ -289,7 +289,7 @@ def samples_in(arguments: Sequence[Any]) -> int:
     return len(first)
 
 
-def _has_rows(first: Any) -> bool:
+def _has_rows(first: Any) -> TypeGuard[Sized]:
     """Whether its length is a number of samples: that of a tensor or array, and of a list in which each sample has an entry.
 
     That of a dictionary or of a graph's data is the number of its fields, and that of several tensors theirs.
