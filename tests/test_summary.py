@@ -439,3 +439,43 @@ def test_in_half_precision_short_directions_keep_their_digits(scale, engine):
 def test_the_control_products_of_short_directions_vanish_in_half_precision(monkeypatch):
     monkeypatch.setattr(gn.summary, "within_range", lambda u, partition: (u, None))
     assert max(in_half_precision(1 / 8192, "tape")) > 0.5
+
+
+W = torch.tensor([0.4, -0.7, 1.2], dtype=torch.float64, requires_grad=True)
+HERE, ROWS = W.detach().clone(), torch.tensor([0, 1, 2, 1])
+
+
+def by_padding(w, held):
+    table = torch.stack([w, w * w, w.sin()])
+    rows = F.embedding(ROWS, table, padding_idx=None if held else 1)
+    if held:
+        rows = torch.where(ROWS[:, None] == 1, rows.detach(), rows)
+    return (rows @ table.T).logsumexp(1).sum()
+
+
+# A loss, and the same one with what leaves autograd computed before.
+LEAVING = {
+    "item": (lambda w: (w * w.norm().item()).exp().sum(), lambda w: (w * HERE.norm()).exp().sum()),
+    "numpy": (
+        lambda w: (w * torch.from_numpy(w.detach().numpy().copy())).exp().sum(),
+        lambda w: (w * HERE).exp().sum(),
+    ),
+    "straight through": (
+        lambda w: (w + (w.round() - w).detach()).exp().sum(),
+        lambda w: (w + HERE.round() - HERE).exp().sum(),
+    ),
+    "padding_idx": (lambda w: by_padding(w, False), lambda w: by_padding(w, True)),
+}
+
+
+@pytest.mark.parametrize("engine", ["tape", "nested"])
+@pytest.mark.parametrize("name", LEAVING)
+def test_what_leaves_autograd_is_held(name, engine):
+    loss, held = LEAVING[name]
+    partition = gn.Partition.from_groups({"w": {"w": W}})
+    u = {"w": torch.tensor([1.0, 0.5, -0.3], dtype=torch.float64)}
+    got = gn.summarize(lambda: loss(W), partition, u, engine=engine, full_third=True)
+    same(got, gn.summarize(lambda: held(W), partition, u, engine="nested", full_third=True))
+    # The control: differences move it.
+    moved = gn.summarize(lambda: loss(W), partition, u, engine="differences")
+    assert (moved.hessian - got.hessian).abs() > 0.01 * got.hessian.abs()
