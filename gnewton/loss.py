@@ -68,8 +68,8 @@ def evaluate(
     with torch._C.DisableTorchFunction():
         written.check()
         scalar = _check_result(value, loss, partition, batch, before, newest)
-    if finite:
-        check_value(scalar)
+        if finite:
+            check_value(scalar)
     return scalar
 
 
