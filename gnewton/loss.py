@@ -68,8 +68,8 @@ def evaluate(
     with torch._C.DisableTorchFunction():
         written.check()
         scalar = _check_result(value, loss, partition, batch, before, newest)
-    if finite:
-        check_value(scalar)
+        if finite:
+            check_value(scalar)
     return scalar
 
 
@@ -369,7 +369,8 @@ def _check_result(
 
 
 def _call(loss: Loss, batch: Sequence[Any]) -> Any:
-    with torch.enable_grad():
+    # To a mode, the switch is a function like others, and takes as long.
+    with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
         try:
             return loss(*batch)
         except RuntimeError as error:

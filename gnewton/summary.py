@@ -498,10 +498,12 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
         return _by_differences(asked)
     if engine == "nested" or asked.order == 1:
         return _nested(asked)
-    partition, before = asked.partition, Start(asked.partition)
+    partition, with_open = asked.partition, None
+    with torch._C.DisableTorchFunction():
+        before = Start(partition)
     tape = record_in_mode(asked.loss, partition, asked.batch, start=before)
     assert tape.value is not None
-    reached, with_open = graph.nodes(tape.value), None
+    reached = graph.nodes(tape.value)
     doubtful = graph.unproven(reached)
     if doubtful and tape.missing != HOOKED:
         with_open = record_opened(asked.loss, partition, asked.batch, before, tape.value)
@@ -596,9 +598,10 @@ def is_finite(summary: Summary) -> bool:
     """
     # torch masks singularities in its backward formulas, past which the tape may differentiate: 0 times infinity.
     value, *others = summary.tensors()
-    number = sum((t.sum() for t in others), value.to(summary.gradient.device))
-    # A sum of finite numbers may overflow: then they are looked at one by one.
-    return number.is_meta or math.isfinite(number) or all(bool(t.isfinite().all()) for t in (value, *others))
+    with torch._C.DisableTorchFunction():
+        number = sum((t.sum() for t in others), value.to(summary.gradient.device))
+        # A sum of finite numbers may overflow: then they are looked at one by one.
+        return number.is_meta or math.isfinite(number) or all(bool(t.isfinite().all()) for t in (value, *others))
 
 
 def _join_engines(one: str | None, other: str | None) -> str | None:

@@ -73,7 +73,7 @@ def summary(
         tape.drop_unread_values()
     adjoints = tape.adjoints()
     # What is replayed are single operations, in the form in which they were recorded.
-    with torch.no_grad(), torch._C.DisableTorchFunction():
+    with torch._C.DisableTorchFunction(), torch.no_grad():
         tensors: dict[str, Tensor] = {}
         blocks = list(group_blocks(tape, partition, order, full_third, max_memory))
         warn_if_long(tape, blocks, order)
