@@ -68,8 +68,8 @@ def evaluate(
     with torch._C.DisableTorchFunction():
         written.check()
         scalar = _check_result(value, loss, partition, batch, before, newest)
-        if finite:
-            check_value(scalar)
+    if finite:
+        check_value(scalar)
     return scalar
 
 
@@ -401,7 +401,10 @@ def check_value(value: Tensor) -> None:
 
     >>> check_value(torch.tensor(1.0))
     """
-    if value.device.type != "meta" and not math.isfinite(value.detach()):
+    with torch._C.DisableTorchFunction():
+        number, is_there = value.detach(), not value.is_meta
+    # Outside, as what waits for a device is to be seen by a mode.
+    if is_there and not math.isfinite(number):
         raise FloatingPointError(
             f"expected a finite loss, got {value.item()}; check the inputs, lower the learning rate or rescale the model"
         )

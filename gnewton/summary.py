@@ -598,10 +598,9 @@ def is_finite(summary: Summary) -> bool:
     """
     # torch masks singularities in its backward formulas, past which the tape may differentiate: 0 times infinity.
     value, *others = summary.tensors()
-    with torch._C.DisableTorchFunction():
-        number = sum((t.sum() for t in others), value.to(summary.gradient.device))
-        # A sum of finite numbers may overflow: then they are looked at one by one.
-        return number.is_meta or math.isfinite(number) or all(bool(t.isfinite().all()) for t in (value, *others))
+    number = sum((t.sum() for t in others), value.to(summary.gradient.device))
+    # A sum of finite numbers may overflow: then they are looked at one by one.
+    return number.is_meta or math.isfinite(number) or all(bool(t.isfinite().all()) for t in (value, *others))
 
 
 def _join_engines(one: str | None, other: str | None) -> str | None:

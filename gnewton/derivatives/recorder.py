@@ -148,7 +148,9 @@ class Recorder(Elementary):
         return result
 
     def _note_reads(self, tensors: Iterable[Tensor], operation: Operation) -> None:
-        self._read += [(t, version(t), operation) for t in tensors if not self._recipe(t)]
+        if self._weights is not None:
+            tensors = [t for t in tensors if not self._recipe(t)]
+        self._read += [(t, version(t), operation) for t in tensors]
 
     def _operation(self, function: Any, args: Any, kwargs: Any, target: Tensor | None) -> Operation:
         inputs: list[Variable] = []
