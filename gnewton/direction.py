@@ -375,7 +375,8 @@ def total(tensors: Mapping[str, Tensor]) -> Tensor:
     (tensor(3.), tensor(nan))
     """
     sums = [local_part(t).sum() for t in tensors.values()]
-    alike = all(one.dtype == sums[0].dtype and one.device == sums[0].device for one in sums)
+    dtype, device = sums[0].dtype, sums[0].device
+    alike = all(one.dtype == dtype and one.device == device for one in sums)
     return torch.stack(sums if alike else [one.to(sums[0]) for one in sums]).sum()
 
 
@@ -388,10 +389,9 @@ def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
 
 
 def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    tensors = {name: local_part(t) for name, t in tensors.items()}
     # One sum of all, so that the host waits for a device once, however many parameters there are. Where finite entries overflow
     # in it they are looked at one by one.
     number = total(tensors)
     if number.is_meta or math.isfinite(number):
         return None
-    return next((name for name, t in tensors.items() if not torch.isfinite(t).all()), None)
+    return next((name for name, t in tensors.items() if not torch.isfinite(local_part(t)).all()), None)

@@ -43,12 +43,10 @@ class Elementary(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        args, kwargs = with_torch_names(function, args, kwargs)
-        if repeated.writes(function):
-            repeated.check_write(function, args, kwargs)
-        elif assumption(function):
-            check_argument(function, args, kwargs)
-        parts = _parts(function)
+        args, kwargs = with_torch_names(function, args, kwargs) if kwargs else (args, {})
+        check, parts = _treatment(function)
+        if check is not None:
+            check(function, args, kwargs)
         # A function that calls itself again within its own parts is meant as it is.
         if parts is None or function in self._opened:
             return self.run(function, args, kwargs)
@@ -73,8 +71,10 @@ _ASKED_NO_MORE = dict.fromkeys(
 
 # Asked of every call while a loss runs: kept by function.
 @cache
-def _parts(function: Any) -> Callable[..., Any] | None:
-    return WRITTEN_OUT.get(function) or _body(function)
+def _treatment(function: Any) -> tuple[Callable[..., None] | None, Callable[..., Any] | None]:
+    """What a call's arguments are checked by, and the parts that run in its place; None where there is nothing to do."""
+    check = repeated.check_write if repeated.writes(function) else check_argument if assumption(function) else None
+    return check, WRITTEN_OUT.get(function) or _body(function)
 
 
 def _body(function: Any) -> Callable[..., Any] | None:

@@ -386,7 +386,8 @@ def _check_result(
 
 
 def _call(loss: Loss, batch: Sequence[Any]) -> Any:
-    with torch.enable_grad():
+    # To a mode, the switch is a function like others, and takes as long.
+    with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
         try:
             return loss(*batch)
         except RuntimeError as error:
@@ -417,7 +418,10 @@ def check_value(value: Tensor) -> None:
 
     >>> check_value(torch.tensor(1.0))
     """
-    if value.device.type != "meta" and not math.isfinite(value.detach()):
+    with torch._C.DisableTorchFunction():
+        number, is_there = value.detach(), not value.is_meta
+    # Outside, as what waits for a device is to be seen by a mode.
+    if is_there and not math.isfinite(number):
         raise FloatingPointError(
             f"expected a finite loss, got {value.item()}; check the inputs, lower the learning rate or rescale the model"
         )

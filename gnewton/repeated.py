@@ -70,8 +70,10 @@ def check_graph(nodes: Iterable[Any]) -> None:
     ValueError: expected values written to distinct places, got index_copy with a place that occurs twice, ...
     """
     for node in nodes:
-        _check_strided(node)
-        writer = _writer(node.name())
+        name = node.name()
+        if name == _STRIDED:
+            _check_strided(node)
+        writer = _writer(name)
         if writer is None or getattr(node, "_saved_accumulate", False):
             continue
         name, position, places = writer
@@ -81,8 +83,11 @@ def check_graph(nodes: Iterable[Any]) -> None:
                 _check(name, places(node, torch.Size(node._input_metadata[0].shape)))
 
 
+_STRIDED = "AsStridedScatterBackward0"
+
+
 def _check_strided(node: Any) -> None:
-    if node.name() == "AsStridedScatterBackward0" and node.next_functions[0][0] is not None:
+    if node.next_functions[0][0] is not None:
         raise ValueError(
             "expected a gradient that torch computes right, got as_strided_scatter, of which that of the first argument is wrong; "
             "write slice_scatter, diagonal_scatter or index_put in its place"

@@ -519,10 +519,12 @@ def _summarize_batch(asked: _Question, engine: str) -> Summary:
         return _by_differences(asked)
     if engine == "nested" or asked.order == 1:
         return _nested(asked)
-    partition, before = asked.partition, Start(asked.partition)
+    partition, with_open = asked.partition, None
+    with torch._C.DisableTorchFunction():
+        before = Start(partition)
     tape = record_in_mode(asked.loss, partition, asked.batch, start=before)
     assert tape.value is not None
-    reached, with_open = graph.nodes(tape.value), None
+    reached = graph.nodes(tape.value)
     doubtful = graph.unproven(reached)
     if doubtful and tape.missing != HOOKED:
         with_open = record_opened(asked.loss, partition, asked.batch, before, tape.value)

@@ -33,7 +33,8 @@ _WRONG_FROM = {"WeightNormInterface": 2, "LayerNorm": 3, "BatchNorm": 3, **dict.
 def nodes(value: Tensor) -> set[Any]:
     """All nodes of the graph of a loss."""
     reached: set[Any] = set()
-    todo = [value.grad_fn]
+    with torch._C.DisableTorchFunction():
+        todo = [value.grad_fn]
     while todo:
         node = todo.pop()
         if node is not None and node not in reached:
@@ -84,14 +85,16 @@ def wrong_kernels(reached: Iterable[Any], partition: Partition, order: int) -> l
     ['NativeLayerNormBackward0']
     """
     reached = list(reached)
-    suspects = [node for node in reached if _wrong_from(node, reached) <= order]
+    named = [node for node in reached if _suspicious_part(node.name())]
+    suspects = [node for node in named if _wrong_from(node, reached) <= order]
     return sorted({node.name() for node in _leading_to(suspects, partition)}) if suspects else []
 
 
 def _wrong_from(node: Any, reached: list[Any]) -> float:
     part = _suspicious_part(node.name())
+    assert part is not None
     # With given statistics a norm is an affine map, whose derivatives are right.
-    if part is None or getattr(node, "_saved_training", True) is False:
+    if getattr(node, "_saved_training", True) is False:
         return float("inf")
     if part in _BY_VALUES:
         return _BY_VALUES[part](node)

@@ -82,9 +82,10 @@ class Operation:
 
     def values_made(self) -> AbstractContextManager[None]:
         """Inside, the values that the rule reads are there, those too that are not kept."""
+        if not any(v.again for v in (*self.inputs, *self.outputs)):
+            return _NOTHING
         read = (self.inputs if self.rule.reads_inputs else ()) + (self.outputs if self.rule.reads_outputs else ())
-        missing = [v for v in dict.fromkeys(read) if v.again is not None]
-        return _made(missing) if missing else nullcontext()
+        return _made([v for v in dict.fromkeys(read) if v.again is not None])
 
     def call(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs at other values of the inputs."""
@@ -111,6 +112,9 @@ class Operation:
         """The value of an argument, whether it is an input or not."""
         entry = self.argument(position, name)
         return self.inputs[entry.index].value if isinstance(entry, Ref) else entry
+
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 @contextmanager

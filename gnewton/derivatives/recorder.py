@@ -39,7 +39,8 @@ class Recorder(Elementary):
         self._needed: set[Variable] = set()
         self._hooked = any(p._backward_hooks for p in partition.parameters.values())
         self._hooks = hooks_so_far()
-        self._autocasts = torch.amp.is_autocast_available(partition.device.type)
+        self._device = partition.device.type
+        self._autocasts = torch.amp.is_autocast_available(self._device)
         for name, p in partition.parameters.items():
             if p.requires_grad:
                 self._know(p, partition.groups_in(name), name)
@@ -133,7 +134,7 @@ class Recorder(Elementary):
         # An argument that was not recorded must not depend on a parameter, not even through a recorded value.
         unseen = [t for t in tensors if t.requires_grad and not self._variable(t) and self._strays([t], set())]
         reason = self._reason(unseen[0]) if unseen else self._flaw(operation, tensors, target)
-        if self._autocasts and torch.is_autocast_enabled(self._partition.device.type):
+        if self._autocasts and torch.is_autocast_enabled(self._device):
             # What is cast inside the function cannot be seen from here.
             reason = reason or f"{operation.name} casts under autocast"
         # A function that has a rule draws no random numbers.
@@ -147,15 +148,19 @@ class Recorder(Elementary):
         return result
 
     def _note_reads(self, tensors: Iterable[Tensor], operation: Operation) -> None:
-        self._read += [(t, version(t), operation) for t in tensors if not self._recipe(t)]
+        if self._weights is not None:
+            tensors = [t for t in tensors if not self._recipe(t)]
+        self._read += [(t, version(t), operation) for t in tensors]
 
     def _operation(self, function: Any, args: Any, kwargs: Any, target: Tensor | None) -> Operation:
         inputs: list[Variable] = []
         pairs: list[bool] = []
+        constants: list[bool] = []  # which of them are complex
 
         def slot(tensor: Tensor) -> Any:
             variable = self._variable(tensor)
             if variable is None:
+                constants.append(tensor.is_complex())
                 # What the operation is going to overwrite is kept as it was.
                 return tensor.detach().clone() if tensor is target else tensor.detach()
             if variable.value.data_ptr() != tensor.data_ptr():
@@ -168,9 +173,8 @@ class Recorder(Elementary):
         pure = function if target is None or function is assign else _pure(_name(function), kwargs)
         # In-place functions have the rules of those that return what they write.
         name = _name(function) if target is None or pure is None else _name(pure)
-        operation = Operation(name, pure, arguments, tuple(inputs), pairs=tuple(pairs))
-        operation.is_complex = any(pairs) or any(t.is_complex() for t in tensors_in(arguments))
-        return operation
+        is_complex = any(pairs) or any(constants)
+        return Operation(name, pure, arguments, tuple(inputs), pairs=tuple(pairs), is_complex=is_complex)
 
     def _keep_in(self, variable: Variable, tensor: Tensor) -> None:
         variable.value = to_pairs(tensor.detach())
@@ -204,9 +208,9 @@ class Recorder(Elementary):
             or any(t.dtype != target.dtype for t in tensors if t.is_floating_point() and not target.is_complex())
         ):
             return f"{operation.name} writes into a tensor"
-        if any(
-            isinstance(given, torch.Generator) for given in (*operation.arguments[0], *operation.arguments[1].values())
-        ):
+        given = (*operation.arguments[0], *operation.arguments[1].values())
+        # torch asks its compiler at each isinstance of a Generator; a function that has a rule takes none.
+        if not registered_rules(operation.name) and any(isinstance(one, torch.Generator) for one in given):
             return f"{operation.name} draws random numbers from a generator"
         if operation.name == "embedding" and operation.argument(3, "scale_grad_by_freq", False):
             return "embedding scales its gradient by frequency"

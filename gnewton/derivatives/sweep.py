@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,7 +72,7 @@ def summary(
         tape.drop_unread_values()
     adjoints = tape.adjoints()
     # What is replayed are single operations, in the form in which they were recorded.
-    with torch.no_grad(), torch._C.DisableTorchFunction():
+    with torch._C.DisableTorchFunction(), torch.no_grad():
         tensors: dict[str, Tensor] = {}
         blocks = list(group_blocks(tape, partition, order, full_third, max_memory))
         warn_if_long(tape, blocks, order)
@@ -115,8 +114,12 @@ class _Sweep:
                 self._add_slopes(o.inputs, jets)
                 return
             if any(jet.first for jet in jets):
-                with o.values_made(), _NamedErrors(o):
-                    out = o.rule.forward(o, jets, [Adjoint(self._adjoints.get(v)) for v in o.outputs], self._sums)
+                try:
+                    with o.values_made():
+                        out = o.rule.forward(o, jets, [Adjoint(self._adjoints.get(v)) for v in o.outputs], self._sums)
+                except RuntimeError as error:
+                    _raise_named(error, o)
+                    raise
                 self._jets.update(zip(o.outputs, out, strict=True))
             for v in o.inputs:
                 if last[v] is o and not (keep_tangents and _is_kept(v)):
@@ -152,13 +155,17 @@ class _Sweep:
             alive = any(a.tangents for a in adjoints) or any(jet.first for jet in jets)
             if not alive or not (any(needs) or o.rule.has_curvature(o) or o in paths):
                 continue
-            with ExitStack() as values, _NamedErrors(o):
-                for one in (o, *(paths[o].operations() if o in paths else ())):
-                    values.enter_context(one.values_made())
-                pulled = o.rule.backward(o, jets, adjoints, needs, self._sums)
-                if o in paths:
-                    x = self._jet(paths[o].start.inputs[0]).first
-                    add_pairs(paths[o], x, jets, adjoints[0], self._sums)
+            try:
+                with ExitStack() as values:
+                    for one in (o, *(paths[o].operations() if o in paths else ())):
+                        values.enter_context(one.values_made())
+                    pulled = o.rule.backward(o, jets, adjoints, needs, self._sums)
+                    if o in paths:
+                        x = self._jet(paths[o].start.inputs[0]).first
+                        add_pairs(paths[o], x, jets, adjoints[0], self._sums)
+            except RuntimeError as error:
+                _raise_named(error, o)
+                raise
             for v, tangents in zip(o.inputs, pulled, strict=True):
                 if v in reached:
                     terms.setdefault(v, []).append(tangents)
@@ -182,19 +189,10 @@ def _is_kept(v: Variable) -> bool:
     return v.name is None or v.again is None
 
 
-class _NamedErrors:
-    """Inside, an error of torch becomes a NoRule that names the operation."""
-
-    def __init__(self, o: Operation) -> None:
-        self._o = o
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError | RankError):
-            what = str(error).splitlines()[0]
-            raise NoRule(f"{self._o.name} has no derivatives in forward mode ({what})") from error
+def _raise_named(error: RuntimeError, o: Operation) -> None:
+    """Raise the error of torch as a NoRule that names the operation; return where memory or another rank is to blame."""
+    if not isinstance(error, torch.OutOfMemoryError | RankError):
+        raise NoRule(f"{o.name} has no derivatives in forward mode ({str(error).splitlines()[0]})") from error
 
 
 def _tangents(partition: Partition, direction: Direction, groups: frozenset[int], name: str) -> GroupTangents | None:

@@ -27,6 +27,8 @@ from gnewton.derivatives.complex_pairs import to_pairs
 from gnewton.derivatives.operation import Operation, Variable
 from gnewton.loss import differentiate
 
+_SMALL = 2**14  # bytes, which take less than the time to drop them is worth
+
 
 @dataclass(eq=False)
 class Tape:
@@ -88,7 +90,8 @@ class Tape:
         read = {v for o in self.operations if o.rule.reads_inputs for v in o.inputs}
         read |= {v for o in self.operations if o.rule.reads_outputs for v in o.outputs}
         for v in (v for o in self.operations for v in o.outputs if v not in read):
-            v.value = v.value.new_empty(()).expand(v.value.shape)
+            if v.value.nbytes > _SMALL:
+                v.value = v.value.new_empty(()).expand(v.value.shape)
 
     def behind_curvature(self) -> set[Variable]:
         """The values that depend on the parameters through curvature: there, adjoints along tangents matter."""

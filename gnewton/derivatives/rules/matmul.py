@@ -90,10 +90,10 @@ class Linear(Product):
         return super().applies(o) and bool(o.value(*self.right).dim() == 2)
 
     def times(self, o: Operation, a: Tensor, b: Tensor) -> Tensor:
-        if len(b) == 1:
+        if b.shape[0] == 1:
             return nn.functional.linear(a, b[0])
         products = _samples(a) @ b.mT
-        return products.reshape(len(products), *a.shape[1:-1], b.shape[1])
+        return products.reshape(products.shape[0], *a.shape[1:-1], b.shape[1])
 
     def tangent(self, o: Operation, pair: Pair, *more: GroupTangents | None) -> GroupTangents | None:
         a, b = pair
@@ -132,4 +132,4 @@ def _sum_with_product(
 
 def _samples(stacked: Tensor) -> Tensor:
     """(k, ..., n) -> (k, N, n)."""
-    return stacked.reshape(len(stacked), stacked.shape[1:-1].numel(), stacked.shape[-1])
+    return stacked.reshape(stacked.shape[0], stacked.shape[1:-1].numel(), stacked.shape[-1])

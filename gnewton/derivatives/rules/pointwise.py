@@ -142,9 +142,10 @@ def _push(functions: Sequence[Any], jet: Jet, out: Jet) -> tuple[Tensor, Tensor 
     assert out.first is not None
     x, first = jet.first.rows(), out.first.rows()
     x2, second = (None if t is None else t.rows() for t in (jet.second, out.second))
-    gram, third = x.new_zeros(len(x), len(x)), None if second is None else x.new_zeros(len(x))
-    some = 0 if x2 is None else len(x2)
-    for cut in _cuts(x.shape[1], len(x)):
+    k, n = x.shape
+    gram, third = x.new_zeros(k, k), None if second is None else x.new_zeros(k)
+    some = 0 if x2 is None else x2.shape[0]
+    for cut in _cuts(n, k):
         here = cut(x)
         curvature_term = here * cut(w2)
         gram.addmm_(curvature_term, here.T)
