@@ -279,7 +279,7 @@ def test_parameters_that_the_module_has_no_more_are_refused(change, use):
 def test_parameters_that_are_unused_and_were_never_the_modules_are_taken(use):
     case, loose = build("perceptron"), torch.ones(3, dtype=torch.float64, requires_grad=True)
     partition = gn.Partition.from_groups([dict(case.model.named_parameters()), {"loose": loose}], module=case.model)
-    case.model.unused = nn.Linear(2, 2, dtype=torch.float64)
+    case.model[0].unused = nn.Linear(2, 2, dtype=torch.float64)
     USES[use](case.loss, partition, case.direction(partition))
     USES[use](case.loss, gn.Partition.single(case.model), case.direction(gn.Partition.single(case.model)))
 
