@@ -477,8 +477,9 @@ def within_range(u: Direction, partition: Partition) -> tuple[Direction, Tensor 
     >>> u["theta"].tolist(), factors.tolist()
     ([0.5, 1.0], [0.001953125])
     """
-    if partition.weights is not None or all(p.dtype != torch.float16 for p in partition.parameters.values()):
-        return u, None
+    with torch._C.DisableTorchFunction():
+        if partition.weights is not None or all(p.dtype != torch.float16 for p in partition.parameters.values()):
+            return u, None
     length = lengths(u, partition)
     exponents = torch.where(length > 0, -length.log2().floor(), 0).clamp(min=0)
     return partition.scale(u, 2**exponents), 0.5**exponents
