@@ -31,7 +31,8 @@ def save_checkpoint(folder: Folder, model: nn.Module, optimizer: GroupedNewton) 
         model: plain, in DistributedDataParallel or in ``fully_shard``.
         optimizer: of its parameters.
 
-    Raises TypeError for shards in the optimizer's state that do not lie as the parameters do.
+    Raises TypeError for another optimizer, and for shards in its state that do not lie as the parameters do; OSError where
+    the folder cannot be written.
 
     >>> import tempfile, torch, gnewton as gn
     >>> def started():
@@ -48,6 +49,7 @@ def save_checkpoint(folder: Folder, model: nn.Module, optimizer: GroupedNewton) 
     """
     from torch.distributed import checkpoint
 
+    _check_optimizer(optimizer)
     state = optimizer.state_dict()
     state.pop("shards", None)
     rows = {}
@@ -60,7 +62,7 @@ def save_checkpoint(folder: Folder, model: nn.Module, optimizer: GroupedNewton) 
     rest = io.BytesIO()
     torch.save({"state": state, "rows": list(rows)}, rest)
     entries = {"model": unwrap(model).state_dict(), "rows": rows, "optimizer": rest.getvalue()}
-    with _unwarned():
+    with _unwarned(), _explained(folder):
         checkpoint.save(entries, checkpoint_id=folder, **_processes(checkpoint.save, optimizer))
 
 
@@ -72,18 +74,23 @@ def load_checkpoint(folder: Folder, model: nn.Module, optimizer: GroupedNewton) 
         model: of the same parameters.
         optimizer: as it was built then: the same groups, policy and kind of proposer.
 
-    Raises ValueError, and changes nothing, where the state is another optimizer's.
+    Raises ValueError, and changes nothing, where the state is another optimizer's or the model has other parameters; ValueError or
+    OSError where there is no checkpoint.
     """
     from torch.distributed import checkpoint
 
+    _check_optimizer(optimizer)
+
     def load(entries: dict[str, Any]) -> dict[str, Any]:
-        with _unwarned():
+        with _unwarned(), _explained(folder):
             checkpoint.load(entries, checkpoint_id=folder, **_processes(checkpoint.load, optimizer))
         return entries
 
     saved = torch.load(io.BytesIO(load({"optimizer": b""})["optimizer"]), weights_only=True)
     state = saved["state"]
     saved_state.read(state, optimizer.kind, optimizer.partition.device)
+    # torch's own check comes when the model is loaded already.
+    saved_state.check_proposer(state, None if optimizer.proposer is None else optimizer.proposer.optimizer)
     places = [place for place in _places(state, optimizer) if place.name in saved["rows"]]
     rows = {place.name: torch.zeros_like(place.parameter.detach(), dtype=place.read().dtype) for place in places}
     entries = load({"model": unwrap(model).state_dict(), "rows": rows})
@@ -154,6 +161,32 @@ def _processes(call: Callable[..., Any], optimizer: GroupedNewton) -> dict[str, 
             f"{torch.__version__}; update torch, or do it in a process of its own"
         )
     return {"no_dist": True}
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, GroupedNewton):
+        raise TypeError(
+            f"expected (folder, model, optimizer) with a GroupedNewton, got {type(optimizer).__name__}; save other optimizers by "
+            "torch.save(optimizer.state_dict(), file)"
+        )
+
+
+@contextmanager
+def _explained(folder: Folder) -> Iterator[None]:
+    """What torch met, as an error of its kind: its CheckpointException is no Exception and ends a program past every handler."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        if not isinstance(cause, Exception):
+            raise cause from error  # an interrupt
+        kind = OSError if isinstance(cause, OSError) else ValueError
+        raise kind(
+            f"expected a checkpoint of this model and optimizer in {os.fspath(folder)}, got: {cause}; build both as they were when "
+            "it was saved, on a disk that all ranks see"
+        ) from error
 
 
 @contextmanager

@@ -227,7 +227,8 @@ class GroupedNewton(torch.optim.Optimizer):
         return packed | self.kind | self._owner | ours
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Inverse of ``state_dict``, for an optimizer built with the same partition, average, policy and kind of proposer.
+        """Inverse of ``state_dict``, for an optimizer built with the same partition, average, policy and kind of proposer, on parameters
+        of the same shapes.
 
         Raises ValueError, and changes nothing, where the state is another optimizer's.
         """
@@ -245,7 +246,7 @@ class GroupedNewton(torch.optim.Optimizer):
     def kind(self) -> dict[str, Any]:
         """What an optimizer must have in common with a state that it loads."""
         proposer = None if self.proposer is None else self.proposer.optimizer
-        return saved_state.kind_of(self.group_names, proposer, self.average, self.policy)
+        return saved_state.kind_of(self.partition, proposer, self.average, self.policy)
 
     @property
     def _owner(self) -> dict[str, Any]:

@@ -3,30 +3,35 @@
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnewton.average import Average
+from gnewton.partition import Partition
 from gnewton.policies import Outcome, Policy
 
 _WORDS = {"proposer_kind": "proposer", "average": "average", "policy": "policy"}
+_SIZES = {"sizes": "number of scalars in group", "shapes": "shape of parameter"}
 
 
 def kind_of(
-    groups: list[str], proposer: torch.optim.Optimizer | None, average: Average | None, policy: Policy | None
+    partition: Partition, proposer: torch.optim.Optimizer | None, average: Average | None, policy: Policy | None
 ) -> dict[str, Any]:
     """What an optimizer must have in common with a state that it loads.
 
     Args:
-        groups: the names of the groups.
+        partition: its groups, their sizes and the shapes of the parameters are compared; the parameters' names are not.
         proposer: the optimizer that proposes directions; its kind is compared, as its settings come with the state.
         average: of the summaries.
         policy: its kind and the settings that it was made with.
     """
     return {
-        "groups": groups,
+        "groups": list(partition.names),
+        "sizes": list(partition.sizes),
+        "shapes": [list(p.shape) for p in partition.parameters.values()],
         "proposer_kind": "gradient" if proposer is None else type(proposer).__name__,
         "average": repr(average),
         "policy": "None" if policy is None else _describe(policy),
@@ -74,6 +79,18 @@ def check_owner(state: Mapping[str, Any], owner: Mapping[str, Any]) -> None:
         )
 
 
+def check_proposer(state: Mapping[str, Any], proposer: torch.optim.Optimizer | None) -> None:
+    """Raises ValueError where the saved proposer had other parameter groups."""
+    saved, here = (
+        [len(group["params"]) for group in (one or {}).get("param_groups", [])]
+        for one in (state["proposer"], proposer and proposer.state_dict())
+    )
+    if saved != here:
+        raise ValueError(
+            f"expected a proposer with parameter groups of {here} tensors, got a state of {saved}; build the proposer as it was then"
+        )
+
+
 def _check_kind(state: Mapping[str, Any], kind: Mapping[str, Any]) -> None:
     for key, word in _WORDS.items():
         if state[key] != kind[key]:
@@ -86,6 +103,18 @@ def _check_kind(state: Mapping[str, Any], kind: Mapping[str, Any]) -> None:
             + (" of other names" if len(state["groups"]) == len(kind["groups"]) else "")
             + "; build the partition as it was then"
         )
+    for key, word in _SIZES.items():
+        # States saved before these were kept say nothing of them.
+        for where, saved, here in _differing(state.get(key, kind[key]), kind[key]):
+            raise ValueError(
+                f"expected a state whose {word} {where} is {here}, got {saved}; build model and partition as they were then"
+            )
+
+
+def _differing(saved: list[Any], here: list[Any]) -> list[tuple[int, Any, Any]]:
+    """The places where two lists differ, and what each has there."""
+    pairs = zip_longest(saved, here, fillvalue="nothing")
+    return [(i, a, b) for i, (a, b) in enumerate(pairs) if a != b]
 
 
 def _translate(state: dict[str, Any]) -> dict[str, Any]:

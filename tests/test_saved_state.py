@@ -1,8 +1,13 @@
-"""States that 0.1.0.dev0 saved: they load, and the run goes on as it did there."""
+"""States that 0.1.0.dev0 saved: they load, and the run goes on as it did there; states of other shapes do not."""
+
+import copy
 
 import pytest
 import torch
 from support import saved_runs
+from torch import nn
+
+import gnewton as gn
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +43,49 @@ def test_without_the_saved_memory_the_run_goes_on_otherwise(saved, name):
     assert not torch.allclose(
         *(torch.tensor(run["losses"], dtype=torch.float64) for run in (now, then)), rtol=1e-10, atol=0
     )
+
+
+def stepped(inputs, outputs, named):
+    """A GroupedNewton after one step, on a layer of that many inputs and outputs."""
+    torch.manual_seed(0)
+    model = nn.Linear(inputs, outputs, dtype=torch.float64)
+    partition = gn.Partition.by_name(model, named)
+    optimizer = gn.GroupedNewton(partition, torch.optim.Adam(model.parameters()))
+    x = torch.randn(7, inputs, dtype=torch.float64)
+    optimizer.step(lambda: torch.tanh(model(x)).square().mean())
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "named", "complaint"),
+    [
+        (3, 5, {"a": "weight", "b": "bias"}, "number of scalars in group 0 is 15, got 12"),
+        (4, 3, {"a": "weight", "b": "bias"}, "number of scalars in group 1 is 3, got 4"),
+        (4, 3, {"a": "*"}, "number of scalars in group 0 is 15, got 16"),
+    ],
+)
+def test_a_state_of_other_sizes_is_refused_and_changes_nothing(inputs, outputs, named, complaint):
+    other = stepped(inputs, outputs, named)
+    before = repr(other.state_dict())
+    with pytest.raises(ValueError, match=complaint):
+        other.load_state_dict(stepped(3, 4, named).state_dict())
+    assert repr(other.state_dict()) == before
+
+
+def test_a_state_of_transposed_weights_is_refused():
+    # As many scalars in each group, in tensors of another shape: the proposer's moments would not fit.
+    def transposed(rows, columns):
+        weight = nn.Parameter(torch.ones(rows, columns, dtype=torch.float64))
+        partition = gn.Partition.from_groups({"all": {"weight": weight}})
+        return gn.GroupedNewton(partition, torch.optim.Adam([weight]))
+
+    with pytest.raises(ValueError, match=r"shape of parameter 0 is \[3, 2\], got \[2, 3\]"):
+        transposed(3, 2).load_state_dict(transposed(2, 3).state_dict())
+
+
+def test_a_state_without_sizes_still_loads():
+    named = {"a": "weight", "b": "bias"}
+    saved, other = stepped(3, 4, named).state_dict(), stepped(3, 4, named)
+    without = {key: copy.deepcopy(value) for key, value in saved.items() if key not in ("sizes", "shapes")}
+    other.load_state_dict(without)
+    assert repr(other.state_dict()) == repr(saved)

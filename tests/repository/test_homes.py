@@ -42,7 +42,6 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "parts of several processes, whose laws are those of the ranks": {
         "buckets.py": "test_ranks.py",
-        "checkpoint.py": "test_sharded.py",
         "interrupts.py": "test_ranks.py",
         "replicas.py": "test_ranks.py",
     },
