@@ -110,6 +110,8 @@ def fit(
     (40, 5, True)
     """
     _check(optimizer, epochs, evaluate, curvature, full_batch)
+    _check_batches(loader, "a loader")
+    _check_batches(() if curvature is None else curvature, "a curvature loader")
     if hasattr(optimizer, "check_loss"):
         optimizer.check_loss(loss_fn)
     history, step = History(), _stepper(model, optimizer, loss_fn, curvature, loader if full_batch else None)
@@ -271,8 +273,8 @@ def _check(
     if not isinstance(optimizer, torch.optim.Optimizer):
         kind = type(optimizer).__name__
         raise TypeError(f"expected a torch.optim optimizer or GroupedNewton, got {kind}; build one from the model")
-    if epochs < 1:
-        raise ValueError(f"expected at least one epoch, got {epochs}; ask for more")
+    if not (isinstance(epochs, int) and epochs >= 1):
+        raise ValueError(f"expected at least one epoch, got {epochs!r}; ask for a whole number of them")
     grouped = hasattr(optimizer, "group_names")
     if curvature is not None and not grouped:
         kind = type(optimizer).__name__
@@ -282,8 +284,28 @@ def _check(
     if full_batch and (curvature is not None or not grouped):
         kind = type(optimizer).__name__ if curvature is None else "a curvature loader"
         raise TypeError(f"expected a GroupedNewton alone for full_batch=True, got {kind}; leave one of them out")
-    if not (evaluate is None or isinstance(evaluate, Dataset) or len(evaluate) == 2):
-        raise ValueError(f"expected evaluate as a Dataset or (x, y), got {len(evaluate)} entries; pass evaluate=(x, y)")
+    if not (evaluate is None or isinstance(evaluate, Dataset) or _is_pair(evaluate)):
+        got = f"{len(evaluate)} entries" if isinstance(evaluate, list | tuple) else type(evaluate).__name__
+        raise ValueError(f"expected evaluate as a Dataset or (x, y), got {got}; pass evaluate=(x, y)")
+
+
+def _is_pair(evaluate: Any) -> bool:
+    return isinstance(evaluate, list | tuple) and len(evaluate) == 2
+
+
+def _check_batches(loader: Any, word: str) -> None:
+    if not isinstance(loader, Iterable):
+        raise TypeError(
+            f"expected {word} as batches, got {type(loader).__name__}; a Dataset gives them by .batches(100), tensors by [(x, y)]"
+        )
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    """The number of batches, or None where nobody knows: a DataLoader of an IterableDataset has a len() that raises."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:
+        return None
 
 
 class _Progress:
@@ -293,8 +315,8 @@ class _Progress:
         self._epochs, self._shown, self._cell = epochs, shown, _Cell.here()
         # Without a cell, None leaves it to tqdm: a bar in a terminal, nothing in a file or a pipe.
         hidden = (None if self._cell is None else not self._cell.watched) if shown else True
-        total = epochs * len(loader) if isinstance(loader, Sized) else None
-        self._bar = tqdm(total=total, file=self._cell, disable=hidden, leave=False, ncols=80)
+        length = _length(loader)
+        self._bar = tqdm(total=length and epochs * length, file=self._cell, disable=hidden, leave=False, ncols=80)
 
     def epoch(self, number: int) -> None:
         self._bar.set_description(f"epoch {number}/{self._epochs}", refresh=False)

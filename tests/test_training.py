@@ -372,3 +372,36 @@ def test_several_schedulers_are_stepped_after_each_epoch():
     run(lambda m: optimizer, model, epochs=2, scheduler=schedulers)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
     assert optimizer.param_groups[0]["cubic"] == pytest.approx(0.8)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """The training samples one by one, with a length that nobody knows."""
+
+    def __iter__(self):
+        return iter(zip(DATA.train_x, DATA.train_y, strict=True))
+
+
+def test_a_loader_that_does_not_know_its_length_trains_as_one_that_does():
+    stream = torch.utils.data.DataLoader(Stream(), batch_size=16)
+    with pytest.raises(TypeError):
+        len(stream)
+    listed = list(zip(DATA.train_x.split(16), DATA.train_y.split(16), strict=True))
+    assert run(loader=stream).losses == run(loader=listed).losses
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"epochs": 2.5}, ValueError, "at least one epoch, got 2.5; ask for a whole number"),
+        ({"evaluate": torch.utils.data.DataLoader([1, 2])}, ValueError, "got DataLoader; pass evaluate="),
+        ({"evaluate": 3}, ValueError, "got int; pass evaluate="),
+        ({"loader": DATA}, TypeError, r"got Dataset; a Dataset gives them by \.batches"),
+        ({"make": newton, "curvature": DATA}, TypeError, "a curvature loader as batches, got Dataset"),
+    ],
+)
+def test_what_is_no_loader_or_pair_is_refused_before_the_first_step(options, error, message):
+    model = student()
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(error, match=message):
+        run(model=model, **options)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
