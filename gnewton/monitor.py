@@ -45,6 +45,8 @@ class RateMonitor:
         partition: the S groups that are told apart.
         period: steps between two looks.
 
+    Raises TypeError or ValueError for unfit arguments, and for an optimizer of other parameters.
+
     Call ``look(loss)`` before every step, with the loss of the batch that the step will use: most calls do nothing, and a look
     costs one summary. Parameters, ``.grad``, buffers and random state are left as they are. ``history`` holds the looks.
 
@@ -64,6 +66,7 @@ class RateMonitor:
     def __init__(self, optimizer: torch.optim.Optimizer, partition: Partition, *, period: int = 10) -> None:
         if not (isinstance(period, int) and period >= 1):
             raise ValueError(f"expected a period of at least 1 step, got {period!r}; 10 costs little")
+        _check_moves(optimizer, partition)
         self.partition, self.period, self.history = partition, period, list[RateLook]()
         self._steps = 0
         self._previous: Direction | None = None
@@ -108,6 +111,19 @@ class RateMonitor:
         self._seen = [*self._seen, _ratios(slope, hessian.diagonal())][-10:]
         spread = torch.stack(self._seen).std(0) if len(self._seen) > 1 else torch.full_like(own, math.inf)
         self.history.append(RateLook(self._steps, float(common), tuple(own.tolist()), tuple(spread.tolist())))
+
+
+def _check_moves(optimizer: torch.optim.Optimizer, partition: Partition) -> None:
+    if not isinstance(partition, Partition):
+        raise TypeError(f"expected a Partition, got {type(partition).__name__}; write Partition.by_layer(model)")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"expected a torch.optim optimizer, got {type(optimizer).__name__}; give the one that trains")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(map(id, partition.parameters.values())):
+        raise ValueError(
+            "expected an optimizer of the partition's parameters, got one that moves none of them, so that every rate would "
+            "seem to fit; build both on the same model"
+        )
 
 
 def _ratios(slope: Tensor, curvature: Tensor) -> Tensor:

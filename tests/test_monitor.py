@@ -106,3 +106,17 @@ def test_a_period_out_of_range_is_refused(period):
     optimizer = torch.optim.SGD(case.model.parameters(), lr=0.01)
     with pytest.raises(ValueError, match="period"):
         RateMonitor(optimizer, gn.Partition.single(case.model), period=period)
+
+
+def test_an_optimizer_of_other_parameters_is_refused():
+    # Its steps do not move the partition's parameters, and a step of zero fits every rate.
+    case, other = build("perceptron"), build("perceptron")
+    optimizer = torch.optim.SGD(case.model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="moves none of them"):
+        RateMonitor(optimizer, gn.Partition.single(other.model))
+    with pytest.raises(TypeError, match="expected a Partition, got Sequential"):
+        RateMonitor(optimizer, case.model)
+    with pytest.raises(TypeError, match=r"expected a torch\.optim optimizer, got Sequential"):
+        RateMonitor(case.model, gn.Partition.single(case.model))
+    # Some of them are enough: the others stand still.
+    RateMonitor(torch.optim.SGD(case.model[0].parameters(), lr=0.1), gn.Partition.single(case.model))
