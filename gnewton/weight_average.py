@@ -51,7 +51,10 @@ def average_weights(model: nn.Module, optimizer: torch.optim.Optimizer | None = 
 
 @torch.no_grad()
 def _follow(averages: Any, values: Any, count: Tensor | int) -> None:
-    """One step of the average, in place; torch copies the values by itself where ``count`` is 0."""
+    """One step of the average, in place; torch copies the values by itself where ``count`` is 0, and gives those of one dtype."""
+    if not (averages[0].is_floating_point() or averages[0].is_complex()):
+        torch._foreach_copy_(_plain(averages), _plain(values))  # whole numbers are frozen codes, which have no mean
+        return
     torch._foreach_lerp_(_plain(averages), _plain(values), follow_weight(int(count)))
 
 

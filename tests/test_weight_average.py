@@ -95,3 +95,21 @@ def test_one_call_renews_batch_norm_and_a_saved_average_goes_on():
     for one in (averaged, resumed):
         one.update_parameters(model)
     assert all(map(torch.equal, averaged.module.parameters(), resumed.module.parameters()))
+
+
+def test_whole_numbers_are_copied_as_they_are():
+    # Frozen codes of a quantized layer, beside parameters that are averaged.
+    class Coded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.codes = nn.Parameter(torch.tensor([1, 2]), requires_grad=False)
+            self.weight = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    model = Coded()
+    averaged = gn.average_weights(model)
+    for step in range(3):
+        with torch.no_grad():
+            model.codes.fill_(step), model.weight.fill_(step)
+        averaged.update_parameters(model)
+    assert averaged.module.codes.tolist() == [2, 2]
+    assert 0 < averaged.module.weight[0] < 2
