@@ -492,6 +492,7 @@ class Partition:
     def _by_keys(cls, module: nn.Module, key: Callable[[str], str], rows: bool) -> Self:
         """Rows or scalars of tensors; tensors with the same key and the same number of rows share them."""
         parameters = _named_parameters(module)
+        _check_shaped(parameters)
         names: list[str] = []
         labels: dict[str, Label] = {}
         start: dict[Hashable, int] = {}
@@ -516,6 +517,7 @@ class Partition:
     ) -> Self:
         """Groups that claim tensors or masked parts of them; every claim is checked against the earlier ones."""
         free = len(groups)
+        _check_shaped(parameters)
         labels = {name: torch.full(p.shape, free, device="cpu") for name, p in parameters.items()}
         for i, (group, claims) in enumerate(groups.items()):
             for name, claim in claims.items():
@@ -560,7 +562,8 @@ def merged_groups(groups: Groups, names: Sequence[str]) -> dict[str, list[int]]:
 def _group_index(group: int | str, names: Sequence[str]) -> int:
     if isinstance(group, str) and group in names:
         return names.index(group)
-    if isinstance(group, int) and 0 <= group < len(names):
+    # A bool is an int of Python's, and a mask to torch.
+    if isinstance(group, int) and not isinstance(group, bool) and 0 <= group < len(names):
         return group
     raise ValueError(
         f"expected a group name or an index below {len(names)}, got {group!r}; the groups are {_shorten(names)}"
@@ -612,11 +615,8 @@ def _names_held(module: nn.Module | None, parameters: Mapping[str, Tensor]) -> f
 def _check_parameters(parameters: Mapping[str, Tensor], shards: Shards | None) -> None:
     if not parameters:
         raise ValueError("expected at least one parameter, got none; give a module that has parameters")
+    _check_shaped(parameters)
     for name, p in parameters.items():
-        if nn.parameter.is_lazy(p):
-            raise ValueError(
-                f"expected parameters with a shape, got {name} of a lazy module; run one batch through it first"
-            )
         if isinstance(p, Tensor) and p.is_complex():
             raise TypeError(
                 f"expected real parameters, got {p.dtype} for {name}; write gnewton.split_complex(model) first, which keeps the "
@@ -633,6 +633,14 @@ def _check_parameters(parameters: Mapping[str, Tensor], shards: Shards | None) -
         if shards is None or id(p) not in shards.names:
             check_whole(name, p)
     check_apart({name: local_part(p) for name, p in parameters.items()})
+
+
+def _check_shaped(parameters: Mapping[str, Tensor]) -> None:
+    for name, p in parameters.items():
+        if nn.parameter.is_lazy(p):
+            raise ValueError(
+                f"expected parameters with a shape, got {name} of a lazy module; run one batch through it first"
+            )
 
 
 def _check_groups(names: Sequence[str], sizes: Sequence[int]) -> None:
@@ -690,8 +698,10 @@ def _kind(name: str) -> str:
 
 def _layers(module: nn.Module, n: int) -> dict[str, int]:
     layers = list(dict.fromkeys(_layer(name) for name in _named_parameters(module)))
-    if not 1 <= n <= len(layers):
-        raise ValueError(f"expected 1 <= n <= {len(layers)} (the number of layers with parameters), got n = {n}")
+    if not (isinstance(n, int) and 1 <= n <= len(layers)):
+        raise ValueError(
+            f"expected a whole number 1 <= n <= {len(layers)} (the number of layers with parameters), got n = {n!r}"
+        )
     return {layer: i for i, layer in enumerate(layers)}
 
 

@@ -288,3 +288,37 @@ def test_the_control_a_parameter_that_is_gone_has_a_derivative_of_zero(monkeypat
     monkeypatch.setattr(gn.Partition, "check_held", lambda self, unused: None)
     loss, partition, u = changed(replace_weight)
     assert gn.summarize(loss, partition, u).gradient[0] == 0
+
+
+@pytest.mark.parametrize(
+    "build_on",
+    [
+        gn.Partition.by_row,
+        gn.Partition.by_scalar,
+        gn.Partition.by_tensor,
+        lambda module: gn.Partition.by_name(module, {"all": "*"}),
+        lambda module: gn.Partition.from_groups([dict(module.named_parameters())]),
+    ],
+)
+def test_every_factory_asks_for_a_batch_through_a_lazy_module_first(build_on):
+    module = nn.LazyLinear(3)
+    with pytest.raises(ValueError, match="run one batch through it first"):
+        build_on(module)
+    module(torch.ones(1, 2))
+    assert sum(build_on(module).sizes) == 9
+
+
+def test_a_number_of_blocks_is_whole():
+    for factory in (gn.Partition.blocks, gn.Partition.alternate):
+        with pytest.raises(ValueError, match="expected a whole number"):
+            factory(gn.models.perceptron([2, 3, 2]), 1.5)
+
+
+def test_truth_values_are_no_group_indices():
+    # torch would take them for a mask.
+    partition = gn.Partition.by_tensor(gn.models.perceptron([2, 3]))
+    summary = gn.Summary.from_tensors(gradient=[1.0, 2.0], hessian=[[1.0, 0.0], [0.0, 1.0]])
+    for whole in (partition, summary):
+        with pytest.raises(ValueError, match="expected a group name or an index below 2, got True"):
+            whole.coarsen([[True, False]])
+        assert len(whole.coarsen([[1, 0]])) == 1
