@@ -102,6 +102,9 @@ class CubicModel:
     diagonal: bool = False
 
     def __post_init__(self) -> None:
+        if not hasattr(self.summary, "hessian"):
+            kind = type(self.summary).__name__
+            raise TypeError(f"expected a Summary, got {kind}; write gn.summarize(...) or gn.Summary.from_tensors(...)")
         for name in ("cubic", "ridge"):
             value = getattr(self, name)
             if not (isinstance(value, int | float | torch.Tensor) and math.isfinite(value) and value >= 0):
@@ -121,6 +124,8 @@ class CubicModel:
             raise ValueError("expected a summary of order 2 or 3, got order 1: summarize with order=2")
         curvature = hessian.diagonal() * eta if self.diagonal else (hessian @ eta.transpose(0, -1)).transpose(0, -1)
         decrease: torch.Tensor = dot(summary.gradient.expand_as(eta), eta) - dot(eta, curvature + self.ridge * eta) / 2
+        if self.cubic and metric is None:
+            raise ValueError("expected a summary of order 3, got a lower one: summarize with order=3 (or cubic=0)")
         if metric is not None:
             decrease = decrease - self.cubic / 6 * torch.linalg.vector_norm(metric * eta, dim=-1) ** 3
         return decrease

@@ -31,6 +31,7 @@ from gnewton.repeated import WatchedCalls
 from gnewton.undo import Start
 
 _TENSORS = ("value", "gradient", "hessian", "third", "third_full")
+_ORDERS = {"hessian": 2, "third": 3}
 _ENGINES = ("auto", "tape", "nested", "differences")
 
 
@@ -99,7 +100,7 @@ class Summary:
         """
         g = _float64(gradient)
         full = None if third_full is None else _float64(third_full)
-        if third is None and full is not None and full.dim() == 3:
+        if full is not None and full.dim() == 3:
             third = full.diagonal().diagonal()
         out = cls(
             _float64(value),
@@ -242,8 +243,9 @@ class Summary:
             third = m @ self.third
         hessian = None if self.hessian is None else m @ self.hessian @ m.T
         names = tuple(merged) if self.names else None
-        # Errors add up at worst: each entry of H-bar sums as many as the square of the largest merged group.
-        errors = {n: e * max(map(len, merged.values())) ** 2 for n, e in self.errors.items()}
+        # Errors add up at worst: each entry of order d sums as many as the d-th power of the largest merged group.
+        most = max(map(len, merged.values()))
+        errors = {name: error * most ** _ORDERS[name] for name, error in self.errors.items()}
         return Summary(self.value, m @ self.gradient, hessian, third, full, names, self.engine, errors, self.curvature)
 
     def rescaled(self, factors: Tensor) -> "Summary":
@@ -255,8 +257,15 @@ class Summary:
         [[200.0, 10.0], [10.0, 2.0]]
         """
         f = factors.to(self.gradient)
+        if f.shape != self.gradient.shape:
+            raise ValueError(
+                f"expected factors of shape ({len(self)},), got {tuple(f.shape)}; give one factor per group"
+            )
+        # The largest entry grows by the largest factor at worst.
+        most = float(f.abs().max()) if self.errors else 1.0
         return replace(
             self,
+            errors={name: error * most ** _ORDERS[name] for name, error in self.errors.items()},
             gradient=self.gradient * f,
             hessian=None if self.hessian is None else self.hessian * f * f[:, None],
             third=None if self.third is None else self.third * f**3,

@@ -25,6 +25,7 @@ from support.cubic_problems import (
 
 import gnewton as gn
 from gnewton import Status
+from gnewton.cubic import CubicModel
 
 
 def summary(gradient, hessian, third=None, names=None):
@@ -411,3 +412,15 @@ def test_the_repr_is_short():
     text = repr(gn.newton_step(summary(np.ones(S), np.eye(S), np.ones(S))))
     assert text.startswith("Step(CONVERGED, learning_rates=[")
     assert len(text) < 150
+
+
+def test_the_model_does_not_leave_out_a_cubic_term_that_it_cannot_know():
+    summary = gn.Summary.from_tensors(gradient=[1.0], hessian=[[1.0]])
+    with pytest.raises(ValueError, match="expected a summary of order 3"):
+        CubicModel(summary, 1.0).decrease(torch.ones(1))
+    assert CubicModel(summary, 0.0).decrease(torch.ones(1)) == 0.5
+
+
+def test_a_step_is_of_a_summary():
+    with pytest.raises(TypeError, match="expected a Summary, got dict"):
+        gn.newton_step({"gradient": torch.ones(1)})

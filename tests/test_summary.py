@@ -5,6 +5,7 @@ few thousand terms, so 1e-11 of the largest entry is generous, and a wrong facto
 """
 
 import copy
+import dataclasses
 import io
 
 import pytest
@@ -479,3 +480,31 @@ def test_what_leaves_autograd_is_held(name, engine):
     # The control: differences move it.
     moved = gn.summarize(lambda: loss(W), partition, u, engine="differences")
     assert (moved.hessian - got.hessian).abs() > 0.01 * got.hessian.abs()
+
+
+def by_differences(third):
+    summary = gn.Summary.from_tensors(gradient=torch.ones(3), hessian=torch.ones(3, 3), third_full=torch.ones(3, 3, 3))
+    return dataclasses.replace(summary, engine="differences", errors={"hessian": 1e-3, "third": third})
+
+
+def test_errors_grow_with_the_entries_that_are_merged_and_with_the_factors():
+    # Errors of one sign, the worst case: the summary with the error in every entry, less the one without.
+    one = by_differences(1e-2)
+    worst = one.with_tensors([one.value, one.gradient, one.hessian + 1e-3, one.third + 1e-2, one.third_full + 1e-2])
+    factors = torch.tensor([3.0, 0.5, -4.0])
+    for change in (lambda s: s.coarsen([[0, 1, 2]]), lambda s: s.rescaled(factors), lambda s: s * -2.0):
+        made, true = change(worst), change(one)
+        for name in ("hessian", "third"):
+            error = (getattr(made, name) - getattr(true, name)).abs().max()
+            assert true.errors[name] == pytest.approx(float(error), rel=1e-9)
+
+
+def test_there_is_a_factor_for_every_group():
+    for factors in (torch.ones(2), torch.ones(3, 3), torch.tensor(1.0), torch.ones(1)):
+        with pytest.raises(ValueError, match=r"expected factors of shape \(3,\), got"):
+            by_differences(0.0).rescaled(factors)
+
+
+def test_the_diagonal_of_a_full_third_derivative_is_its_own():
+    summary = gn.Summary.from_tensors(gradient=[1.0], hessian=[[1.0]], third=[5.0], third_full=[[[2.0]]])
+    assert summary.third.tolist() == [2.0]
