@@ -7,7 +7,7 @@ from gnewton.exact.hessian import times
 from gnewton.exact.newton import right_hand_side
 from gnewton.exact.passes import Passes
 from gnewton.exact.riccati import solve
-from gnewton.exact.sample_directions import SampleDirections, of_samples
+from gnewton.exact.sample_directions import SampleDirections, check_damping, of_samples
 
 
 @torch.no_grad()
@@ -25,6 +25,7 @@ def gauss_newton_direction(passes: Passes, damping: float | Tensor, *, weight_de
     True
     """
     rho, extras = of_samples(passes, damping) + weight_decay, right_hand_side(passes, weight_decay)
+    check_damping(damping, weight_decay)
     C, delta = passes.loss.hessian(), passes.deltas[-1]
     D = [torch.eye(C.shape[1], dtype=C.dtype, device=C.device).expand_as(C)]
     for i in range(len(passes) - 1, 0, -1):

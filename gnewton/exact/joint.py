@@ -15,7 +15,7 @@ from torch import Tensor
 from gnewton.exact.newton import right_hand_side
 from gnewton.exact.passes import Passes
 from gnewton.exact.riccati import solve
-from gnewton.exact.sample_directions import Extra, SampleDirections
+from gnewton.exact.sample_directions import Extra, SampleDirections, check_damping
 
 
 @torch.no_grad()
@@ -36,6 +36,7 @@ def joint_direction(passes: Passes, damping: float | Tensor, *, weight_decay: fl
         raise ValueError(f"expected one damping, or one for each of {len(passes)} layers, got shape {tuple(rho.shape)}")
     rho = (rho + weight_decay).expand(len(passes))
     extras = right_hand_side(passes, weight_decay)
+    check_damping(damping, weight_decay)
     steps = _backward(passes, rho, extras)
     return _forward(passes, rho, extras, steps)
 

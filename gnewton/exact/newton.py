@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gnewton.exact.passes import Passes
 from gnewton.exact.riccati import riccati_sweep
-from gnewton.exact.sample_directions import Extra, SampleDirections, by_layer, dampings, weight_decay
+from gnewton.exact.sample_directions import Extra, SampleDirections, by_layer, check_damping, dampings, weight_decay
 from gnewton.exact.shortcuts import is_safe, one_hidden_layer, one_layer
 
 Solver = Literal["auto", "riccati", "shortcut"]
@@ -52,6 +52,7 @@ def newton_direction(
     True
     """
     rho, extras = dampings(passes, damping, weight_decay), right_hand_side(passes, weight_decay, extra)
+    check_damping(damping, weight_decay)
     if solver not in ("auto", "riccati", "shortcut"):
         raise ValueError(f'expected solver="auto", "riccati" or "shortcut", got {solver!r}; choose one of them')
     if solver == "riccati" or absolute:

@@ -155,6 +155,14 @@ def output_changes(passes: Passes, own: list[Tensor]) -> list[Tensor]:
     return changes
 
 
+def check_damping(damping: float | Tensor, kappa: float) -> None:
+    """ValueError for a number rho + kappa that is not above 0; tensors are taken as they are: looking at one makes the host wait."""
+    if isinstance(damping, int | float) and not damping + kappa > 0:
+        raise ValueError(
+            f"expected damping > 0, got {damping}; H alone is singular: write 10.0, or safe_damping(passes)"
+        )
+
+
 def dampings(passes: Passes, damping: float | Tensor, kappa: float = 0.0) -> list[Tensor]:
     """rho_l + kappa as (B, 1) for each layer, from a number, (B,) or (B, L) (or (1, L)); ValueError for other shapes."""
     B, L = passes.samples, len(passes)

@@ -312,3 +312,13 @@ def test_unfit_settings_are_refused():
         newton_direction(passes, 1.0, solver="fast")
     with pytest.raises(ValueError, match="expected a damping"):
         newton_direction(passes, torch.ones(2))
+
+
+@pytest.mark.parametrize("damping", [0.0, -1.0, float("nan")])
+def test_a_damping_is_above_zero(damping):
+    model = gn.models.perceptron([3, 4, 2], dtype=torch.float64)
+    passes = gn.exact.forward_backward(model, torch.ones(2, 3, dtype=torch.float64), torch.tensor([0, 1]))
+    for direction in (gn.exact.newton_direction, gn.exact.joint_direction, gn.exact.gauss_newton_direction):
+        with pytest.raises(ValueError, match="expected damping > 0, got"):
+            direction(passes, damping)
+        assert direction(passes, 0.0, weight_decay=1.0).slope().isfinite().all()
