@@ -31,7 +31,9 @@ def check_arguments(partition: Any, average: Any, renamed: Mapping[str, Any]) ->
 
 
 def with_policy(settings: dict[str, Any], policy: Policy | None) -> dict[str, Any]:
-    """The optimizer's settings and the policy's own; ValueError where both have one of the same name."""
+    """The optimizer's settings and the policy's own; ValueError where both have one of the same name, TypeError for no policy."""
+    if isinstance(policy, type) or not (policy is None or hasattr(policy, "settings")):
+        raise TypeError(f"expected a policy, an object, got {policy!r}; write policy=gn.policies.Calibrated()")
     own = {} if policy is None else dict(policy.settings)
     for name in own:
         if name in settings or name == "params":

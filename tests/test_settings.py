@@ -75,3 +75,11 @@ def test_a_common_mistake_is_answered_with_the_line_to_write(case, mistake):
 def test_the_advertised_setting_is_the_default(case):
     settings = grouped(case).param_groups[0]
     assert {name: settings[name] for name in ("lr", "cubic", "period")} == {"lr": 1.0, "cubic": "adaptive", "period": 5}
+
+
+def test_a_policy_is_an_object():
+    partition = gn.Partition.single(gn.models.Rosenbrock(2))
+    for wrong in (gn.policies.Calibrated, "calibrated"):
+        with pytest.raises(TypeError, match="expected a policy, an object"):
+            gn.GroupedNewton(partition, policy=wrong)
+    gn.GroupedNewton(partition, policy=gn.policies.Calibrated())
