@@ -48,6 +48,13 @@ class AsRate(torch.optim.Optimizer):
         # Schedulers warn when they are stepped before the optimizer; it is the real one that counts.
         return True
 
+    def __getstate__(self) -> dict[str, Any]:
+        # torch copies its own attributes alone, of which a view has hardly any.
+        return dict(vars(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
     def step(self, closure: Any = None) -> Any:
         """Refused: the optimizer itself steps."""
         raise RuntimeError("expected a scheduler to read this view, got a call of step(); step the optimizer itself")

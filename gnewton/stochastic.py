@@ -7,7 +7,7 @@ With theta at rest, d goes to (H + rho)^-1 g, Newton's direction, without an inv
 Hessian-vector product H d of one mini-batch, and their noise averages out in d (arXiv 2312.03885, its configuration).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,6 +85,23 @@ class StochasticNewton(torch.optim.Optimizer):
     def training_step(self, loss: Callable[..., Tensor], batch: Sequence[Any]) -> Tensor:
         """A step as ``training.fit`` asks for it, on ``loss(*batch)``."""
         return self.step(lambda: loss(*batch), samples=samples_in(batch) if self.partition.ranks.size > 1 else 1)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As torch's; raises ValueError, and changes nothing, for directions of other shapes than the parameters'."""
+        held = self.param_groups[0]["params"]
+        for i, (p, key) in enumerate(zip(held, state_dict["param_groups"][0]["params"], strict=False)):
+            d = state_dict["state"].get(key, {}).get("direction")
+            if d is not None and d.shape != p.shape:
+                raise ValueError(
+                    f"expected a direction of shape {tuple(p.shape)} for parameter {i}, got {tuple(d.shape)}; build the model as it "
+                    "was then"
+                )
+        super().load_state_dict(dict(state_dict))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch copies and pickles its own attributes alone.
+        ours = ("partition", "_proven", "_replicas", "_steps")
+        return dict(super().__getstate__()) | {name: getattr(self, name) for name in ours}
 
     def _follow(
         self, closure: Closure, settings: dict[str, Any], samples: float

@@ -1,5 +1,7 @@
 """Schedulers drive lambda_int, the ridge and any other number as they drive a learning rate."""
 
+import copy
+
 import pytest
 import torch
 from support.problems import build
@@ -52,3 +54,12 @@ def test_an_unknown_setting_and_a_step_are_refused():
             gn.AsRate(optimizer, wrong)
     with pytest.raises(RuntimeError, match="step the optimizer itself"):
         gn.AsRate(optimizer, "cubic").step()
+
+
+def test_an_optimizer_and_its_schedule_are_copied_together():
+    case = build("perceptron")
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), cubic=8.0)
+    schedule = lr_scheduler.StepLR(gn.schedules.AsRate(optimizer, "cubic"), step_size=1, gamma=0.5)
+    twin, of_the_twin = copy.deepcopy((optimizer, schedule))
+    of_the_twin.step()
+    assert (twin.param_groups[0]["cubic"], optimizer.param_groups[0]["cubic"]) == (4.0, 8.0)

@@ -130,3 +130,33 @@ def test_frozen_parameters_stay_and_unused_ones_too():
     optimizer.step(case.loss)
     assert torch.equal(case.model[0].weight, before)
     assert "direction" not in optimizer.state.get(case.model[0].weight, {})
+
+
+def perceptron_run(widths=(3, 4, 2), steps=2):
+    model = gn.models.perceptron(list(widths), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    optimizer = gn.StochasticNewton(gn.Partition.single(model), lr=0.1, lr_direction=0.1)
+    x = torch.linspace(-1, 1, 15, dtype=torch.float64).reshape(5, 3)
+    for _ in range(steps):
+        optimizer.step(lambda: model(x).square().mean())
+    return model, optimizer, x
+
+
+def test_a_copy_goes_its_own_way():
+    model, optimizer, x = perceptron_run()
+    (twin, twins) = copy.deepcopy((model, optimizer))
+    twins.step(lambda: twin(x).square().mean())
+    assert not torch.equal(twin[0].weight, model[0].weight)
+    optimizer.step(lambda: model(x).square().mean())
+    assert all(torch.equal(p, q) for p, q in zip(twin.parameters(), model.parameters(), strict=True))
+
+
+def test_a_state_of_other_shapes_is_refused_and_changes_nothing():
+    _, optimizer, _ = perceptron_run()
+    _, other, _ = perceptron_run((3, 5, 2))
+    before = repr(other.state_dict())
+    with pytest.raises(ValueError, match=r"direction of shape \(5, 3\) for parameter 0, got \(4, 3\)"):
+        other.load_state_dict(optimizer.state_dict())
+    assert repr(other.state_dict()) == before
+    _, fresh, _ = perceptron_run(steps=0)
+    fresh.load_state_dict(optimizer.state_dict())
+    assert repr(fresh.state_dict()) == repr(optimizer.state_dict())
