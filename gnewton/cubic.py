@@ -76,6 +76,10 @@ class NewtonStepError(RuntimeError):
         super().__init__(step.message)
         self.step = step
 
+    def __reduce__(self) -> tuple[type["NewtonStepError"], tuple[Step]]:
+        # Python would rebuild it from its message, and a pool of processes waits for ever for what cannot be read.
+        return type(self), (self.step,)
+
 
 @dataclass(frozen=True, eq=False)
 class CubicModel:

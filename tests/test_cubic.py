@@ -1,6 +1,7 @@
 """The cubic step. `cubic_problems` argues why its judge (weak duality, 60 digits) is independent of the solver."""
 
 import math
+import pickle
 from types import SimpleNamespace
 
 import mpmath as mp
@@ -424,3 +425,11 @@ def test_the_model_does_not_leave_out_a_cubic_term_that_it_cannot_know():
 def test_a_step_is_of_a_summary():
     with pytest.raises(TypeError, match="expected a Summary, got dict"):
         gn.newton_step({"gradient": torch.ones(1)})
+
+
+def test_the_error_comes_whole_from_another_process():
+    with pytest.raises(gn.NewtonStepError) as caught:
+        gn.newton_step(gn.Summary.from_tensors(gradient=[1.0], hessian=[[-1.0]], third=[0.0]))
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert str(error) == str(caught.value)
+    assert error.step.status is Status.UNBOUNDED
