@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import product
+from numbers import Integral
 from typing import Any, Literal, Self
 
 import torch
@@ -698,7 +699,7 @@ def _kind(name: str) -> str:
 
 def _layers(module: nn.Module, n: int) -> dict[str, int]:
     layers = list(dict.fromkeys(_layer(name) for name in _named_parameters(module)))
-    if not (isinstance(n, int) and 1 <= n <= len(layers)):
+    if not (isinstance(n, Integral) and 1 <= n <= len(layers)):
         raise ValueError(
             f"expected a whole number 1 <= n <= {len(layers)} (the number of layers with parameters), got n = {n!r}"
         )

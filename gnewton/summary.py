@@ -477,8 +477,8 @@ def summarize_tape(tape: Tape, partition: Partition, direction: Direction, order
 
 
 def within_range(u: Direction, partition: Partition) -> tuple[Direction, Tensor | None]:
-    """u, and None; for parameters in float16, in which squares of numbers below 1e-4 vanish: u with short parts made longer,
-    and the factors (S,) that undo it. They are powers of 2, by which no digit changes.
+    """u, and None; for parameters in float16, in which squares of numbers below 1e-4 vanish and those above 256 overflow: u with
+    parts of a length between 1 and 2, and the factors (S,) that undo it. They are powers of 2, by which no digit changes.
 
     >>> import torch, gnewton as gn
     >>> partition = gn.Partition.single(gn.models.Rosenbrock(2, dtype=torch.float16))
@@ -490,7 +490,7 @@ def within_range(u: Direction, partition: Partition) -> tuple[Direction, Tensor 
         if partition.weights is not None or all(p.dtype != torch.float16 for p in partition.parameters.values()):
             return u, None
     length = lengths(u, partition)
-    exponents = torch.where(length > 0, -length.log2().floor(), 0).clamp(min=0)
+    exponents = torch.where(length > 0, -length.log2().floor(), 0)
     return partition.scale(u, 2**exponents), 0.5**exponents
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -273,7 +274,7 @@ def _check(
     if not isinstance(optimizer, torch.optim.Optimizer):
         kind = type(optimizer).__name__
         raise TypeError(f"expected a torch.optim optimizer or GroupedNewton, got {kind}; build one from the model")
-    if not (isinstance(epochs, int) and epochs >= 1):
+    if not (isinstance(epochs, Integral) and epochs >= 1):
         raise ValueError(f"expected at least one epoch, got {epochs!r}; ask for a whole number of them")
     grouped = hasattr(optimizer, "group_names")
     if curvature is not None and not grouped:

@@ -1,5 +1,6 @@
 """Every scalar is in the group that the factory's sentence says, once; bad groups are refused by name."""
 
+import numpy as np
 import pytest
 import torch
 from support.problems import PARTITIONS, build
@@ -322,3 +323,8 @@ def test_truth_values_are_no_group_indices():
         with pytest.raises(ValueError, match="expected a group name or an index below 2, got True"):
             whole.coarsen([[True, False]])
         assert len(whole.coarsen([[1, 0]])) == 1
+
+
+def test_a_whole_number_of_numpy_is_one():
+    model = gn.models.perceptron([4, 3, 2])
+    assert gn.Partition.blocks(model, np.int64(2)).names == gn.Partition.blocks(model, 2).names

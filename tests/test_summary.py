@@ -7,6 +7,7 @@ few thousand terms, so 1e-11 of the largest entry is generous, and a wrong facto
 import copy
 import dataclasses
 import io
+import math
 
 import pytest
 import torch
@@ -431,15 +432,17 @@ def in_half_precision(scale, engine):
 
 
 @pytest.mark.parametrize("engine", ["tape", "nested"])
-@pytest.mark.parametrize("scale", [1.0, 1 / 256, 1 / 8192])
-def test_in_half_precision_short_directions_keep_their_digits(scale, engine):
-    # Some hundred roundings of 5e-4 each, of either sign; squares of the shortest one would be 0, whose error is 1.
+@pytest.mark.parametrize("scale", [1.0, 1 / 256, 1 / 8192, 32.0, 4096.0])
+def test_in_half_precision_short_and_long_directions_keep_their_digits(scale, engine):
+    # Some hundred roundings of 5e-4 each, of either sign; squares of the shortest one would be 0, whose error is 1, and those of
+    # the longest are beyond 65504.
     assert max(in_half_precision(scale, engine)) < 0.05
 
 
-def test_the_control_products_of_short_directions_vanish_in_half_precision(monkeypatch):
+def test_the_control_products_vanish_or_overflow_in_half_precision(monkeypatch):
     monkeypatch.setattr(gn.summary, "within_range", lambda u, partition: (u, None))
     assert max(in_half_precision(1 / 8192, "tape")) > 0.5
+    assert not all(math.isfinite(error) for error in in_half_precision(4096.0, "tape"))
 
 
 W = torch.tensor([0.4, -0.7, 1.2], dtype=torch.float64, requires_grad=True)

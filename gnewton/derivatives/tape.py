@@ -27,7 +27,7 @@ from gnewton.derivatives.complex_pairs import to_pairs
 from gnewton.derivatives.operation import Operation, Variable
 from gnewton.loss import differentiate
 
-_SMALL = 2**14  # bytes, which take less than the time to drop them is worth
+_SMALL = 2**14  # bytes: to drop so small a value takes longer than its memory is worth
 
 
 @dataclass(eq=False)
