@@ -6,7 +6,7 @@ points uphill, as the gradient does.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from gnewton.loss import (
     Weight,
     batches,
     check_partition,
+    check_value,
     differentiable_mode,
     differentiate,
     evaluate,
@@ -224,7 +225,15 @@ def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]
     trainable = [p for p in partition.parameters.values() if p.requires_grad]
     with torch.enable_grad():
         value = loss()
-        entries = iter(torch.autograd.grad(value, trainable, allow_unused=True))
+        entries = torch.autograd.grad(value, trainable, allow_unused=True)
+    value = value.detach().reshape(())
+    if len(entries) == len(partition.parameters) and not any(g is None or g.is_sparse for g in entries):
+        return value, dict(zip(partition.parameters, entries, strict=True))
+    return value, _completed(iter(entries), partition)
+
+
+def _completed(entries: Iterator[Tensor | None], partition: Partition) -> Direction:
+    """The gradient from the entries of the trainable parameters: zeros for the others, and where there is None."""
     gradients, unused = {}, []
     for name, p in partition.parameters.items():
         g = next(entries) if p.requires_grad else None
@@ -232,7 +241,7 @@ def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]
             unused.append(name)
         gradients[name] = torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
     partition.check_held(unused)
-    return value.detach().reshape(()), gradients
+    return gradients
 
 
 def slopes(gradients: Mapping[str, Tensor], direction: Mapping[str, Tensor], partition: Partition) -> Tensor:
@@ -244,6 +253,29 @@ def slopes(gradients: Mapping[str, Tensor], direction: Mapping[str, Tensor], par
     tensor([6., 2.], dtype=torch.float64)
     """
     return partition.sums({name: _products(g, direction[name], partition, name) for name, g in gradients.items()})
+
+
+def descent(gradients: Mapping[str, Tensor], before: Mapping[str, Tensor], partition: Partition) -> Tensor:
+    """By how much a linear loss of these gradients falls from ``before`` to where the parameters are, (): the sum of all g-bar.
+
+    Where every parameter lies in one group here, it is finite only where every gradient is.
+
+    >>> import torch, gnewton as gn
+    >>> model = gn.models.Rosenbrock(2)
+    >>> before = {"theta": model.theta.detach() + torch.tensor([2.0, 0.5])}
+    >>> descent({"theta": torch.tensor([3.0, 4.0])}, before, gn.Partition.single(model))
+    tensor(8., dtype=torch.float64)
+    """
+    names, here = list(gradients), [partition.parameters[name].detach() for name in gradients]
+    if not (partition.is_alone and partition.is_whole):
+        last = {name: before[name] - p for name, p in zip(names, here, strict=True)}
+        return slopes(gradients, last, partition).sum()
+    products = torch._foreach_sub([before[name] for name in names], here)
+    torch._foreach_mul_(products, [gradients[name] for name in names])
+    dtype = accumulator_dtype(partition.device)
+    # In a dtype with few digits they would be lost in the sum.
+    sums = [p.sum() if p.dtype in (torch.float32, torch.float64) else p.sum(dtype=dtype) for p in products]
+    return torch.stack(sums).sum(dtype=dtype)
 
 
 def _products(a: Tensor, b: Tensor, partition: Partition, name: str) -> Tensor:
@@ -368,16 +400,31 @@ def _converted(name: str, u: Tensor, dtype: torch.dtype) -> Tensor:
     return converted
 
 
-def total(tensors: Mapping[str, Tensor]) -> Tensor:
+def total(tensors: Mapping[str, Tensor], *numbers: Tensor) -> Tensor:
     """A number () that is finite only where every entry is, of this rank's rows; it may overflow. The host does not wait.
+
+    Args:
+        tensors: by parameter name.
+        numbers: further ones, each ().
 
     >>> total({"theta": torch.tensor([1.0, 2.0])}), total({"theta": torch.tensor([1.0, float("nan")])})
     (tensor(3.), tensor(nan))
     """
-    sums = [local_part(t).sum() for t in tensors.values()]
-    dtype, device = sums[0].dtype, sums[0].device
-    alike = all(one.dtype == dtype and one.device == device for one in sums)
-    return torch.stack(sums if alike else [one.to(sums[0]) for one in sums]).sum()
+    sums = [*(local_part(t).sum() for t in tensors.values()), *numbers]
+    try:
+        return torch.stack(sums).sum()
+    except RuntimeError:  # on several devices
+        return torch.stack([one.to(sums[0].device) for one in sums]).sum()
+
+
+def check_step(value: Tensor, gradients: Mapping[str, Tensor]) -> None:
+    """Raises FloatingPointError for a loss () or a gradient that is not finite; the host waits once.
+
+    >>> check_step(torch.tensor(1.0), {"theta": torch.tensor([2.0, 3.0])})
+    """
+    if not math.isfinite(total(gradients, value)):
+        check_value(value)
+        check_finite(gradients, "gradient")
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:

@@ -17,6 +17,7 @@ from gnewton.direction import (
     Direction,
     check_direction,
     check_finite,
+    descent,
     gradient_here,
     is_sent,
     lengths,
@@ -31,7 +32,7 @@ from gnewton.proposer import Proposal
 from gnewton.ranks import Part
 from gnewton.sharded import local_part
 from gnewton.summary import Summary, is_finite, mean_summary, summarize, summarize_tape
-from gnewton.undo import Parameters, RandomState
+from gnewton.undo import Buffers, Parameters, RandomState
 
 Closure = Callable[..., Tensor]
 Data = Iterable[Any] | None
@@ -65,7 +66,7 @@ class Objective:
         rng: RandomState | None = None,
     ) -> None:
         self.partition, self.closure, self.data, self.engine = partition, closure, data, engine
-        self.plain = plain and partition.ranks.size == 1 and partition.shards is None
+        self.plain = plain and partition.is_alone
         self._samples = samples if data is None else 0.0
         self.value: Tensor | None = None
         self.number: float | None = None
@@ -151,6 +152,8 @@ class Objective:
 
     def value_here(self) -> float:
         """The loss where the parameters stand now. It may be infinite: far away that is a fact, not an error."""
+        if self.plain:
+            return self._plain_value()
 
         def compute() -> Part:
             tally = self._tally()
@@ -164,6 +167,14 @@ class Objective:
             return Part(sum(value * n for value, n in values) / sum(n for _, n in values), samples=tally.total)
 
         return self.partition.ranks.mean("value", compute).value
+
+    def _plain_value(self) -> float:
+        buffers = Buffers(self.partition.module)
+        try:
+            with self._random.replay(), torch.enable_grad():
+                return float(self.closure().detach())
+        finally:
+            buffers.restore()
 
     def _tally(self) -> Tally:
         return Tally(total=self._samples)
@@ -246,7 +257,7 @@ class Line:
         if not self._is_checked:
             self._check(self.proposal.total())  # one number: read, it comes to the CPU
 
-    def _check(self, number: Tensor) -> None:
+    def _check(self, number: Tensor | float) -> None:
         self.proposal.check(float(number))
         self._is_checked = True
 
@@ -326,11 +337,12 @@ class Line:
     def look_back(self, previous: Direction) -> LastStep:
         """The last step, from ``previous`` to where the parameters are, as the loss of now sees it: for one more evaluation."""
         value, gradients = self.objective.differentiate()
-        last = {name: previous[name] - p.detach() for name, p in self.partition.parameters.items()}
-        slope, after, number = on_host([slopes(gradients, last, self.partition).sum(), value, self.proposal.total()])
-        self._check(number)
-        rounding = torch.finfo(value.dtype).eps
-        return LastStep(self.objective.value_at(previous), float(after), float(slope), rounding)
+        fall = descent(gradients, previous, self.partition)
+        covers = self.partition.is_alone and self.partition.is_whole and self.proposal.is_plain(gradients)
+        numbers = [fall, value.to(fall), *(() if covers else (self.proposal.total().to(fall),))]
+        slope, after, *others = torch.stack(numbers).tolist()  # the host waits once
+        self._check(sum(others, slope + after))
+        return LastStep(self.objective.value_at(previous), after, slope, rounding=torch.finfo(value.dtype).eps)
 
     @torch.no_grad()
     def shorten(self, previous: Direction, factor: float) -> None:

@@ -9,7 +9,6 @@ learning-rate schedulers drive (Wolinski, arXiv 2312.03885, section 4). This fil
 import copy
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -18,13 +17,13 @@ from torch import Tensor
 from gnewton import saved_state
 from gnewton.average import Average
 from gnewton.caller import warn
-from gnewton.direction import Direction
+from gnewton.direction import Direction, check_step, plain_gradient
 from gnewton.line import Closure, Data, Line, Objective
 from gnewton.loss import samples_in
 from gnewton.partition import Partition
 from gnewton.policies import Outcome, Policy, RatioTest, ReuseRates
 from gnewton.policies.outcome import history_length
-from gnewton.policies.policy import is_plain
+from gnewton.policies.policy import held, is_plain
 from gnewton.proposer import Proposal, Proposer
 from gnewton.replicas import Replicas
 from gnewton.settings import check_arguments, check_data, check_settings, with_policy
@@ -152,6 +151,8 @@ class GroupedNewton(torch.optim.Optimizer):
         error leaves parameters and state as they were: ValueError or TypeError for an unfit loss or data, FloatingPointError
         for a loss or gradient that is not finite, RankError where another rank raised.
         """
+        if curvature is None and data is None and (hold := self._hold()) is not None:
+            return self._take_held(closure, *hold)
         settings, memory, partition = self.param_groups[0], self._memory, self.partition
         with partition.ranks.session(), undone_on_error(Buffers(partition.module), rng := RandomState(partition)):
             check_settings(settings)
@@ -180,6 +181,23 @@ class GroupedNewton(torch.optim.Optimizer):
         samples = samples_in(batch) if self.partition.ranks.size > 1 else 1
         return self.step(lambda: loss(*batch), curvature=curvature and (lambda: loss(*curvature)), samples=samples)
 
+    def _hold(self) -> tuple[float, dict[str, Any]] | None:
+        """The rate of a step that the proposer takes by itself, and the policy's state after it; None where something is asked."""
+        if self.proposer is None or self.average is not None or not (self.partition.is_alone and self.proposer.scales):
+            return None
+        check_settings(self.param_groups[0])
+        return held(self._policy, self.param_groups[0], self._memory["policy"])
+
+    def _take_held(self, closure: Closure | None, rate: float, state: dict[str, Any]) -> Tensor:
+        """A step at the proposer's own price, and the loss before it."""
+        partition, memory = self.partition, self._memory
+        with undone_on_error(Buffers(partition.module), RandomState(partition)):
+            value, gradients = plain_gradient(check_data(closure, None, None), partition)
+            check_step(value, gradients)
+            self.proposer.take(gradients, rate)  # type: ignore[union-attr]
+        memory.update(step=memory["step"] + 1, policy=state)
+        return value
+
     def _step_along(self, value: Tensor, gradients: Direction, objective: Objective) -> None:
         memory, accepted = self._memory, False
         proposal = Proposal(gradients, self.proposer, self.partition if self.average else None, value)
@@ -197,7 +215,7 @@ class GroupedNewton(torch.optim.Optimizer):
             if not accepted:
                 proposal.undo()
         if outcome is not None:
-            self.history.append(replace(outcome, step=memory["step"]))
+            self.history.append(outcome.at(memory["step"]))
         memory.update(step=memory["step"] + 1, average=line.memory, policy=state)
 
     def _warn_once(self, key: str, message: str) -> None:

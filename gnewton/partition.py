@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import product
 from numbers import Integral
 from typing import Any, Literal, Self
@@ -236,6 +237,16 @@ class Partition:
         label = self._labels[name]
         return label if isinstance(label, int) else label.to(self.parameters[name].device)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether this process has all parameters, and all samples of every batch."""
+        return self.ranks.size == 1 and self.shards is None
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether every parameter lies in one group, and none outside."""
+        return all(isinstance(label, int) and label < len(self) for label in self._labels.values())
+
     def _label_here(self, name: str) -> Label:
         """The label of this rank's rows."""
         label = self.label(name)
@@ -277,13 +288,15 @@ class Partition:
         for name, value in values.items():
             value, label = local_part(value), self._label_here(name)
             if isinstance(label, int):
-                whole.setdefault(label, []).append(value.sum(dtype=total.dtype))
+                whole.setdefault(label, []).append(value if value.ndim == 0 else value.sum(dtype=total.dtype))
             else:
                 total = total.index_add(0, label.flatten().to(total.device), value.flatten().to(total))
         if whole:
             # One addition for all tensors that lie in one group each: most partitions have no others.
-            parts = torch.stack([sum(parts[1:], parts[0]) for parts in whole.values()]).to(total.device)
-            total = total.index_add(0, torch.tensor(list(whole), device=total.device), parts)
+            sums = [
+                torch.stack(parts).sum(dtype=total.dtype) if len(parts) > 1 else parts[0] for parts in whole.values()
+            ]
+            total = total.index_add(0, torch.tensor(list(whole), device=total.device), torch.stack(sums).to(total))
         return (total if self.shards is None else self.shards.ranks.sum("sums", total))[:-1]
 
     def scale(self, direction: Mapping[str, Tensor], eta: Tensor) -> dict[str, Tensor]:

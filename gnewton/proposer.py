@@ -103,25 +103,18 @@ class Proposer:
     @property
     def scales(self) -> bool:
         """Whether k times the learning rate is k times the step, of all scalars: the optimizer can then take it by itself."""
-        return self._is_whole and type(self.optimizer) in _LINEAR
-
-    @cached_property
-    def _is_whole(self) -> bool:
-        """Whether every scalar of every parameter lies in a group."""
-        partition = self._partition
-        labels = [partition.label(name) for name in partition.parameters]
-        return all(isinstance(label, int) and label < len(partition) for label in labels)
+        return self._partition.is_whole and type(self.optimizer) in _LINEAR
 
     @torch.no_grad()
     def take(self, gradients: Mapping[str, Tensor], rate: float) -> None:
         """Let the optimizer take ``rate`` times its step, at its own price; the gradients are used up."""
         groups = self.optimizer.param_groups
-        given = {id(p): gradients[name] for name, p in self._partition.parameters.items() if p.requires_grad}
+        given = {p: gradients[name] for name, p in self._partition.parameters.items() if p.requires_grad}
         saved = [(p, p.grad) for group in groups for p in group["params"]]
         rates = [group["lr"] for group in groups]
         try:
             for p, _ in saved:
-                p.grad = given.get(id(p))
+                p.grad = given.get(p)
             for group in groups:
                 group["lr"] = rate * group["lr"]
             self.optimizer.step()
@@ -173,8 +166,12 @@ class Proposal:
 
     def total(self) -> Tensor:
         """A number () that is finite only where the loss, its gradient and u (once made) are. The host does not wait."""
-        number = total(self._gradients) if self._value is None else total(self._gradients) + self._value
+        number = total(self._gradients, *(() if self._value is None else (self._value,)))
         return number + total(self.direction) if self._made else number
+
+    def is_plain(self, gradients: Direction) -> bool:
+        """Whether these gradients are all that it is made of so far."""
+        return gradients is self._gradients and not self._made
 
     def check(self, number: float) -> None:
         """Raises FloatingPointError, which names what is not finite, where ``number``, the total, says that something may be."""

@@ -56,7 +56,7 @@ class Calibrated:
 
     >>> import torch, gnewton as gn
     >>> model = gn.models.Quadratic([1.0, 4.0], dtype=torch.float64)
-    >>> adam = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
+    >>> adam = torch.optim.Adam(model.parameters(), betas=(0.8, 0.9))
     >>> optimizer = gn.GroupedNewton(gn.Partition.single(model), adam, policy=Calibrated())
     >>> losses = [optimizer.step(model).item() for _ in range(60)]
     >>> losses[-1] < 1e-3 * losses[0]
@@ -83,6 +83,19 @@ class Calibrated:
 
     def is_plain(self, settings: Settings, state: State) -> bool:
         return not self.needs_summary(settings, state)
+
+    def hold(self, settings: Settings, state: State) -> tuple[float, State] | None:
+        if self.needs_summary(settings, state) or state["previous"] is not None or settings["weight_decay"]:
+            return None
+        step = state["step"] + 1
+        if self._looks_after(step):
+            return None
+        taken = float(settings["lr"]) * _rate(state)
+        return taken, state | {"step": step, "taken": taken}
+
+    def _looks_after(self, step: int) -> bool:
+        """Whether the step after this one looks back at it."""
+        return step <= self.steps or step % self.period == 0
 
     def step(self, line: Line, settings: Settings, state: State) -> tuple[Outcome | None, State]:
         if state.get("eta") is None:
@@ -128,10 +141,13 @@ class Calibrated:
     def _advance(self, line: Line, settings: Settings, state: State) -> State:
         """Take the step; what the next one needs of it."""
         lr, step = float(settings["lr"]), state["step"] + 1
-        taken, looks = lr * _rate(state), step <= self.steps or step % self.period == 0
+        taken = lr * _rate(state)
         if settings["weight_decay"]:
             line.shrink(1 - lr * settings["weight_decay"])
-        previous = Parameters(line.partition).values if looks else None
+        previous = None
+        if self._looks_after(step):
+            # Without weight decay they are where this step began, and a look has copied them already.
+            previous = (Parameters(line.partition) if settings["weight_decay"] else line.objective.start).values
         line.take(taken)
         return state | {"step": step, "previous": previous, "taken": taken}
 

@@ -1,5 +1,6 @@
 """What became of one computation of the learning rates: for the history, for warnings, for plots."""
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -66,6 +67,12 @@ class Outcome:
     def accepted(self) -> bool:
         """Whether there were rates to go by; if not, the proposer forgets this step's proposal."""
         return not self.message
+
+    def at(self, step: int) -> Self:
+        """The same outcome, of this step."""
+        one = copy(self)
+        object.__setattr__(one, "step", step)  # frozen: nobody else has seen the copy yet
+        return one
 
     @classmethod
     def of(cls, model: CubicModel, step: Step, **facts: Any) -> Self:

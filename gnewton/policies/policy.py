@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +30,10 @@ class Policy(Protocol):
 
     A policy may have ``is_plain(settings, state)``: whether the next step asks for no summary. Its gradient is then taken as any
     training loop does, without the checks of the closure, which the steps with a summary make.
+
+    A policy may have ``hold(settings, state)``: the rate of the next step and the state after it, where that step asks nothing of
+    the line, else None. A proposer that can then takes it by itself, and ``step`` is not called. A subclass that has a ``step`` of
+    its own needs a ``hold`` of its own too: the inherited one knows nothing of it, and is not asked.
     """
 
     @property
@@ -66,6 +71,18 @@ class Policy(Protocol):
 def is_plain(policy: Policy, settings: Settings, state: State) -> bool:
     """Whether the policy says that its next step asks for no summary, so that no closure needs to be checked."""
     return hasattr(policy, "is_plain") and bool(policy.is_plain(settings, state))
+
+
+def held(policy: Policy, settings: Settings, state: State) -> tuple[float, State] | None:
+    """The rate of a step that asks nothing, and the state after it; None where the policy asks something, or does not say."""
+    return policy.hold(settings, state) if _may_hold(type(policy)) else None  # type: ignore[attr-defined]
+
+
+@cache
+def _may_hold(kind: type) -> bool:
+    """Whether ``hold`` was written for this ``step``: by the same class, or a later one."""
+    owner = next((one for one in kind.__mro__ if "hold" in vars(one)), None)
+    return owner is not None and issubclass(owner, next(one for one in kind.__mro__ if "step" in vars(one)))
 
 
 def model_of(summary: Any, settings: Settings, cubic: float) -> CubicModel:

@@ -199,3 +199,79 @@ def test_the_gradient_is_named_also_where_the_recording_cannot_be_swept(monkeypa
     monkeypatch.setattr(sweep, "summary", refuse)
     with pytest.raises(FloatingPointError, match="finite gradient, got NaN or infinity in w"):
         optimizer.step(lambda: w.square().sum() + (w - w.detach()).sqrt().sum())
+
+
+class Around:
+    """Another policy, every step of which goes through here."""
+
+    def __init__(self, inner):
+        self.inner, self.calls = inner, 0
+        self.settings, self.needs_summary, self.is_plain = inner.settings, inner.needs_summary, inner.is_plain
+
+    def step(self, line, settings, state):
+        self.calls += 1
+        return self.inner.step(line, settings, state)
+
+
+class Watched(gn.policies.Calibrated):
+    """A subclass with a step of its own, and no ``hold``."""
+
+    calls = 0
+
+    def step(self, line, settings, state):
+        self.calls += 1
+        return super().step(line, settings, state)
+
+
+PROPOSERS = {
+    "Adam": lambda model: torch.optim.Adam(model.parameters(), betas=(0.8, 0.9), fused=True),
+    "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+    "AdamW": lambda model: torch.optim.AdamW(model.parameters(), weight_decay=0.01),
+}
+
+
+@pytest.mark.parametrize("proposer", PROPOSERS)
+@pytest.mark.parametrize("kind", ["around", "subclass"])
+@pytest.mark.filterwarnings("ignore:the direction is theta_before")
+def test_a_held_step_is_the_step_that_the_policy_would_take(proposer, kind):
+    policies = {"around": Around(gn.policies.Calibrated(steps=4)), "subclass": Watched(steps=4)}
+    case, twin = build("perceptron"), build("perceptron")
+    runs = [
+        gn.GroupedNewton(gn.Partition.single(one.model), PROPOSERS[proposer](one.model), policy=policy)
+        for one, policy in ((case, gn.policies.Calibrated(steps=4)), (twin, policies[kind]))
+    ]
+    for _ in range(25):
+        values = [run.step(one.loss) for run, one in zip(runs, (case, twin), strict=True)]
+        assert torch.equal(*values)
+    assert policies[kind].calls == 25
+    for p, q in zip(case.model.parameters(), twin.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    ours, theirs = (run.state_dict() for run in runs)
+    assert repr(ours["state"]) == repr(theirs["state"])
+    assert repr(ours["proposer"]) == repr(theirs["proposer"])
+    assert len(runs[0].history) == len(runs[1].history) == 6
+
+
+@pytest.mark.filterwarnings("ignore::gnewton.loss.RandomLossWarning")
+def test_a_held_step_that_fails_changes_nothing():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)).double()
+    optimizer = gn.GroupedNewton(
+        gn.Partition.single(model), PROPOSERS["Adam"](model), policy=gn.policies.Calibrated(steps=2)
+    )
+    fails = False
+
+    def loss():
+        value = (model(torch.rand(16, 3, dtype=torch.float64)) - 1).square().mean()
+        if fails:
+            raise KeyError("no batch")
+        return value
+
+    for _ in range(6):
+        optimizer.step(loss)
+    fails = True
+    before = [repr(model.state_dict()), repr(optimizer.state_dict()), torch.get_rng_state().tolist()]
+    with pytest.raises(KeyError):
+        optimizer.step(loss)
+    with pytest.raises(TypeError, match="expected a closure"):
+        optimizer.step()
+    assert [repr(model.state_dict()), repr(optimizer.state_dict()), torch.get_rng_state().tolist()] == before
