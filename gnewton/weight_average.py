@@ -6,12 +6,13 @@ It remembers about the last tenth of the run, whatever its length (polynomial av
 gradient descent for non-smooth optimization, ICML 2013). The training itself is not changed.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+from gnewton.undo import modules_in
 
 _ORDER = 8
 
@@ -43,23 +44,56 @@ def average_weights(model: nn.Module, optimizer: torch.optim.Optimizer | None = 
     >>> averaged.n_averaged.item(), averaged(torch.ones(1, 2)).shape
     (20, torch.Size([1, 1]))
     """
-    averaged = AveragedModel(model, multi_avg_fn=_follow)
+    averaged = _Average(model)
     if optimizer is not None:
         optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(model))
     return averaged
 
 
-@torch.no_grad()
-def _follow(averages: Any, values: Any, count: Tensor | int) -> None:
-    """One step of the average, in place; torch copies the values by itself where ``count`` is 0, and gives those of one dtype."""
-    if not (averages[0].is_floating_point() or averages[0].is_complex()):
-        torch._foreach_copy_(_plain(averages), _plain(values))  # whole numbers are frozen codes, which have no mean
-        return
-    torch._foreach_lerp_(_plain(averages), _plain(values), follow_weight(int(count)))
+class _Average(AveragedModel):
+    """torch's, with an update in half the time, which beside a small network is felt."""
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Bring the average up to date with the parameters; buffers become the model's. ValueError for another kind of model."""
+        weight = follow_weight(int(self.n_averaged))
+        averages, values = _tensors_in(self.module), _tensors_in(model)
+        _check_alike(averages, values)
+        copied: list[tuple[Tensor, Tensor]] = [*zip(averages.buffers, values.buffers, strict=True)]
+        followed: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        for pair in zip(averages.parameters, values.parameters, strict=True):
+            dtype = pair[0].dtype
+            # Whole numbers are frozen codes, which have no mean.
+            whole = not (dtype.is_floating_point or dtype.is_complex)
+            (copied if weight == 1 or whole else followed.setdefault(dtype, [])).append(pair)
+        for average, value in copied:
+            average.copy_(value)
+        for pairs in followed.values():
+            torch._foreach_lerp_([x for x, _ in pairs], [v.to(x.device) for x, v in pairs], weight)
+        self.n_averaged += 1
 
 
-def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [t.detach() for t in tensors]
+class _Tensors(NamedTuple):
+    parameters: list[Tensor]
+    buffers: list[Tensor]
+
+
+def _tensors_in(module: nn.Module) -> _Tensors:
+    """Each parameter and each buffer once, detached, in an order that a copy of the module has too."""
+    modules = modules_in(module)
+    parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None}
+    buffers = {id(b): b for m in modules for b in m._buffers.values() if b is not None}
+    return _Tensors([p.detach() for p in parameters.values()], [b.detach() for b in buffers.values()])
+
+
+def _check_alike(averages: _Tensors, values: _Tensors) -> None:
+    ours, theirs = ([[t.shape for t in some] for some in tensors] for tensors in (averages, values))
+    if ours != theirs:
+        counts = " and ".join(str(sum(map(len, shapes))) for shapes in (ours, theirs))
+        raise ValueError(
+            f"expected the model that is averaged, got one with other parameters or buffers ({counts} tensors, or other shapes); write "
+            "averaged = gn.average_weights(model) for each model"
+        )
 
 
 def follow_weight(count: int) -> float:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from support.problems import DTYPE, build
 from torch import nn
-from torch.optim.swa_utils import update_bn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 import gnewton as gn
+from gnewton import weight_average
 from gnewton.weight_average import follow_weight
 
 
@@ -113,3 +114,73 @@ def test_whole_numbers_are_copied_as_they_are():
         averaged.update_parameters(model)
     assert averaged.module.codes.tolist() == [2, 2]
     assert 0 < averaged.module.weight[0] < 2
+
+
+class Tied(nn.Module):
+    """One weight in two layers, parameters of three dtypes, buffers of two, one of them in two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3, dtype=DTYPE), nn.Linear(3, 3, bias=False, dtype=DTYPE)
+        self.second.weight = self.first.weight
+        self.norm, self.twin = nn.BatchNorm1d(3), nn.Identity()
+        self.twin.register_buffer("shared", self.norm.running_mean)
+        self.short = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+        self.wave = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+
+MODELS = {
+    "one layer": lambda: nn.Linear(2, 1),
+    "nested": lambda: nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1, dtype=DTYPE))),
+    "tied": Tied,
+    "recurrent": lambda: nn.LSTM(2, 3, num_layers=2),
+}
+
+
+def follow_by_torch(averages, values, count):
+    weight = follow_weight(int(count))
+    for average, value in zip(averages, values, strict=True):
+        average.lerp_(value, weight)
+
+
+def two_averages(model, generator):
+    """Ours and torch's, after twelve changes of everything in the model."""
+    ours, theirs = gn.average_weights(model), AveragedModel(model, multi_avg_fn=follow_by_torch)
+    for _ in range(12):
+        with torch.no_grad():
+            for tensor in {id(t): t for t in [*model.parameters(), *model.buffers()]}.values():
+                tensor.add_(torch.randn(tensor.shape, generator=generator).mul(4).to(tensor.dtype))
+        ours.update_parameters(model)
+        theirs.update_parameters(model)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_average_is_the_one_that_torch_takes_tensor_by_tensor(kind):
+    ours, theirs = two_averages(MODELS[kind](), torch.Generator().manual_seed(0))
+    assert isinstance(ours, AveragedModel)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value, theirs.state_dict()[name], rtol=0, atol=0)
+
+
+def test_a_shared_weight_that_is_followed_twice_is_noticed(monkeypatch):
+    def each_time(module):
+        parameters = [p.detach() for m in module.modules() for p in m._parameters.values() if p is not None]
+        return weight_average._Tensors(parameters, [])
+
+    monkeypatch.setattr(weight_average, "_tensors_in", each_time)
+    ours, theirs = two_averages(Tied(), torch.Generator().manual_seed(0))
+    assert not torch.equal(ours.module.first.weight, theirs.module.first.weight)
+
+
+def test_another_model_s_parameters_are_refused():
+    averaged = gn.average_weights(nn.Linear(2, 1))
+    before = repr(averaged.state_dict())
+    for other in (nn.Linear(2, 1, bias=False), nn.Linear(1, 1), nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1))):
+        with pytest.raises(ValueError, match="expected the model that is averaged"):
+            averaged.update_parameters(other)
+    averaged.update_parameters(nn.Sequential(nn.Linear(2, 1)))  # a wrapper's parameters are the same
+    assert averaged.n_averaged == 1
+    assert repr(averaged.state_dict()) != before

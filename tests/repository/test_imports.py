@@ -15,7 +15,6 @@ PACKAGE = ROOT / "gnewton"
 # A module imports only what stands before it. "gnewton" is the package itself, which imports all that stands before it.
 ORDER = (
     "caller",
-    "weight_average",
     "models",
     "datasets",
     "storage",
@@ -27,6 +26,7 @@ ORDER = (
     "complex_parameters",
     "replicas",
     "undo",
+    "weight_average",
     "contraction",
     "recurrent",
     "transposed",
