@@ -141,7 +141,8 @@ def _train(
     """One epoch; a step that meets a non-finite number ends it and sets ``history.diverged``."""
     start = time.perf_counter() - (history.seconds[-1] if history.seconds else 0.0)
     total, samples = 0.0, 0
-    for x, y in loader:
+    for batch in loader:
+        x, y = _pair(batch)
         before = _last_rates(optimizer)
         try:
             loss = step(x, y)
@@ -176,11 +177,12 @@ def _stepper(
     """(x, y) -> the loss before the step: one step of any kind of optimizer, on a batch or on all of ``data``."""
     device = _device(model)
 
-    def loss(x: Tensor, y: Tensor) -> Tensor:
+    def loss(*batch: Any) -> Tensor:
+        x, y = _pair(batch)
         return loss_fn(model(x.to(device)), y.to(device))
 
     def on_device(batch: Any) -> tuple[Tensor, Tensor]:
-        x, y = batch
+        x, y = _pair(batch)
         return x.to(device), y.to(device)
 
     if not hasattr(optimizer, "training_step"):
@@ -299,6 +301,17 @@ def _check_batches(loader: Any, word: str) -> None:
         raise TypeError(
             f"expected {word} as batches, got {type(loader).__name__}; a Dataset gives them by .batches(100), tensors by [(x, y)]"
         )
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    """Inputs and targets of one batch. A tensor is none: its two rows would be taken for them."""
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    entries = f" of {len(batch)} entries" if isinstance(batch, tuple | list | dict) else ""
+    raise TypeError(
+        f"expected batches (x, y), got a {type(batch).__name__}{entries}; for others write the loop: for batch in loader: "
+        "optimizer.step(lambda: loss(batch)), with a function that returns their loss"
+    )
 
 
 def _length(loader: Iterable[Any]) -> int | None:

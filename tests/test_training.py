@@ -328,11 +328,22 @@ def test_only_a_watched_cell_first_shows_the_bar(monkeypatch, metadata):
     assert "0/12" in shown[0] if metadata else len(shown) == 1
 
 
+NO_PAIRS = [
+    ((DATA.train_x, DATA.train_y, DATA.train_y), "a tuple of 3 entries"),
+    ([DATA.train_x], "a list of 1 entries"),
+    ({"x": DATA.train_x, "y": DATA.train_y}, "a dict of 2 entries"),
+    (torch.stack([DATA.train_x[:4], DATA.train_x[:4]]), "a Tensor"),
+]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"epochs": 0}, ValueError, "expected at least one epoch, got 0"),
         ({"loader": []}, ValueError, "expected a loader with batches for every epoch"),
+        *(({"loader": [batch]}, TypeError, text) for batch, text in NO_PAIRS),
+        *(({"make": newton, "curvature": [batch]}, TypeError, text) for batch, text in NO_PAIRS),
+        ({"make": newton, "full_batch": True, "loader": [(DATA.train_x,) * 3]}, TypeError, "got a tuple of 3 entries"),
         ({"loader": iter([(DATA.train_x, DATA.train_y)])}, ValueError, "a generator is used up after one pass"),
         ({"make": lambda m: "sgd"}, TypeError, "expected a torch.optim optimizer or GroupedNewton, got str"),
         ({"curvature": []}, TypeError, "expected no curvature loader with SGD"),
