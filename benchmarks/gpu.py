@@ -220,7 +220,7 @@ def steps(net: Network) -> dict[str, Callable[[], object]]:
 
     single = gn.Partition.single(net.model)
     calibrated = gn.GroupedNewton(
-        single, torch.optim.Adam(net.model.parameters(), betas=(0.9, 0.99)), policy=Calibrated()
+        single, torch.optim.Adam(net.model.parameters(), betas=(0.8, 0.9)), policy=Calibrated()
     )
     return {
         "Adam": adam_step,

@@ -4,7 +4,7 @@ The networks are the six of ``untuned``, the six of ``unseen``, with which in si
 the policy was found, and the twelve of ``fresh``, written down before the first of them was run.
 
 Adam is the fused one. It chooses among seven rates on a held-out fifth, from seed 0: for 3 epochs and for 10, as it is and with the
-same averaged parameters. Every other method has its documented defaults. Losses are those of the whole training part, as geometric
+same averaged parameters. A twin has the betas of ours, to tell what the rate does and what the betas do. Every other method has its documented defaults. Losses are those of the whole training part, as geometric
 means over the seeds; seconds are processor time, an epoch of each method in turn in one process.
 """
 
@@ -20,7 +20,7 @@ from gnewton.experiments.experiment import Experiment, Results
 from gnewton.experiments.fresh import FRESH
 from gnewton.experiments.lockstep import race
 from gnewton.experiments.networks import SIX, Problem
-from gnewton.experiments.peers import ADAM, DEFAULTS, OURS, RATES, Peer
+from gnewton.experiments.peers import ADAM, DEFAULTS, OURS, RATES, TWIN, Peer
 from gnewton.experiments.pictures import name_curves
 from gnewton.experiments.protocol import HOLD_OUT, Plan
 from gnewton.experiments.report import facts, geometric, markdown, round_numbers
@@ -46,26 +46,28 @@ def measure(plan: Plan, command: str) -> Results:
 
 def trials(problem: Problem, plan: Plan) -> Results:
     """The tuning of Adam, and every method from every seed, of one network."""
-    tuned = _tuned(problem, plan)
+    chosen = _tuned(problem, plan)
     entries: dict[str, tuple[Peer, float | None]] = {OURS.name: (OURS, None)}
-    entries |= {f"adam {lr:g}": (ADAM, lr) for lr in sorted(set(tuned.values()))}
+    for peer in (ADAM, TWIN):
+        rates = {rate for what, rate in chosen.items() if what.startswith(peer.name)}
+        entries |= {f"{peer.name} {lr:g}": (peer, lr) for lr in sorted(rates)}
     entries |= {peer.name: (peer, None) for peer in DEFAULTS}
     races = [_kept(problem, plan, "race", entries, seed) for seed in range(plan.seeds)]
     steps = len(problem.data().batches(problem.batch))
-    about = {"title": problem.title, "steps_per_epoch": steps, "tuned": tuned, "seeds": plan.seeds}
+    about = {"title": problem.title, "steps_per_epoch": steps, "tuned": chosen, "seeds": plan.seeds}
     one: Results = about | {"runs": {name: [run[name] for run in races] for name in entries}}
     return one | {"reported": condense(one, problem)}
 
 
 def _tuned(problem: Problem, plan: Plan) -> dict[str, float]:
-    """Adam's rates, by what they are chosen for: "losses, 3 epochs"."""
-    entries = {f"{lr:g}": (ADAM, lr) for lr in RATES}
+    """The rates of Adam and its twin, by what they are chosen for: "adam, losses, 3 epochs"."""
+    entries = {f"{peer.name} {lr:g}": (peer, lr) for peer in (ADAM, TWIN) for lr in RATES}
     tried = _kept(problem, plan, "tuning", entries, 0)
     chosen = {}
-    for kind in (PLAIN, AVERAGED):
+    for peer, kind in ((ADAM, PLAIN), (ADAM, AVERAGED), (TWIN, AVERAGED)):
         for budget in BUDGETS:
-            ends = [mean_loss([_view(tried[f"{lr:g}"], kind)], budget) for lr in RATES]
-            chosen[f"{kind}, {budget} epochs"] = RATES[int(np.argmin(ends))]
+            ends = [mean_loss([_view(tried[f"{peer.name} {lr:g}"], kind)], budget) for lr in RATES]
+            chosen[f"{peer.name}, {kind}, {budget} epochs"] = RATES[int(np.argmin(ends))]
     return chosen
 
 
@@ -94,25 +96,32 @@ def views(one: Results, name: str, kind: str = AVERAGED) -> list[Results]:
     return [_view(run, kind) for run in one["runs"][name]]
 
 
-def adam(one: Results, kind: str, budget: int) -> list[Results]:
-    """The runs of Adam at the rate that was chosen for a kind of loss and a budget."""
-    return views(one, f"adam {one['tuned'][f'{kind}, {budget} epochs']:g}", kind)
+def tuned(one: Results, kind: str, budget: int, peer: Peer = ADAM) -> list[Results]:
+    """The runs of Adam, or of its twin, at the rate that was chosen for a kind of loss and a budget."""
+    return views(one, f"{peer.name} {one['tuned'][f'{peer.name}, {kind}, {budget} epochs']:g}", kind)
 
 
 def ratios(one: Results) -> dict[str, float]:
     """Ours over tuned Adam's: the loss after 3 and 10 epochs, the time to its loss after 5, both with the same average.
 
-    "plain time": the same against Adam without an average; "step": the time of a step, over Adam's.
+    "plain time": the same against Adam without an average; "twin after 3" and so on: against Adam with the betas of ours; "step": the
+    time of a step, over Adam's.
     """
     ours, quotients = views(one, OURS.name), {}
-    for budget in BUDGETS:
-        quotients[f"after {budget}"] = mean_loss(ours, budget) / mean_loss(adam(one, AVERAGED, budget), budget)
-    for name, kind in (("time", AVERAGED), ("plain time", PLAIN)):
-        runs = adam(one, kind, BUDGETS[0])
-        theirs = float(np.mean([run["cpu_seconds"][:SOON][-1] for run in runs]))
-        quotients[name] = seconds_to(ours, mean_loss(runs, SOON)) / theirs
-    quotients["step"] = _seconds(ours) / _seconds(adam(one, AVERAGED, BUDGETS[0]))
+    for before, peer in (("", ADAM), ("twin ", TWIN)):
+        for budget in BUDGETS:
+            theirs = mean_loss(tuned(one, AVERAGED, budget, peer), budget)
+            quotients[f"{before}after {budget}"] = mean_loss(ours, budget) / theirs
+        quotients[f"{before}time"] = _time_to(ours, tuned(one, AVERAGED, BUDGETS[0], peer))
+    quotients["plain time"] = _time_to(ours, tuned(one, PLAIN, BUDGETS[0]))
+    quotients["step"] = _seconds(ours) / _seconds(tuned(one, AVERAGED, BUDGETS[0]))
     return quotients
+
+
+def _time_to(ours: Sequence[Results], theirs: Sequence[Results]) -> float:
+    """The time of ours to the loss of theirs after five epochs, over theirs."""
+    own = float(np.mean([run["cpu_seconds"][:SOON][-1] for run in theirs]))
+    return seconds_to(ours, mean_loss(theirs, SOON)) / own
 
 
 def _seconds(runs: Sequence[Results]) -> float:
@@ -132,7 +141,7 @@ def against(one: Results, name: str) -> dict[str, float]:
 
 def condense(one: Results, problem: Problem) -> Results:
     """What the report says of a network: numbers that are infinite are None."""
-    ours, sooner, later = views(one, OURS.name), *(adam(one, AVERAGED, budget) for budget in BUDGETS)
+    ours, sooner, later = views(one, OURS.name), *(tuned(one, AVERAGED, budget) for budget in BUDGETS)
     steps = problem.epochs * one["steps_per_epoch"]
     numbers = {
         "parameters": sum(p.numel() for p in network(problem, 0).parameters()),
@@ -187,9 +196,9 @@ def _line(one: Results) -> list[str]:
         line += [*("-" if loss is None else f"{loss:.3g}" for loss in losses)]
         line.append(_time(reported["ratios"][f"after {budget}"], "-"))
     line += [_time(reported["ratios"][name]) for name in ("time", "plain time")]
-    tuned = sorted({one["tuned"][f"{AVERAGED}, {budget} epochs"] for budget in BUDGETS})
+    rates = sorted({one["tuned"][f"{ADAM.name}, {AVERAGED}, {budget} epochs"] for budget in BUDGETS})
     line += [f"{milliseconds:.3g}" for milliseconds in reported["milliseconds"]]
-    return [*line, f"{reported['rate']:.2g}", " / ".join(f"{rate:g}" for rate in tuned)]
+    return [*line, f"{reported['rate']:.2g}", " / ".join(f"{rate:g}" for rate in rates)]
 
 
 def _time(ratio: float | None, never: str = f"not in {BUDGETS[-1]} epochs") -> str:
@@ -216,8 +225,20 @@ def verdict(numbers: Results, dozen: str) -> str:
             f"* Time to averaged Adam's loss at most 1.0 on {those('time', 1.0)}, at most 1.5 on {those('time', 1.5)}.",
             f"* Time to plain Adam's loss at most 1.0 on {those('plain time', 1.0)}.",
             f"* A step at most 1.15 times Adam's on {those('step', 1.15)}.",
+            f"* Over Adam with the betas of ours, averaged and tuned, geometric means: {_twin(ratios)}.",
         ]
     )
+
+
+def _twin(ratios: Mapping[str, Mapping[str, float | None]]) -> str:
+    words = {
+        "twin after 3": "loss after 3 epochs",
+        "twin after 10": "after 10",
+        "twin time": "time to its loss after 5",
+    }
+    kept = {name: [ratio for one in ratios.values() if (ratio := one[name])] for name in words}
+    means = {name: f"{geometric(kept[name]):.2f}" if kept[name] else "-" for name in words}
+    return ", ".join(f"{words[name]} {means[name]} on {len(kept[name])} of {len(ratios)}" for name in words)
 
 
 def _others(numbers: Results) -> str:

@@ -24,7 +24,7 @@ from gnewton import plots
 from gnewton.experiments.experiment import Experiment, Results
 from gnewton.experiments.lockstep import race
 from gnewton.experiments.networks import SIX, Problem
-from gnewton.experiments.peers import OURS, Optimizers, Peer
+from gnewton.experiments.peers import OURS, Optimizers, Peer, proposer
 from gnewton.experiments.protocol import Plan
 from gnewton.experiments.report import facts, geometric, markdown, round_numbers
 from gnewton.experiments.runs import load_or_compute
@@ -121,8 +121,7 @@ def _grouped(
     partition: Callable[[nn.Module], Partition], **options: Any
 ) -> Callable[[nn.Module, int, float | None], Optimizers]:
     def build(model: nn.Module, steps: int, lr: float | None) -> Optimizers:
-        adam = torch.optim.Adam(model.parameters(), lr=1.0, betas=(0.9, 0.99), fused=True)
-        return [GroupedNewton(partition(model), adam, policy=PerGroup(**options))], None
+        return [GroupedNewton(partition(model), proposer(model), policy=PerGroup(**options))], None
 
     return build
 

@@ -68,17 +68,18 @@ def test_the_shipped_results_are_complete_and_say_what_the_page_says():
         for name, ratios in groups.table(shipped).items()
     }
     assert set(means) == {peer.name for peer in PEERS[1:]}
-    # No way of grouping is ahead of one rate, but for half a per cent after three epochs.
-    assert all(soon > 0.99 and late > 1 for soon, late in means.values())
+    # Per layer a little is gained by steps; the freer rates gain nothing.
     assert min(means, key=lambda name: means[name][0]) == "layer-2"
-    # The freer the rates, the worse.
-    assert all(1.5 < means[name][1] < 1.7 for name in ("tensor-4", "tensor-raw"))
+    soon, late = means["layer-2"]
+    assert 0.93 < soon < late < 0.97
+    assert 0.97 < min(means["tensor-raw"]) <= max(means["tensor-raw"]) < 1.03
+    assert all(means[name][1] > 1.1 for name in ("tensor-4", "tensor-2", "kind-2"))
     ratios = {key: one["ratios"] for key, one in shipped["networks"].items()}
-    for name in ("tensor-4", "tensor-raw"):
-        assert all(4.7 < ratios[key][name]["10"] < 6.6 for key in ("vgg-batch-norm", "attention"))
-    layers = {key: one["layer-2"]["10"] for key, one in ratios.items()}
-    assert sum(ratio < 1 for ratio in layers.values()) == 8
-    assert sorted(layers, key=lambda key: layers[key])[-3:] == ["pooled", "attention", "lenet"]
+    layers = {budget: [one["layer-2"][str(budget)] for one in ratios.values()] for budget in groups.BUDGETS}
+    assert [sum(ratio < 1 for ratio in some) for some in layers.values()] == [9, 8]
+    assert max(ratios, key=lambda key: ratios[key]["layer-2"]["10"]) == "vgg-batch-norm"
+    assert 1.4 < ratios["vgg-batch-norm"]["layer-2"]["10"] < 1.6
+    assert 3.5 < ratios["lenet"]["tensor-4"]["10"] < 3.7
 
 
 def test_networks_with_fewer_seeds_are_named():
