@@ -50,7 +50,7 @@ FALLING = [0.5**epoch for epoch in range(1, 11)]
 def test_a_network_against_itself_has_the_ratio_one():
     quotients = calibrated.ratios(one(run(FALLING), run(FALLING)))
     of_adam = {"after 3": 1, "after 10": 1, "time": 1}
-    assert quotients == of_adam | {f"twin {key}": 1 for key in of_adam} | {"plain time": 1, "step": 1}
+    assert quotients == of_adam | {f"twin {key}": 1 for key in of_adam} | {"steps": 1, "plain time": 1, "step": 1}
     assert calibrated.against(one(run(FALLING), run(FALLING)), "prodigy") == {"after 3": 1, "after 10": 1, "time": 1}
 
 
@@ -170,6 +170,7 @@ def test_what_the_page_says_of_the_networks_in_sight_is_so(shipped):
     assert within(networks.values(), "after 10", 0.5) > 0.5 * len(networks)
     assert 0.75 < mean(networks, "after 3") < 0.85
     assert within(networks.values(), "plain time", 1.0) == 8
+    assert within(networks.values(), "steps", 1.0) == 12
     assert within(networks.values(), "time", 1.0) == 2
     assert within(networks.values(), "time", 1.5) == 12
     assert 1.1 < mean(networks, "time") < 1.15
@@ -181,6 +182,7 @@ def test_what_the_page_says_of_the_fresh_networks_is_so(shipped):
     assert within(networks.values(), "after 10", 1.15) == 10
     assert 0.85 < mean(networks, "after 3") < 0.9
     assert within(networks.values(), "plain time", 1.0) == 5
+    assert within(networks.values(), "steps", 1.0) == 9
     assert within(networks.values(), "time", 1.0) == 2
     assert 1.15 < mean(networks, "time") < 1.2
     assert beyond(networks, "time", 10.0) == {"diabetes"}
