@@ -6,7 +6,7 @@ points uphill, as the gradient does.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from gnewton.loss import (
     evaluate,
     has_custom_functions,
 )
-from gnewton.partition import Partition, accumulator_dtype
+from gnewton.partition import Partition, accumulator_dtype, stack_numbers
 from gnewton.ranks import Part
 from gnewton.repeated import WatchedCalls
 from gnewton.sharded import local_part
@@ -222,22 +222,28 @@ def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]
     >>> plain_gradient(model, gn.Partition.single(model))[1]
     {'theta': tensor([-215.6000,  -88.0000])}
     """
-    trainable = [p for p in partition.parameters.values() if p.requires_grad]
+    trainable = {name: p for name, p in partition.parameters.items() if p.requires_grad}
     with torch.enable_grad():
         value = loss()
-        entries = torch.autograd.grad(value, trainable, allow_unused=True)
-    value = value.detach().reshape(())
+        try:
+            entries = torch.autograd.grad(value, list(trainable.values()), allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError):
+            differentiate(evaluate(loss, partition), list(trainable.values()))  # says what is wrong with the closure
+            raise
+    value = value.detach().clone().reshape(())  # the loss may be a parameter itself, which moves
     if len(entries) == len(partition.parameters) and not any(g is None or g.is_sparse for g in entries):
         return value, dict(zip(partition.parameters, entries, strict=True))
-    return value, _completed(iter(entries), partition)
+    return value, _completed(dict(zip(trainable, entries, strict=True)), partition)
 
 
-def _completed(entries: Iterator[Tensor | None], partition: Partition) -> Direction:
+def _completed(entries: Mapping[str, Tensor | None], partition: Partition) -> Direction:
     """The gradient from the entries of the trainable parameters: zeros for the others, and where there is None."""
     gradients, unused = {}, []
     for name, p in partition.parameters.items():
-        g = next(entries) if p.requires_grad else None
-        if g is None and p.requires_grad:
+        g = entries.get(name)
+        if g is None and name in entries:
             unused.append(name)
         gradients[name] = torch.zeros_like(p) if g is None else g.to_dense() if g.is_sparse else g
     partition.check_held(unused)
@@ -266,16 +272,17 @@ def descent(gradients: Mapping[str, Tensor], before: Mapping[str, Tensor], parti
     >>> descent({"theta": torch.tensor([3.0, 4.0])}, before, gn.Partition.single(model))
     tensor(8., dtype=torch.float64)
     """
-    names, here = list(gradients), [partition.parameters[name].detach() for name in gradients]
+    names = [name for name in gradients if partition.parameters[name].requires_grad]
+    here = [partition.parameters[name].detach() for name in names]
     if not (partition.is_alone and partition.is_whole):
         last = {name: before[name] - p for name, p in zip(names, here, strict=True)}
-        return slopes(gradients, last, partition).sum()
+        return slopes({name: gradients[name] for name in names}, last, partition).sum()
     products = torch._foreach_sub([before[name] for name in names], here)
     torch._foreach_mul_(products, [gradients[name] for name in names])
     dtype = accumulator_dtype(partition.device)
     # In a dtype with few digits they would be lost in the sum.
     sums = [p.sum() if p.dtype in (torch.float32, torch.float64) else p.sum(dtype=dtype) for p in products]
-    return torch.stack(sums).sum(dtype=dtype)
+    return stack_numbers(sums).sum(dtype=dtype)
 
 
 def _products(a: Tensor, b: Tensor, partition: Partition, name: str) -> Tensor:
@@ -411,10 +418,7 @@ def total(tensors: Mapping[str, Tensor], *numbers: Tensor) -> Tensor:
     (tensor(3.), tensor(nan))
     """
     sums = [*(local_part(t).sum() for t in tensors.values()), *numbers]
-    try:
-        return torch.stack(sums).sum()
-    except RuntimeError:  # on several devices
-        return torch.stack([one.to(sums[0].device) for one in sums]).sum()
+    return stack_numbers(sums).sum()
 
 
 def check_step(value: Tensor, gradients: Mapping[str, Tensor]) -> None:

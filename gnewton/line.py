@@ -26,13 +26,13 @@ from gnewton.direction import (
     plain_gradient,
     slopes,
 )
-from gnewton.loss import Tally, batches, differentiable_mode, evaluation
+from gnewton.loss import Tally, batches, check_surroundings, differentiable_mode, evaluation
 from gnewton.partition import Partition
 from gnewton.proposer import Proposal
 from gnewton.ranks import Part
 from gnewton.sharded import local_part
 from gnewton.summary import Summary, is_finite, mean_summary, summarize, summarize_tape
-from gnewton.undo import Buffers, Parameters, RandomState
+from gnewton.undo import Parameters, Start
 
 Closure = Callable[..., Tensor]
 Data = Iterable[Any] | None
@@ -48,7 +48,7 @@ class Objective:
         engine: of the summaries, as in ``summarize``.
         samples: the number of samples of ``closure()`` on this rank, where the partition is over several.
         plain: take the gradient as any training loop does, without the checks of the closure.
-        rng: the state of the random numbers before the first evaluation; None is the one of now.
+        first: the random numbers and buffers before the first evaluation; None for those of now.
 
     ``value`` is the loss at the start, once something has been asked, and ``number`` the same on the CPU, with a summary or a
     slope; ``complaint`` says that it was another one when the closure was called again.
@@ -63,7 +63,7 @@ class Objective:
         engine: str = "auto",
         samples: float = 1.0,
         plain: bool = False,
-        rng: RandomState | None = None,
+        first: Start | None = None,
     ) -> None:
         self.partition, self.closure, self.data, self.engine = partition, closure, data, engine
         self.plain = plain and partition.is_alone
@@ -73,7 +73,7 @@ class Objective:
         self.complaint = ""
         self._gradients: Direction | None = None
         self._tape: Tape | None = None
-        self._random = rng or RandomState(partition)
+        self._first = first or Start(partition)
         self._start: Parameters | None = None
 
     def differentiate(
@@ -134,8 +134,8 @@ class Objective:
             # Alone, whether it is finite is asked where its numbers come to the host.
             if summary is not None and (self.partition.ranks.size == 1 or is_finite(summary)):
                 return summary
-        # The first evaluation draws its own random numbers; every other one repeats them.
-        with self._random.replay() if self.value is not None else nullcontext():
+        # The first evaluation draws its own random numbers and writes its buffers; every other one begins as it did.
+        with self._first.replay() if self.value is not None else nullcontext():
             return summarize(
                 self.closure,
                 self.partition.here,
@@ -158,7 +158,7 @@ class Objective:
         def compute() -> Part:
             tally = self._tally()
             with (
-                self._random.replay(),
+                self._first.replay(),
                 self.partition.gathered() as whole,
                 differentiable_mode(whole, higher=False),
                 evaluation(whole),
@@ -169,12 +169,9 @@ class Objective:
         return self.partition.ranks.mean("value", compute).value
 
     def _plain_value(self) -> float:
-        buffers = Buffers(self.partition.module)
-        try:
-            with self._random.replay(), torch.enable_grad():
-                return float(self.closure().detach())
-        finally:
-            buffers.restore()
+        check_surroundings(self.partition)
+        with self._first.replay(), torch.enable_grad():
+            return float(self.closure().detach())
 
     def _tally(self) -> Tally:
         return Tally(total=self._samples)
@@ -248,6 +245,8 @@ class Line:
     @property
     def direction(self) -> Direction:
         """u, one tensor per parameter. Raises FloatingPointError where the loss, its gradient or u is not finite."""
+        if not self.proposal.is_made:
+            self._is_checked = False  # the loss and the gradient alone were
         u = self.proposal.direction
         self.check()
         return u
@@ -336,6 +335,7 @@ class Line:
 
     def look_back(self, previous: Direction) -> LastStep:
         """The last step, from ``previous`` to where the parameters are, as the loss of now sees it: for one more evaluation."""
+        previous = self._moving(previous)
         value, gradients = self.objective.differentiate()
         fall = descent(gradients, previous, self.partition)
         covers = self.partition.is_alone and self.partition.is_whole and self.proposal.is_plain(gradients)
@@ -344,12 +344,19 @@ class Line:
         self._check(sum(others, slope + after))
         return LastStep(self.objective.value_at(previous), after, slope, rounding=torch.finfo(value.dtype).eps)
 
+    def _moving(self, previous: Direction) -> Direction:
+        """The earlier values of the parameters that may move; frozen ones, which their owner may have moved, stay where they are."""
+        return {
+            name: previous[name] if p.requires_grad else p.detach() for name, p in self.partition.parameters.items()
+        }
+
     @torch.no_grad()
     def shorten(self, previous: Direction, factor: float) -> None:
         """Put ``factor`` times the last step, which began at ``previous``, in the place of it."""
         _ = self.objective.start  # where an error puts the parameters back to
         for name, p in self.partition.parameters.items():
-            local_part(p).copy_(local_part(previous[name]).lerp(local_part(p), factor))
+            if p.requires_grad:
+                local_part(p).copy_(local_part(previous[name]).lerp(local_part(p), factor))
 
     def from_first(self, numbers: Tensor) -> Tensor:
         """The first rank's numbers: another processor may round an eigenvalue otherwise."""

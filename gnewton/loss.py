@@ -61,7 +61,7 @@ def evaluate(
         )
     # The checks are no part of the loss: no torch function mode needs to see them.
     with torch._C.DisableTorchFunction():
-        _check_surroundings(partition)
+        check_surroundings(partition)
         before, newest, written = random or RandomState(partition), _newest_node(), _Written(partition)
     with evaluation(partition):
         value = _call(loss, batch)
@@ -346,7 +346,8 @@ class _Written:
             )
 
 
-def _check_surroundings(partition: Partition) -> None:
+def check_surroundings(partition: Partition) -> None:
+    """Raises ValueError inside autocast, whose cached casts outlive an evaluation of the loss."""
     kind = partition.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         raise ValueError(

@@ -22,13 +22,13 @@ from gnewton.line import Closure, Data, Line, Objective
 from gnewton.loss import samples_in
 from gnewton.partition import Partition
 from gnewton.policies import Outcome, Policy, RatioTest, ReuseRates
-from gnewton.policies.outcome import history_length
+from gnewton.policies.outcome import at_step, history_length
 from gnewton.policies.policy import held, is_plain
 from gnewton.proposer import Proposal, Proposer
 from gnewton.replicas import Replicas
 from gnewton.settings import check_arguments, check_data, check_settings, with_policy
 from gnewton.summary import check_engine
-from gnewton.undo import Buffers, RandomState, undone_on_error
+from gnewton.undo import Start, undone_on_error
 
 
 class StepWarning(UserWarning):
@@ -148,18 +148,21 @@ class GroupedNewton(torch.optim.Optimizer):
             samples: the number of samples of this rank's batch, where the partition is over several.
 
         A closure must give the same loss when it is called again. Buffers (batch norm) advance once per step and batch. An
-        error leaves parameters and state as they were: ValueError or TypeError for an unfit loss or data, FloatingPointError
-        for a loss or gradient that is not finite, RankError where another rank raised.
+        error leaves parameters and state as they were, but for one that the proposer raises half way through a step that it takes by
+        itself: ValueError or TypeError for an unfit loss or data, FloatingPointError for a loss or gradient that is not finite,
+        RankError where another rank raised.
         """
         if curvature is None and data is None and (hold := self._hold()) is not None:
             return self._take_held(closure, *hold)
         settings, memory, partition = self.param_groups[0], self._memory, self.partition
-        with partition.ranks.session(), undone_on_error(Buffers(partition.module), rng := RandomState(partition)):
+        with partition.ranks.session(), undone_on_error(first := Start(partition)):
             check_settings(settings)
             closure = check_data(closure, curvature, data)
             self._replicas.check(memory["step"], self.state_dict)
             plain = curvature is None and data is None and is_plain(self._policy, settings, memory["policy"])
-            objective = Objective(partition, closure, data, engine=self.engine, samples=samples, plain=plain, rng=rng)
+            objective = Objective(
+                partition, closure, data, engine=self.engine, samples=samples, plain=plain, first=first
+            )
             # The first step calls the closure twice, to see whether it is the same function.
             record = curvature is None and memory["step"] > 0 and self._policy.needs_summary(settings, memory["policy"])
             # Whether they are finite is asked with the first number that a policy needs, so that the host waits once.
@@ -191,7 +194,7 @@ class GroupedNewton(torch.optim.Optimizer):
     def _take_held(self, closure: Closure | None, rate: float, state: dict[str, Any]) -> Tensor:
         """A step at the proposer's own price, and the loss before it."""
         partition, memory = self.partition, self._memory
-        with undone_on_error(Buffers(partition.module), RandomState(partition)):
+        with undone_on_error(Start(partition)):
             value, gradients = plain_gradient(check_data(closure, None, None), partition)
             check_step(value, gradients)
             self.proposer.take(gradients, rate)  # type: ignore[union-attr]
@@ -215,7 +218,7 @@ class GroupedNewton(torch.optim.Optimizer):
             if not accepted:
                 proposal.undo()
         if outcome is not None:
-            self.history.append(outcome.at(memory["step"]))
+            self.history.append(at_step(outcome, memory["step"]))
         memory.update(step=memory["step"] + 1, average=line.memory, policy=state)
 
     def _warn_once(self, key: str, message: str) -> None:

@@ -26,6 +26,18 @@ Label = int | Tensor
 Groups = Sequence[Sequence[int | str]] | Mapping[str, Sequence[int | str]]
 
 
+def stack_numbers(numbers: Sequence[Tensor]) -> Tensor:
+    """Numbers () in one tensor, on the device of the first.
+
+    >>> stack_numbers([torch.tensor(1.0), torch.tensor(2.0)])
+    tensor([1., 2.])
+    """
+    try:
+        return torch.stack(list(numbers))
+    except RuntimeError:  # on several devices
+        return torch.stack([one.to(numbers[0].device) for one in numbers])
+
+
 def accumulator_dtype(device: torch.device) -> torch.dtype:
     """The dtype in which sums over many scalars are kept: float64, or float32 where the device (MPS) has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -294,9 +306,9 @@ class Partition:
         if whole:
             # One addition for all tensors that lie in one group each: most partitions have no others.
             sums = [
-                torch.stack(parts).sum(dtype=total.dtype) if len(parts) > 1 else parts[0] for parts in whole.values()
+                stack_numbers(parts).sum(dtype=total.dtype) if len(parts) > 1 else parts[0] for parts in whole.values()
             ]
-            total = total.index_add(0, torch.tensor(list(whole), device=total.device), torch.stack(sums).to(total))
+            total = total.index_add(0, torch.tensor(list(whole), device=total.device), stack_numbers(sums).to(total))
         return (total if self.shards is None else self.shards.ranks.sum("sums", total))[:-1]
 
     def scale(self, direction: Mapping[str, Tensor], eta: Tensor) -> dict[str, Tensor]:

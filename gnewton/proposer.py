@@ -14,7 +14,7 @@ from gnewton.caller import warn
 from gnewton.direction import Direction, check_finite, normalize, total
 from gnewton.loss import check_value
 from gnewton.partition import Partition
-from gnewton.sharded import lend_rows, own_rows
+from gnewton.sharded import lend_rows, local_part, own_rows
 
 # k times the learning rate is k times the step.
 _LINEAR = (
@@ -109,7 +109,9 @@ class Proposer:
     def take(self, gradients: Mapping[str, Tensor], rate: float) -> None:
         """Let the optimizer take ``rate`` times its step, at its own price; the gradients are used up."""
         groups = self.optimizer.param_groups
-        given = {p: gradients[name] for name, p in self._partition.parameters.items() if p.requires_grad}
+        given = _as_left_by_backward(gradients, self._partition)
+        if given.keys() - {p for group in groups for p in group["params"]}:
+            _check_held(self.optimizer, self._partition)  # one was thawed since this was built
         saved = [(p, p.grad) for group in groups for p in group["params"]]
         rates = [group["lr"] for group in groups]
         try:
@@ -167,11 +169,16 @@ class Proposal:
     def total(self) -> Tensor:
         """A number () that is finite only where the loss, its gradient and u (once made) are. The host does not wait."""
         number = total(self._gradients, *(() if self._value is None else (self._value,)))
-        return number + total(self.direction) if self._made else number
+        return number + total(self.direction) if self.is_made else number
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the direction has been asked for."""
+        return "direction" in self.__dict__
 
     def is_plain(self, gradients: Direction) -> bool:
         """Whether these gradients are all that it is made of so far."""
-        return gradients is self._gradients and not self._made
+        return gradients is self._gradients and not self.is_made
 
     def check(self, number: float) -> None:
         """Raises FloatingPointError, which names what is not finite, where ``number``, the total, says that something may be."""
@@ -180,25 +187,21 @@ class Proposal:
         if self._value is not None:
             check_value(self._value)
         check_finite(self._gradients, "gradient")
-        if self._made:
+        if self.is_made:
             check_finite(self.direction, "direction")
 
     def take(self, rate: float) -> bool:
         """Let the proposer take ``rate`` times its step by itself. False where it cannot, or where u has been made."""
         proposer = self._proposer
-        if proposer is None or self._made or self._normalized is not None or not proposer.scales:
+        if proposer is None or self.is_made or self._normalized is not None or not proposer.scales:
             return False
         proposer.take(self._gradients, rate)
         return True
 
     def undo(self) -> None:
         """Let the proposer forget the direction, if it was made."""
-        if self._made:
+        if self.is_made:
             self._undo()
-
-    @property
-    def _made(self) -> bool:
-        return "direction" in self.__dict__
 
     def _undo(self) -> None:
         if self._proposer is not None:
@@ -231,16 +234,31 @@ def _check_held(optimizer: torch.optim.Optimizer, partition: Partition) -> None:
         )
 
 
+def _as_left_by_backward(gradients: Mapping[str, Tensor], partition: Partition) -> dict[Tensor, Tensor]:
+    """Each trainable parameter's gradient, with its strides and in memory of its own, as ``backward()`` leaves it in ``.grad``.
+
+    ``torch.autograd.grad`` leaves neither, but fused optimizers walk through both memories side by side, and others write into it.
+    """
+    given: dict[Tensor, Tensor] = {}
+    memories: set[int] = set()
+    for name, p in partition.parameters.items():
+        if p.requires_grad:
+            g, memory = gradients[name], local_part(gradients[name]).untyped_storage().data_ptr()
+            given[p] = g if g.stride() == p.stride() and memory not in memories else torch.empty_like(p).copy_(g)
+            memories.add(memory)
+    return given
+
+
 @contextmanager
 def _gradients_set(held: list[Tensor], partition: Partition, gradients: Mapping[str, Tensor]) -> Iterator[None]:
     """``.grad`` of the partition's trainable parameters is theirs, of every other one None; restored after."""
     saved = [p.grad for p in held]
-    given = {id(p): gradients[name] for name, p in partition.parameters.items() if p.requires_grad}
+    given = _as_left_by_backward(gradients, partition)
     try:
         for p in held:
             p.grad = None
-            if id(p) in given:
-                p.grad = given[id(p)].clone()  # maximize= and in-place decay write into it
+            if p in given:
+                p.grad = given[p].clone()  # maximize= and in-place decay write into it
         yield
     finally:
         for p, g in zip(held, saved, strict=True):

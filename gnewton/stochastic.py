@@ -20,7 +20,7 @@ from gnewton.loss import check_gathered, differentiable_mode, differentiate, eva
 from gnewton.partition import Partition
 from gnewton.ranks import Part
 from gnewton.replicas import Replicas
-from gnewton.undo import Buffers, RandomState, Start, undone_on_error
+from gnewton.undo import Start, undone_on_error
 
 Closure = Callable[[], Tensor]
 
@@ -70,7 +70,7 @@ class StochasticNewton(torch.optim.Optimizer):
         NotImplementedError for one with a backward pass that is no derivative, RankError where another rank raised.
         """
         settings, ranks = self.param_groups[0], self.partition.ranks
-        with ranks.session(), undone_on_error(Buffers(self.partition.module), RandomState(self.partition)):
+        with ranks.session(), undone_on_error(Start(self.partition)):
             _check_settings(settings)
             self._replicas.check(self._steps, self.state_dict)
             value, directions = self._follow(closure, settings, samples)

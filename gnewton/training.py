@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from numbers import Integral
@@ -305,11 +305,13 @@ def _check_batches(loader: Any, word: str) -> None:
 
 def _pair(batch: Any) -> tuple[Any, Any]:
     """Inputs and targets of one batch. A tensor is none: its two rows would be taken for them."""
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        return batch[0], batch[1]
-    entries = f" of {len(batch)} entries" if isinstance(batch, tuple | list | dict) else ""
+    if isinstance(batch, Iterable) and not isinstance(batch, Tensor | Mapping | str):
+        entries = tuple(batch)
+        if len(entries) == 2:
+            return entries
+    count = f" of {len(batch)} entries" if isinstance(batch, Sized) and not isinstance(batch, Tensor) else ""
     raise TypeError(
-        f"expected batches (x, y), got a {type(batch).__name__}{entries}; for others write the loop: for batch in loader: "
+        f"expected batches (x, y), got a {type(batch).__name__}{count}; for others write the loop: for batch in loader: "
         "optimizer.step(lambda: loss(batch)), with a function that returns their loss"
     )
 

@@ -146,6 +146,11 @@ class Start:
         self._module = partition.module
         self.random, self.buffers = RandomState(partition), Buffers(partition.module)
 
+    def restore(self) -> None:
+        """Go back to them."""
+        self.buffers.restore()
+        self.random.restore()
+
     @contextmanager
     def replay(self) -> Iterator[None]:
         """Inside, an evaluation begins like the one that came after this was read; afterwards nothing was drawn or written."""

@@ -69,7 +69,7 @@ class _Average(AveragedModel):
         for average, value in copied:
             average.copy_(value)
         for pairs in followed.values():
-            torch._foreach_lerp_([x for x, _ in pairs], [v.to(x.device) for x, v in pairs], weight)
+            torch._foreach_lerp_([x for x, _ in pairs], [v.to(x) for x, v in pairs], weight)
         self.n_averaged += 1
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+from collections import deque
 
 import nbclient
 import nbformat
@@ -334,6 +335,22 @@ NO_PAIRS = [
     ({"x": DATA.train_x, "y": DATA.train_y}, "a dict of 2 entries"),
     (torch.stack([DATA.train_x[:4], DATA.train_x[:4]]), "a Tensor"),
 ]
+
+
+class Pair:
+    """What a collate function of one's own may return."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __iter__(self):
+        return iter((self.x, self.y))
+
+
+@pytest.mark.parametrize("kind", [tuple, list, deque, lambda pair: Pair(*pair), iter])
+def test_a_batch_is_whatever_gives_two(kind):
+    loader = [(DATA.train_x, DATA.train_y)] * 2
+    assert run(loader=(kind(pair) for pair in loader), epochs=1).losses == run(loader=loader, epochs=1).losses
 
 
 @pytest.mark.parametrize(

@@ -184,3 +184,15 @@ def test_another_model_s_parameters_are_refused():
     averaged.update_parameters(nn.Sequential(nn.Linear(2, 1)))  # a wrapper's parameters are the same
     assert averaged.n_averaged == 1
     assert repr(averaged.state_dict()) != before
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_that_changes_its_dtype_is_followed_in_that_of_the_average(dtype):
+    model = nn.Linear(2, 1)
+    averaged = gn.average_weights(model)
+    averaged.update_parameters(model)
+    start = averaged.module.weight.detach().clone()
+    model.to(dtype)
+    nn.init.constant_(model.weight, 2.0)
+    averaged.update_parameters(model)
+    torch.testing.assert_close(averaged.module.weight, start.lerp(torch.full((1, 2), 2.0), follow_weight(1)))

@@ -87,10 +87,10 @@ class Calibrated:
     def hold(self, settings: Settings, state: State) -> tuple[float, State] | None:
         if self.needs_summary(settings, state) or state["previous"] is not None or settings["weight_decay"]:
             return None
-        step = state["step"] + 1
+        taken = float(settings["lr"]) * _rate(state)
+        step = state["step"] + bool(taken)
         if self._looks_after(step):
             return None
-        taken = float(settings["lr"]) * _rate(state)
         return taken, state | {"step": step, "taken": taken}
 
     def _looks_after(self, step: int) -> bool:
@@ -128,7 +128,8 @@ class Calibrated:
 
     def _judge(self, look: "Look", state: State) -> tuple[State, float, float]:
         """The state with the new rate, t*, and the factor on the rate."""
-        early, rate = state["step"] <= self.steps, _rate(state)
+        # Where no look has said anything yet (all below rounding), the rate is still to be found.
+        early, rate = state["step"] <= self.steps or state["early_rate"] is None, _rate(state)
         memory = _FINDING_MEMORY if early else _GUARDING_MEMORY
         slope, curvature = (memory * old + new for old, new in zip(state["sums"], look[:2], strict=True))
         ratio = newton_ratio(slope, curvature, rate)
@@ -140,8 +141,8 @@ class Calibrated:
 
     def _advance(self, line: Line, settings: Settings, state: State) -> State:
         """Take the step; what the next one needs of it."""
-        lr, step = float(settings["lr"]), state["step"] + 1
-        taken = lr * _rate(state)
+        taken = (lr := float(settings["lr"])) * _rate(state)
+        step = state["step"] + bool(taken)  # while a schedule is at 0, nothing is taken and nothing can be found
         if settings["weight_decay"]:
             line.shrink(1 - lr * settings["weight_decay"])
         previous = None

@@ -68,12 +68,6 @@ class Outcome:
         """Whether there were rates to go by; if not, the proposer forgets this step's proposal."""
         return not self.message
 
-    def at(self, step: int) -> Self:
-        """The same outcome, of this step."""
-        one = copy(self)
-        object.__setattr__(one, "step", step)  # frozen: nobody else has seen the copy yet
-        return one
-
     @classmethod
     def of(cls, model: CubicModel, step: Step, **facts: Any) -> Self:
         """The outcome of a step by this model; ``facts`` are the fields that model and step do not say."""
@@ -89,3 +83,10 @@ class Outcome:
             "cubic": float(model.cubic),
         }
         return cls(**(known | facts))
+
+
+def at_step(outcome: Any, step: int) -> Any:
+    """The same outcome, of this step; a policy may have a class of its own for it."""
+    one = copy(outcome)
+    object.__setattr__(one, "step", step)  # frozen: but nobody else has seen the copy yet
+    return one

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -32,8 +31,8 @@ class Policy(Protocol):
     training loop does, without the checks of the closure, which the steps with a summary make.
 
     A policy may have ``hold(settings, state)``: the rate of the next step and the state after it, where that step asks nothing of
-    the line, else None. A proposer that can then takes it by itself, and ``step`` is not called. A subclass that has a ``step`` of
-    its own needs a ``hold`` of its own too: the inherited one knows nothing of it, and is not asked.
+    the line, else None. Where ``is_plain`` says so too, a proposer that can takes it by itself, and ``step`` is not called. A
+    subclass needs a ``hold`` of its own: an inherited one knows nothing of what the subclass does in its step, and is not asked.
     """
 
     @property
@@ -75,14 +74,10 @@ def is_plain(policy: Policy, settings: Settings, state: State) -> bool:
 
 def held(policy: Policy, settings: Settings, state: State) -> tuple[float, State] | None:
     """The rate of a step that asks nothing, and the state after it; None where the policy asks something, or does not say."""
-    return policy.hold(settings, state) if _may_hold(type(policy)) else None  # type: ignore[attr-defined]
-
-
-@cache
-def _may_hold(kind: type) -> bool:
-    """Whether ``hold`` was written for this ``step``: by the same class, or a later one."""
-    owner = next((one for one in kind.__mro__ if "hold" in vars(one)), None)
-    return owner is not None and issubclass(owner, next(one for one in kind.__mro__ if "step" in vars(one)))
+    # An inherited one knows nothing of what a subclass, or this very object, does in its step.
+    hold = vars(type(policy)).get("hold")
+    own = callable(hold) and "step" not in getattr(policy, "__dict__", ())
+    return hold(policy, settings, state) if own and is_plain(policy, settings, state) else None  # type: ignore[misc]
 
 
 def model_of(summary: Any, settings: Settings, cubic: float) -> CubicModel:

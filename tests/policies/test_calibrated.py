@@ -404,3 +404,186 @@ def test_a_curvature_batch_judges_the_steps():
 def test_numbers_out_of_range_are_refused(name, number):
     with pytest.raises(ValueError, match=name):
         Calibrated(**{name: number})
+
+
+# -- what is frozen, written or missing between the steps -----------------------------------------------------------------
+
+
+class Target(nn.Module):
+    """A quadratic in ``w``, beside frozen values that their owner moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([3.0, -2.0], dtype=DTYPE))
+        self.other = nn.Parameter(torch.tensor([5.0], dtype=DTYPE))
+        self.mask = nn.Parameter(torch.tensor([-math.inf], dtype=DTYPE), requires_grad=False)
+
+    def forward(self):
+        return (self.w.square() * torch.tensor([1.0, 4.0], dtype=DTYPE)).sum() / 2 + 500 * self.other.square().sum()
+
+
+def test_a_frozen_parameter_has_no_part_in_a_look_and_stays_where_its_owner_puts_it():
+    model = Target()
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated())
+    previous, length = model.w.detach().clone(), 0.0
+    for step in range(8):
+        before = model.w.detach().clone()
+        optimizer.step(model)
+        model.other.requires_grad_(step < 2)
+        with torch.no_grad():
+            placed = model.other.mul_(0.9) if step >= 2 else model.other
+        if step >= 4:
+            # Of the last step the look saw what may move: the exact second difference of the quadratic in w.
+            look, last = optimizer.history[-1], previous - before
+            curvature = (last.square() * torch.tensor([1.0, 4.0], dtype=DTYPE)).sum() / length**2
+            assert float(look.hessian) == pytest.approx(float(curvature), rel=1e-9)
+        previous, length = before, optimizer.state_dict()["state"]["grouped_newton"]["policy"]["taken"]
+        assert torch.equal(model.other, placed)
+    assert len(optimizer.history) == 7
+    assert model.mask.item() == -math.inf
+
+
+def test_a_step_that_is_shortened_moves_no_frozen_parameter():
+    model = Target()
+    model.other.requires_grad_(False)
+    line = Line(Objective(gn.Partition.single(model), model), Proposal({}))
+    previous = {name: p.detach() + 1 for name, p in model.named_parameters()}
+    line.shorten(previous, 0.25)
+    assert model.w.tolist() == [3.75, -1.25]
+    assert (model.other.item(), model.mask.item()) == (5.0, -math.inf)
+
+
+class Annealed(nn.Module):
+    """A loss that grows with a counter in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([2.0], dtype=DTYPE))
+        self.register_buffer("calls", torch.tensor(0.0, dtype=DTYPE))
+
+    def forward(self):
+        self.calls += 1
+        return self.w.square().sum() / 2 + self.calls
+
+
+def test_both_evaluations_of_a_look_begin_with_the_same_buffers():
+    model = Annealed()
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated(period=2))
+    previous = math.nan
+    for step in range(24):
+        before, looks = model.w.item(), len(optimizer.history)
+        optimizer.step(model)
+        if len(optimizer.history) > looks:
+            look = optimizer.history[-1]
+            assert look.actual_decrease == pytest.approx((previous**2 - before**2) / 2, rel=1e-9, abs=1e-12)
+        previous = before
+        assert float(model.calls) == step + 1
+    assert len(optimizer.history) > 12
+
+
+def test_the_search_begins_with_the_first_step_that_a_schedule_allows():
+    model = network()
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated())
+    warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step >= 20))
+    for x, y in batches(60):
+        optimizer.step(lambda x=x, y=y: F.cross_entropy(model(x), y))
+        warm.step()
+    # Step 20 is the first one, and is looked back at by the next.
+    assert [look.step for look in optimizer.history] == [*range(21, 36), 40, 50]
+
+
+class Broken(torch.optim.Optimizer):
+    """Its step is not finite, from some step on."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 1.0})
+        self.breaks = False
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.data.sub_(math.nan if self.breaks else p.grad)
+
+
+@pytest.mark.parametrize("before", [1, 5, 19])
+def test_a_direction_that_is_not_finite_moves_nothing(before):
+    model = gn.models.Quadratic([1.0, 4.0], dtype=DTYPE)
+    proposer = Broken(model.parameters())
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), proposer, policy=Calibrated())
+    for _ in range(before):
+        optimizer.step(model)
+    proposer.breaks, stands = True, model.theta.detach().clone()
+    with pytest.raises(FloatingPointError, match="finite direction"):
+        optimizer.step(model)
+    assert torch.equal(model.theta, stands)
+
+
+def test_the_loss_that_is_returned_is_the_one_before_the_step():
+    w = nn.Parameter(torch.tensor(3.0, dtype=DTYPE))
+    sgd = torch.optim.SGD([w], lr=0.1)
+    optimizer = gn.GroupedNewton(gn.Partition.from_groups([{"w": w}]), sgd, policy=Calibrated(steps=1))
+    for _ in range(2):
+        optimizer.step(lambda: w.square() / 2)
+    for _ in range(3):
+        before = w.item()
+        assert optimizer.step(lambda: w).item() == before != w.item()
+
+
+def test_a_thawed_parameter_that_the_proposer_does_not_hold_is_named():
+    model = Target()
+    model.other.requires_grad_(False)
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), adam([model.w]), policy=Calibrated(steps=1))
+    for _ in range(4):
+        optimizer.step(model)
+    model.other.requires_grad_(True)
+    with pytest.raises(ValueError, match="to hold the partition's parameters, got none of other"):
+        optimizer.step(model)
+
+
+MISTAKES = {
+    "a number": (lambda loss: float(loss().detach()), TypeError, "return the loss as a tensor"),
+    "nothing": (lambda loss: None, TypeError, "return the loss as a tensor"),
+    "detached": (lambda loss: loss().detach(), ValueError, "loss with a graph"),
+    "several": (lambda loss: loss().repeat(2), ValueError, "scalar loss"),
+    "used up": (lambda loss: used_up(loss()), ValueError, "whole, got one that backward"),
+}
+
+
+def used_up(value):
+    value.backward()
+    return value
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("step", [2, 19, 20])
+def test_a_closure_that_goes_wrong_later_is_told_so(mistake, step):
+    wrong, error, text = MISTAKES[mistake]
+    model = gn.models.Quadratic([1.0, 4.0], dtype=DTYPE)
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated())
+    for _ in range(step):
+        optimizer.step(model)
+    before = repr(optimizer.state_dict()), model.theta.tolist()
+    with pytest.raises(error, match=text):
+        optimizer.step(lambda: wrong(model))
+    assert (repr(optimizer.state_dict()), model.theta.tolist()) == before
+
+
+def test_a_look_inside_autocast_is_refused():
+    model = network(torch.float32)
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated())
+    some = batches(3, torch.float32)
+    for x, y in some[:2]:
+        optimizer.step(lambda x=x, y=y: F.cross_entropy(model(x), y))
+    x, y = some[2]
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="expected no active autocast"):
+        optimizer.step(lambda: F.cross_entropy(model(x), y))
+
+
+def test_a_rate_that_rounding_hid_from_every_early_look_is_found_by_a_later_one():
+    model = network()
+    optimizer = gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated(steps=3))
+    for step, (x, y) in enumerate(batches(12)):
+        far = 1e20 if 1 <= step < 6 else 0.0  # beside which no step is seen
+        optimizer.step(lambda x=x, y=y, far=far: F.cross_entropy(model(x), y) + far)
+    state = optimizer.state_dict()["state"]["grouped_newton"]["policy"]
+    assert [look.step for look in optimizer.history] == [10]
+    assert state["early_rate"] > 0

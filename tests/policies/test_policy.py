@@ -1,5 +1,6 @@
 """A policy from outside plugs in: the optimizer knows no policy's insides."""
 
+import copy
 import re
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +12,8 @@ from torch.optim import lr_scheduler
 
 import gnewton as gn
 from gnewton.derivatives import sweep
+from gnewton.direction import plain_gradient
+from gnewton.proposer import Proposer
 
 
 class ConstantRates:
@@ -223,33 +226,167 @@ class Watched(gn.policies.Calibrated):
         return super().step(line, settings, state)
 
 
+class Advancing(gn.policies.Calibrated):
+    """A subclass that changes what its step is made of."""
+
+    calls = 0
+
+    def _advance(self, line, settings, state):
+        self.calls += 1
+        return super()._advance(line, settings, state)
+
+
+class Checked(Watched):
+    """It wants the closure checked at every step."""
+
+    def hold(self, settings, state):
+        return gn.policies.Calibrated.hold(self, settings, state)
+
+    def is_plain(self, settings, state):
+        return False
+
+
+class Without(Watched):
+    hold = None
+
+
+def with_a_step_of_its_own(**settings):
+    policy, calls = gn.policies.Calibrated(**settings), []
+    step = policy.step
+    policy.calls, policy.step = calls, lambda *arguments: calls.append(1) or step(*arguments)
+    return policy
+
+
 PROPOSERS = {
     "Adam": lambda model: torch.optim.Adam(model.parameters(), betas=(0.8, 0.9), fused=True),
     "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
     "AdamW": lambda model: torch.optim.AdamW(model.parameters(), weight_decay=0.01),
 }
+SEEN = {
+    "around": lambda **settings: Around(gn.policies.Calibrated(**settings)),
+    "subclass": Watched,
+    "advancing": Advancing,
+    "checked": Checked,
+    "without": Without,
+    "object": with_a_step_of_its_own,
+}
 
 
 @pytest.mark.parametrize("proposer", PROPOSERS)
-@pytest.mark.parametrize("kind", ["around", "subclass"])
+@pytest.mark.parametrize("kind", SEEN)
 @pytest.mark.filterwarnings("ignore:the direction is theta_before")
-def test_a_held_step_is_the_step_that_the_policy_would_take(proposer, kind):
-    policies = {"around": Around(gn.policies.Calibrated(steps=4)), "subclass": Watched(steps=4)}
+def test_a_held_step_is_the_step_that_the_policy_would_take_and_hides_none_of_another_one(proposer, kind):
+    policy = SEEN[kind](steps=4)
     case, twin = build("perceptron"), build("perceptron")
     runs = [
         gn.GroupedNewton(gn.Partition.single(one.model), PROPOSERS[proposer](one.model), policy=policy)
-        for one, policy in ((case, gn.policies.Calibrated(steps=4)), (twin, policies[kind]))
+        for one, policy in ((case, gn.policies.Calibrated(steps=4)), (twin, policy))
     ]
     for _ in range(25):
         values = [run.step(one.loss) for run, one in zip(runs, (case, twin), strict=True)]
+        # A closure that is checked is differentiated by other calls of torch, which round alike here.
         assert torch.equal(*values)
-    assert policies[kind].calls == 25
+    assert (len(policy.calls) if isinstance(policy.calls, list) else policy.calls) == 25
     for p, q in zip(case.model.parameters(), twin.model.parameters(), strict=True):
         assert torch.equal(p, q)
     ours, theirs = (run.state_dict() for run in runs)
     assert repr(ours["state"]) == repr(theirs["state"])
     assert repr(ours["proposer"]) == repr(theirs["proposer"])
     assert len(runs[0].history) == len(runs[1].history) == 6
+
+
+def test_an_outcome_of_the_policy_s_own_class_is_recorded():
+    @dataclass(frozen=True)
+    class Note:
+        step: int = 0
+        accepted: bool = True
+
+    class Noting(ConstantRates):
+        def step(self, line, settings, state):
+            return Note(), super().step(line, settings, state)[1]
+
+    case = build("perceptron")
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), policy=Noting())
+    for _ in range(3):
+        optimizer.step(case.loss)
+    assert [note.step for note in optimizer.history] == [0, 1, 2]
+
+
+# -- gradients as backward() leaves them ---------------------------------------------------------------------------------
+
+
+def of_layout(kind):
+    """A loss whose gradients share memory, or have other strides than the parameters."""
+    generator = torch.Generator().manual_seed(0)
+    w, a, b = (torch.nn.Parameter(torch.randn(3, 4, generator=generator, dtype=torch.float64)) for _ in range(3))
+    x = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    losses = {
+        "shared": lambda: ((w + a + b) @ x).tanh().square().sum(),
+        "shared by a view": lambda: ((w + a.reshape(-1).view(3, 4)) @ x).tanh().sum() + b.square().sum(),
+        "transposed": lambda: (
+            (x @ (1.5 * w.t().contiguous())).tanh().sum() + (a.t() * x[:, :3]).sin().sum() + b.sum().square()
+        ),
+        "expanded": lambda: w.square().sum() + a.sum() ** 2 + b.sum(0).cos().sum(),
+    }
+    return [w, a, b], losses[kind]
+
+
+OPTIMIZERS = {
+    "Adam, fused": lambda ps: torch.optim.Adam(ps, betas=(0.8, 0.9), fused=True),
+    "Adam, foreach": lambda ps: torch.optim.Adam(ps, foreach=True),
+    "SGD, fused": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, nesterov=True, fused=True),
+    "SGD, foreach": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, nesterov=True, foreach=True),
+    "Adagrad, fused": lambda ps: torch.optim.Adagrad(ps, fused=True),
+    "RMSprop": lambda ps: torch.optim.RMSprop(ps, momentum=0.5, centered=True),
+}
+
+
+@pytest.mark.parametrize("kind", ["shared", "shared by a view", "transposed", "expanded"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_proposer_sees_the_gradients_as_backward_leaves_them(name, kind):
+    (ours, loss), (theirs, again) = of_layout(kind), of_layout(kind)
+    proposer, alone = OPTIMIZERS[name](ours), OPTIMIZERS[name](theirs)
+    partition = gn.Partition.from_groups([dict(zip("wab", ours, strict=True))])
+    optimizer = gn.GroupedNewton(partition, proposer, policy=gn.policies.Calibrated(steps=1, period=100))
+    rates = [group["lr"] for group in alone.param_groups]
+    for step in range(8):
+        optimizer.step(loss)
+        if step < 3:  # what looks for the rate; then every step is held
+            for p, q in zip(theirs, ours, strict=True):
+                p.data.copy_(q.data)
+            alone.load_state_dict(copy.deepcopy(proposer.state_dict()))
+            continue
+        taken = optimizer.state_dict()["state"]["grouped_newton"]["policy"]["taken"]
+        alone.zero_grad()
+        again().backward()
+        for group, rate in zip(alone.param_groups, rates, strict=True):
+            group["lr"] = taken * rate
+        alone.step()
+        for p, q in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=0)
+
+
+def test_gradients_of_other_strides_are_noticed(monkeypatch):
+    def raw(gradients, partition):
+        return {p: gradients[name] for name, p in partition.parameters.items()}
+
+    monkeypatch.setattr("gnewton.proposer._as_left_by_backward", raw)
+    with pytest.raises(AssertionError):
+        test_a_proposer_sees_the_gradients_as_backward_leaves_them("Adam, fused", "transposed")
+
+
+@pytest.mark.parametrize("kind", ["shared", "transposed", "expanded"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_so_does_a_proposal(name, kind):
+    (ours, loss), (theirs, again) = of_layout(kind), of_layout(kind)
+    partition = gn.Partition.from_groups([dict(zip("wab", ours, strict=True))])
+    proposed = Proposer(OPTIMIZERS[name](ours), partition).propose(plain_gradient(loss, partition)[1])
+    before = [p.detach().clone() for p in theirs]
+    again().backward()
+    OPTIMIZERS[name](theirs).step()
+    for u, start, p in zip(proposed.values(), before, theirs, strict=True):
+        # The difference of two numbers near 1 against the step itself.
+        torch.testing.assert_close(u, start - p.detach(), rtol=0, atol=1e-14)
 
 
 @pytest.mark.filterwarnings("ignore::gnewton.loss.RandomLossWarning")
