@@ -243,7 +243,8 @@ def _as_left_by_backward(gradients: Mapping[str, Tensor], partition: Partition) 
     memories: set[int] = set()
     for name, p in partition.parameters.items():
         if p.requires_grad:
-            g, memory = gradients[name], local_part(gradients[name]).untyped_storage().data_ptr()
+            # What autograd hands to two parameters begins at one place: slices of one tensor do not overlap.
+            g, memory = gradients[name], local_part(gradients[name]).data_ptr()
             given[p] = g if g.stride() == p.stride() and memory not in memories else torch.empty_like(p).copy_(g)
             memories.add(memory)
     return given
