@@ -17,7 +17,7 @@ from gnewton.policies import Calibrated
 
 Optimizers = tuple[list[torch.optim.Optimizer], Any]
 Build = Callable[[nn.Module, int, float | None], Optimizers]
-# With averaged parameters short memories are better. Chosen on the networks in sight, among seventeen pairs.
+# With averaged parameters short memories are better. Chosen on ten of the networks in sight, among seventeen pairs.
 BETAS = (0.8, 0.9)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 

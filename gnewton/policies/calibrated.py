@@ -85,7 +85,7 @@ class Calibrated:
         return not self.needs_summary(settings, state)
 
     def hold(self, settings: Settings, state: State) -> tuple[float, State] | None:
-        if self.needs_summary(settings, state) or state["previous"] is not None or settings["weight_decay"]:
+        if state["previous"] is not None or settings["weight_decay"]:
             return None
         taken = float(settings["lr"]) * _rate(state)
         step = state["step"] + bool(taken)
