@@ -8,6 +8,7 @@ cheap to differentiate and the whole is not; recurrent layers are written out in
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache, partial, wraps
 from types import FunctionType
 from typing import Any
@@ -574,9 +575,15 @@ def _channels(parameter: Tensor | None, input: Tensor) -> Tensor | None:
 def _update(mean: Tensor | None, variance: Tensor | None, x: Tensor, axes: tuple[int, ...], momentum: float) -> None:
     # Instance norm has statistics for each sample and keeps their means.
     if mean is not None:
-        mean.lerp_(x.mean(axes).reshape(-1, len(mean)).mean(0).to(mean), momentum)
+        _follow(mean, x.mean(axes).reshape(-1, len(mean)).mean(0), momentum)
     if variance is not None:
-        variance.lerp_(x.var(axes).reshape(-1, len(variance)).mean(0).to(variance), momentum)
+        _follow(variance, x.var(axes).reshape(-1, len(variance)).mean(0), momentum)
+
+
+def _follow(statistic: Tensor, new: Tensor, momentum: float) -> None:
+    # torch's kernel does not count its writes, which no derivative reads: graphs that the caller still holds stay whole.
+    with nullcontext() if statistic.is_inference() else torch.autograd._unsafe_preserve_version_counter(statistic):
+        statistic.lerp_(new.to(statistic), momentum)
 
 
 def cond(pred: Any, true_fn: Any, false_fn: Any, operands: Any = (), **others: Any) -> Any:

@@ -1,6 +1,7 @@
 """Every unfit loss is refused by name, at the one door, and nothing is left changed."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -142,11 +143,49 @@ def test_randomness_is_warned_of_once_a_partition():
     assert len(caught) == 1
 
 
-def test_a_graph_that_the_caller_holds_survives():
-    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).to(torch.float64).eval()
-    held = F.cross_entropy(model(CASE.x), CASE.y)
-    gn.direction.gradient(lambda: F.cross_entropy(model(CASE.x), CASE.y), gn.Partition.by_tensor(model))
-    held.backward()
+NORMS = {
+    "batch norm": nn.BatchNorm1d,
+    "batch norm, cumulative": partial(nn.BatchNorm1d, momentum=None),
+    "instance norm": partial(nn.InstanceNorm1d, affine=True, track_running_stats=True),
+}
+
+
+def held_graph(norm, training):
+    """A network with running statistics, its loss, and a graph of the loss that a training loop holds."""
+    model = nn.Sequential(nn.Conv1d(1, 4, 2), NORMS[norm](4), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
+    model.to(torch.float64)(CASE.x[:, None])
+    model.train(training)
+
+    def loss():
+        return F.cross_entropy(model(CASE.x[:, None]), CASE.y)
+
+    return model, loss, loss()
+
+
+ASKED = {
+    "gradient": lambda loss, partition, u: gn.direction.gradient(loss, partition),
+    "order 2": partial(gn.summarize, order=2),
+    "order 3": partial(gn.summarize, order=3),
+    "nested": partial(gn.summarize, order=3, engine="nested"),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_graph_that_the_caller_holds_survives(norm, asked, training):
+    model, loss, held = held_graph(norm, training)
+    before = torch.autograd.grad(held, [*model.parameters()], retain_graph=True)
+    partition = gn.Partition.by_layer(model)
+    ASKED[asked](loss, partition, CASE.direction(partition))
+    assert all(map(torch.equal, before, torch.autograd.grad(held, [*model.parameters()])))
+
+
+def test_a_write_that_counts_would_break_it():
+    model, _, held = held_graph("batch norm", training=True)
+    model[1].running_mean.mul_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        held.backward()
 
 
 def test_buffers_that_the_module_replaces_or_makes_are_put_back():
