@@ -5,14 +5,15 @@ gone lower by going t_s times as far, the others as they went; all groups togeth
 
     t_s = 1 + g-bar_s / H-bar_ss,        t* = 1 + sum_s g-bar_s / sum_st H-bar_st
 
-The sums are over the last looks, each with 0.8 of the weight of the next. Early in a training t* tells how many times too small the
+The sums are over the last looks, each with 0.8 of the weight of the next, and as if every step had been taken at the rates of the
+last one: a schedule that changes the rate leaves no step of another length behind. Early in a training t* tells how many times too small the
 rate is. Later the curvature follows the rate, and t* lies between 1/2 and 1 for almost every rate: see ``policies.calibrated``.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +30,10 @@ _FITS = (0.5, 1.5)
 
 @dataclass(frozen=True)
 class RateLook:
-    """One look: the step it followed, t*, t_s (S,), and noise (S,), the deviation of t_s between batches; infinite without curvature."""
+    """One look: the step it followed, t*, t_s (S,), and noise (S,), the deviation of t_s between batches; infinite without curvature.
+
+    t_s is NaN where the last step had no effect: the group did not move, or the loss does not depend on it. So is t* where none had.
+    """
 
     step: int
     newton_ratio: float
@@ -70,8 +74,10 @@ class RateMonitor:
         self.partition, self.period, self.history = partition, period, list[RateLook]()
         self._steps = 0
         self._previous: Direction | None = None
-        self._sums: list[Tensor] = []
-        self._seen: list[Tensor] = []
+        self._optimizer = optimizer
+        self._rates: dict[str, float] = {}
+        self._sum: _Step | None = None
+        self._seen: list[_Step] = []
         optimizer.register_step_pre_hook(self._before_step)
 
     def look(self, loss: Callable[[], Tensor]) -> None:
@@ -89,7 +95,7 @@ class RateMonitor:
             random.restore()
         assert summary is not None
         assert summary.hessian is not None
-        self._record(summary.gradient, summary.hessian)
+        self._record(_Step(summary.gradient, summary.hessian))
 
     def words(self) -> list[str]:
         """For each group, what the last look says of its rate; nothing before the first look."""
@@ -103,14 +109,68 @@ class RateMonitor:
         self._steps += 1
         if self._steps % self.period == 0:
             self._previous = Parameters(self.partition).values
+            self._follow_rates()
 
-    def _record(self, slope: Tensor, hessian: Tensor) -> None:
-        new = [slope, hessian.diagonal(), slope.sum(), hessian.sum()]
-        self._sums = [_MEMORY * old + one for old, one in zip(self._sums, new, strict=True)] if self._sums else new
-        own, common = _ratios(self._sums[0], self._sums[1]), _ratios(self._sums[2], self._sums[3])
-        self._seen = [*self._seen, _ratios(slope, hessian.diagonal())][-10:]
-        spread = torch.stack(self._seen).std(0) if len(self._seen) > 1 else torch.full_like(own, math.inf)
-        self.history.append(RateLook(self._steps, float(common), tuple(own.tolist()), tuple(spread.tolist())))
+    def _follow_rates(self) -> None:
+        """See what is remembered as it would be at the rates of the step that comes; forget it where nobody can tell."""
+        held = {id(p): float(group.get("lr", 1.0)) for group in self._optimizer.param_groups for p in group["params"]}
+        now = {name: held.get(id(p), 1.0) for name, p in self.partition.parameters.items()}
+        before, self._rates = self._rates, now
+        if self._sum is None or before == now:
+            return
+        members = map(self.partition.members, range(len(self.partition)))
+        factors = [_common_factor([(before[n], now[n]) for n in names]) for names in members]
+        if None in factors:
+            self._sum, self._seen = None, []
+        else:
+            c = self._sum.slope.new_tensor(factors)
+            self._sum, self._seen = self._sum.times(c), [one.times(c) for one in self._seen]
+
+    def _record(self, last: "_Step") -> None:
+        self._sum = last if self._sum is None else last.plus(self._sum, _MEMORY)
+        self._seen = [*self._seen, last][-10:]
+        # What is remembered of a group that stands still says nothing of the rate that it has now.
+        own = torch.where(last.ratios().isnan(), math.nan, self._sum.ratios())
+        seen = torch.stack([one.ratios() for one in self._seen])
+        spread = seen.std(0).nan_to_num(nan=math.inf) if len(seen) > 1 else torch.full_like(own, math.inf)
+        common = math.nan if own.isnan().all() else float(self._sum.ratio())
+        self.history.append(RateLook(self._steps, common, tuple(own.tolist()), tuple(spread.tolist())))
+
+
+class _Step(NamedTuple):
+    """A step as the next batch saw it: g-bar (S,) where it ended, and H-bar (S, S); of several steps, their sums."""
+
+    slope: Tensor
+    hessian: Tensor
+
+    def ratios(self) -> Tensor:
+        """t_s (S,)."""
+        return _ratios(self.slope, self.hessian.diagonal())
+
+    def ratio(self) -> Tensor:
+        """t*."""
+        return _ratios(self.slope.sum(), self.hessian.sum())
+
+    def plus(self, other: "_Step", weight: float) -> "_Step":
+        """The sum with another one."""
+        return _Step(self.slope + weight * other.slope, self.hessian + weight * other.hessian)
+
+    def times(self, factors: Tensor) -> "_Step":
+        """The same step, each group's part so many times as long, from the same start and by the same model."""
+        start, hessian = self.slope + self.hessian.sum(1), factors[:, None] * self.hessian * factors
+        return _Step(factors * start - hessian.sum(1), hessian)
+
+
+def _common_factor(rates: list[tuple[float, float]]) -> float | None:
+    """By what a group's rates were multiplied, before and now of each; None where they differ in it, or from or to 0.
+
+    >>> _common_factor([(0.5, 0.25), (4.0, 2.0)]), _common_factor([(0.5, 0.25), (4.0, 4.0)]), _common_factor([(0.0, 1.0)])
+    (0.5, None, None)
+    """
+    if not all(0 < rate < math.inf for pair in rates for rate in pair):
+        return None
+    factors = [now / before for before, now in rates]
+    return factors[0] if all(math.isclose(one, factors[0], rel_tol=1e-9) for one in factors) else None
 
 
 def _check_moves(optimizer: torch.optim.Optimizer, partition: Partition) -> None:
@@ -127,12 +187,14 @@ def _check_moves(optimizer: torch.optim.Optimizer, partition: Partition) -> None
 
 
 def _ratios(slope: Tensor, curvature: Tensor) -> Tensor:
-    """1 + slope / curvature; without curvature infinite where it falls, 0 where it rises, 1 where nothing happens."""
-    flat = torch.where(slope > 0, math.inf, torch.where(slope < 0, 0.0, 1.0)).to(slope)
+    """1 + slope / curvature; without curvature infinite where it falls, 0 where it rises, NaN where nothing happens."""
+    flat = torch.where(slope > 0, math.inf, 0.0).masked_fill((slope == 0) & (curvature == 0), math.nan).to(slope)
     return torch.where(curvature > 0, 1 + slope / curvature, flat)
 
 
 def _say(ratio: float) -> str:
+    if math.isnan(ratio):
+        return "no effect: it did not move, or the loss does not depend on it"
     if ratio == math.inf:
         return "the loss falls without curvature: no rate is too large here"
     if ratio <= 0:

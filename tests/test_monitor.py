@@ -41,6 +41,105 @@ def test_without_momentum_a_group_s_ratio_is_the_inverse_curvature_over_its_rate
     assert first.history[0].newton_ratio == pytest.approx(expected, rel=1e-9)
 
 
+SCHEDULES = {
+    "constant": lambda step, s: 0.1,
+    "drop": lambda step, s: 0.1 if step < 6 else 1e-3,
+    "rise": lambda step, s: 1e-3 if step < 6 else 0.2,
+    "one group": lambda step, s: 0.1 if step < 6 or s else 1e-3,
+    "warm-up from 0": lambda step, s: 0.02 * step,
+    "cosine": lambda step, s: 0.1 * math.cos(step / 8) ** 2,
+    "rest": lambda step, s: 0.0 if step == 5 else 0.1 * (1 + s),
+}
+
+
+@pytest.mark.parametrize("split", ["by_tensor", "single", "by_scalar"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_is_remembered_is_seen_at_the_rates_of_the_last_step(name, momentum, split):
+    # On a quadratic every step from one place tells the same, so that a monitor with a memory must say what one without says.
+    curvatures = (0.5, 3.0)
+    model = nn.ParameterList([torch.full((2,), 3.0, dtype=DTYPE) for _ in curvatures])
+    partition = getattr(gn.Partition, split)(model)
+
+    def loss():
+        return sum((c / 2 * p.square()).sum() for c, p in zip(curvatures, model, strict=True))
+
+    optimizer = torch.optim.SGD([{"params": [p]} for p in model], lr=1.0, momentum=momentum)
+    monitor = RateMonitor(optimizer, partition, period=1)
+    for step in range(12):
+        with torch.no_grad():
+            for p in model:
+                p.fill_(3.0)
+        for s, group in enumerate(optimizer.param_groups):
+            group["lr"] = SCHEDULES[name](step, s)
+        if momentum:  # the same step each time
+            optimizer.state.clear()
+        fresh = RateMonitor(optimizer, partition, period=1)
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        monitor.look(loss)
+        fresh.look(loss)
+        seen, alone = monitor.history[-1], fresh.history[-1]
+        assert seen.group_ratios == pytest.approx(alone.group_ratios, rel=1e-9, nan_ok=True)
+        assert seen.newton_ratio == pytest.approx(alone.newton_ratio, rel=1e-9, nan_ok=True)
+        assert monitor.words() == fresh.words()
+        if len(monitor._seen) > 1:
+            assert max(n / t for n, t in zip(seen.noise, seen.group_ratios, strict=True)) < 1e-9
+
+
+def test_a_step_that_changes_without_its_rate_is_remembered_as_it_was():
+    # The control of the law above: only the optimizer's own rate tells how long the remembered steps would be.
+    p = nn.Parameter(torch.tensor([3.0], dtype=DTYPE))
+    partition = gn.Partition.from_groups({"p": {"p": p}})
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    monitor = RateMonitor(optimizer, partition, period=1)
+    for scale in (1.0, 0.01):
+        with torch.no_grad():
+            p.fill_(3.0)
+        p.grad = scale * p.detach()
+        optimizer.step()
+        monitor.look(lambda: (p.square() / 2).sum())
+    assert monitor.history[-1].group_ratios[0] < 20  # 1000 for the last step alone
+
+
+@pytest.mark.parametrize("still", ["rate 0", "frozen", "unused", "lost in rounding"])
+def test_a_group_without_effect_is_said_to_be_one(still):
+    moving, other = (nn.Parameter(torch.tensor([3.0], dtype=DTYPE)) for _ in range(2))
+    partition = gn.Partition.from_groups({"moving": {"moving": moving}, "other": {"other": other}})
+    optimizer = torch.optim.SGD([{"params": [moving]}, {"params": [other]}], lr=0.1)
+    monitor = RateMonitor(optimizer, partition, period=1)
+    unused = [False]
+
+    def loss():
+        return (moving.square() + (0.0 if unused[0] else 1.0) * other.square()).sum()
+
+    descend(monitor, optimizer, loss, 4)
+    assert monitor.words() == ["moving: the rate is 5.0 times too small", "other: the rate is 5.0 times too small"]
+    optimizer.param_groups[1]["lr"] = {"rate 0": 0.0, "lost in rounding": 1e-30}.get(still, 0.1)
+    other.requires_grad_(still != "frozen")
+    unused[0] = still == "unused"
+    descend(monitor, optimizer, loss, 3)
+    look = monitor.history[-1]
+    assert math.isnan(look.group_ratios[1])
+    assert monitor.words() == [
+        "moving: the rate is 5.0 times too small",
+        "other: no effect: it did not move, or the loss does not depend on it",
+    ]
+    assert math.isfinite(look.newton_ratio)
+    assert "no effect" in plots.watched_rates(monitor).get_title(loc="left")
+
+
+def test_without_any_effect_there_is_no_ratio():
+    p = nn.Parameter(torch.tensor([3.0], dtype=DTYPE))
+    optimizer = torch.optim.SGD([p], lr=0.0)
+    monitor = RateMonitor(optimizer, gn.Partition.from_groups({"p": {"p": p}}), period=1)
+    descend(monitor, optimizer, lambda: p.square().sum(), 3)
+    assert math.isnan(monitor.history[-1].newton_ratio)
+    assert monitor.history[-1].noise == (math.inf,)
+    plots.watched_rates(monitor).figure.canvas.draw()
+
+
 class Noisy(nn.Module):
     def __init__(self):
         super().__init__()
