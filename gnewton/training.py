@@ -30,7 +30,8 @@ class History:
 
     Per step: losses, the batch's loss before the step; seconds, the time since the start when the step was done, without
     the evaluations. Per epoch: epoch_steps, the number of steps done when it ended; train_losses, the mean of its losses
-    weighted by batch size; test_losses and test_accuracies (0 to 1; empty unless targets are classes). Per update of a
+    weighted by batch size; test_losses and test_accuracies (0 to 1; empty unless targets are classes, one for each column of
+    scores in the output's second axis). Per update of a
     ``GroupedNewton``: learning_rate_steps, its step; learning_rates, eta (S,) without lambda_1; group_names are the S
     groups. diverged: whether a loss stopped being finite; reason: then what happened, else "". Only finite losses of
     completed steps are kept, so that ``losses`` may end before its epoch does.
@@ -111,6 +112,8 @@ def fit(
     (40, 5, True)
     """
     _check(optimizer, epochs, evaluate, curvature, full_batch)
+    _check_moves(optimizer, model)
+    _check_callables(loss_fn, scheduler)
     _check_batches(loader, "a loader")
     _check_batches(() if curvature is None else curvature, "a curvature loader")
     if hasattr(optimizer, "check_loss"):
@@ -178,11 +181,12 @@ def _stepper(
     device = _device(model)
 
     def loss(*batch: Any) -> Tensor:
-        x, y = _pair(batch)
-        return loss_fn(model(x.to(device)), y.to(device))
+        x, y = on_device(batch)
+        return loss_fn(model(x), y)
 
-    def on_device(batch: Any) -> tuple[Tensor, Tensor]:
+    def on_device(batch: Any) -> tuple[Any, Any]:
         x, y = _pair(batch)
+        _check_movable(x, y)
         return x.to(device), y.to(device)
 
     if not hasattr(optimizer, "training_step"):
@@ -200,6 +204,7 @@ def _torch_step(optimizer: torch.optim.Optimizer, loss: LossFunction, batch: tup
     def closure() -> float:
         optimizer.zero_grad()
         value = loss(*batch)
+        _check_scalar(value)
         value.backward()  # type: ignore[no-untyped-call]
         return value.item()
 
@@ -230,19 +235,35 @@ def _last_rates(optimizer: torch.optim.Optimizer) -> Any:
 def _measure(model: nn.Module, loss_fn: LossFunction, evaluate: Evaluation | None, history: History) -> None:
     if evaluate is None:
         return
-    x, y = (evaluate.test_x, evaluate.test_y) if isinstance(evaluate, Dataset) else evaluate
+    x, y = _parts(evaluate)
     x, y = x.to(_device(model)), y.to(_device(model))
     model.eval()
     with torch.no_grad():
         output = model(x)
         history.test_losses.append(float(loss_fn(output, y)))
-    if not y.is_floating_point():
+    if _are_classes(y, output):
         history.test_accuracies.append(float((output.argmax(1) == y).double().mean()))
 
 
+def _are_classes(y: Tensor, output: Any) -> bool:
+    """Whether y are classes whose scores stand in the output's second axis, (N, C) or (N, C, ...)."""
+    if y.is_floating_point() or not isinstance(output, Tensor) or output.dim() != y.dim() + 1 or output.dim() < 2:
+        return False
+    # Compared entry by entry: other shapes would be broadcast against each other. One column is no choice.
+    return output.shape[1] > 1 and output.shape[:1] + output.shape[2:] == y.shape
+
+
+def _parts(evaluate: Evaluation) -> tuple[Any, Any]:
+    return (evaluate.test_x, evaluate.test_y) if isinstance(evaluate, Dataset) else evaluate
+
+
 def _schedule(scheduler: Any, history: History) -> None:
-    for one in scheduler if isinstance(scheduler, list | tuple) else [scheduler]:
+    for one in _listed(scheduler):
         _schedule_one(one, history)
+
+
+def _listed(scheduler: Any) -> list[Any]:
+    return [*scheduler] if isinstance(scheduler, list | tuple) else [scheduler]
 
 
 def _schedule_one(scheduler: Any, history: History) -> None:
@@ -290,6 +311,42 @@ def _check(
     if not (evaluate is None or isinstance(evaluate, Dataset) or _is_pair(evaluate)):
         got = f"{len(evaluate)} entries" if isinstance(evaluate, list | tuple) else type(evaluate).__name__
         raise ValueError(f"expected evaluate as a Dataset or (x, y), got {got}; pass evaluate=(x, y)")
+    if evaluate is not None:
+        _check_movable(*_parts(evaluate))
+
+
+def _check_moves(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module to train, got {type(model).__name__}; write the model as one")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(map(id, model.parameters())):
+        raise ValueError(
+            "expected an optimizer of the model's parameters, got one that moves none of them; build it on model.parameters() "
+            "each time that the model is built"
+        )
+
+
+def _check_callables(loss_fn: Any, scheduler: Any) -> None:
+    if not callable(loss_fn):
+        raise TypeError(f"expected loss_fn(output, y), got {type(loss_fn).__name__}; F.cross_entropy is one")
+    for one in _listed(scheduler):
+        if one is not None and not callable(getattr(one, "step", None)):
+            raise TypeError(f"expected a scheduler of torch.optim.lr_scheduler, got {type(one).__name__}; drop it")
+
+
+def _check_movable(x: Any, y: Any) -> None:
+    if not (hasattr(x, "to") and hasattr(y, "to")):
+        raise TypeError(
+            f"expected tensors x and y, got {type(x).__name__} and {type(y).__name__}; write torch.as_tensor, or the loop yourself"
+        )
+
+
+def _check_scalar(value: Any) -> None:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"expected a loss_fn that returns the mean over the batch, a tensor (), got {got}; take its mean"
+        )
 
 
 def _is_pair(evaluate: Any) -> bool:

@@ -134,6 +134,59 @@ def test_classes_have_an_accuracy():
     assert len(history.test_accuracies) == 5
 
 
+def test_an_optimizer_of_some_of_the_parameters_is_enough():
+    # The control of the refusal: a frozen body, a head that is trained.
+    run(make=lambda model: sgd(model[2]))
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module to train, got function"):
+        fit(lambda x: x, sgd(student()), batches(), progress=False)
+
+
+# Outputs and targets with equally many entries on the axes that would be broadcast.
+TARGETS = {
+    "classes": ((6, 3), (6,), True),
+    "classes of places": ((6, 3, 4), (6, 4), True),
+    "classes of pixels": ((6, 3, 4, 6), (6, 4, 6), True),
+    "two classes": ((6, 2), (6,), True),
+    "columns of whole numbers": ((6, 1), (6, 1), False),
+    "whole numbers": ((6,), (6,), False),
+    "one column": ((6, 1), (6,), False),
+    "scores of places last": ((6, 4, 3), (6, 4), False),
+    "rows of marks": ((6, 3), (6, 3), False),
+    "rows of marks, square": ((6, 6), (6, 6), False),
+}
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.bool, DTYPE])
+@pytest.mark.parametrize("name", TARGETS)
+def test_an_accuracy_is_measured_where_targets_are_classes_and_nowhere_else(name, kind):
+    outputs, shape, classes = TARGETS[name]
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(outputs, generator=generator, dtype=DTYPE)
+    y = torch.randint(2, shape, generator=generator).to(kind)
+
+    def loss_fn(output, _):
+        return output.square().mean()
+
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones((), dtype=DTYPE))
+
+        def forward(self, x):
+            return self.factor * x
+
+    model = Scores()
+    history = fit(model, sgd(model), [(scores, y)], loss_fn=loss_fn, evaluate=(scores, y), progress=False)
+    # By hand, one decision after the other.
+    right = [
+        max(range(outputs[1]), key=lambda c, at=at: scores[at[0], c][tuple(at[1:])].item()) == int(y[tuple(at)])
+        for at in torch.cartesian_prod(*map(torch.arange, shape)).reshape(-1, len(shape)).tolist()
+        if classes
+    ]
+    expected = [sum(right) / len(right)] if classes and kind != DTYPE else []
+    assert history.test_accuracies == pytest.approx(expected, rel=1e-14)
+
+
 def test_modes_are_restored_module_by_module():
     model = nn.Sequential(student(), nn.Dropout(0.0), nn.Dropout(0.0))
     model[1].eval()
@@ -423,6 +476,20 @@ def test_a_loader_that_does_not_know_its_length_trains_as_one_that_does():
         ({"epochs": 2.5}, ValueError, "at least one epoch, got 2.5; ask for a whole number"),
         ({"evaluate": torch.utils.data.DataLoader([1, 2])}, ValueError, "got DataLoader; pass evaluate="),
         ({"evaluate": 3}, ValueError, "got int; pass evaluate="),
+        ({"evaluate": (DATA.test_x.tolist(), DATA.test_y)}, TypeError, "tensors x and y, got list and Tensor"),
+        ({"loader": [(DATA.train_x, DATA.train_y.numpy())]}, TypeError, "tensors x and y, got Tensor and ndarray"),
+        ({"make": newton, "loader": [({"x": DATA.train_x}, DATA.train_y)]}, TypeError, "got dict and Tensor"),
+        ({"loss_fn": nn.MSELoss(reduction="none")}, ValueError, r"the mean over the batch, .* got shape \(16, 1\)"),
+        ({"loss_fn": lambda output, y: 0.0}, ValueError, "the mean over the batch, .* got float"),
+        ({"loss_fn": "mse"}, TypeError, r"expected loss_fn\(output, y\), got str"),
+        ({"scheduler": 0.1}, TypeError, r"a scheduler of torch\.optim\.lr_scheduler, got float"),
+        ({"scheduler": [None, "step"]}, TypeError, "lr_scheduler, got str"),
+        (
+            {"make": lambda model: sgd(student())},
+            ValueError,
+            "of the model's parameters, got one that moves none of them",
+        ),
+        ({"make": lambda model: newton(student())}, ValueError, "got one that moves none of them"),
         ({"loader": DATA}, TypeError, r"got Dataset; a Dataset gives them by \.batches"),
         ({"make": newton, "curvature": DATA}, TypeError, "a curvature loader as batches, got Dataset"),
     ],
