@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}; write options of JupyterLab as --name=value")
     try:
         return int(given.run(given, others))
-    except (FileNotFoundError, ModuleNotFoundError, NotADirectoryError, FileExistsError) as error:
+    except (OSError, ModuleNotFoundError) as error:  # of the disk: no such folder, no right to write, no room
         sys.stderr.write(f"gnewton {given.command}: {error}\n")
         return 1
 

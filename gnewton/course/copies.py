@@ -21,7 +21,7 @@ def copy_course(source: Path, target: Path, pages: Sequence[Path] = ()) -> list[
     """Copy every notebook of ``source`` and every page that ``target`` lacks or has untouched; what was left alone, a line each."""
     target.mkdir(parents=True, exist_ok=True)
     record = target / RECORD
-    copied = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    copied = read_record(record)
     left = []
     for path in [*sorted(source.glob("*.ipynb")), *pages]:
         new = in_one_folder(path.read_bytes(), source.name, pages)
@@ -33,6 +33,14 @@ def copy_course(source: Path, target: Path, pages: Sequence[Path] = ()) -> list[
             )
     record.write_text(json.dumps(copied, indent=1) + "\n", encoding="utf-8")
     return left
+
+
+def read_record(record: Path) -> dict[str, str | None]:
+    """The hashes by the names of what was written; nothing where there is no record, or a damaged one: all is then the reader's."""
+    with suppress(FileNotFoundError, ValueError):
+        read = json.loads(record.read_text(encoding="utf-8"))
+        return read if isinstance(read, dict) else {}
+    return {}
 
 
 def in_one_folder(content: bytes, notebooks: str, pages: Sequence[Path]) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gnewton.course.copies import in_one_folder
-from gnewton.course.student import is_solution, read, without_outputs, write
+from gnewton.course.student import is_solution, read, without_outputs, write, write_all
 
 STUB = re.compile(r'def (\w+)\((.*)\):\n    raise NotImplementedError\("your turn"\)\n\n\ncheck\("(\d\d\.\d)", \w+\)')
 ANSWER = re.compile(r"def solution_\w+\(.*\):\n((?:    .*\n|\n)+?)\n*check\(.*\)")
@@ -55,10 +55,8 @@ class Exercise(NamedTuple):
 def write_otter(source: Path, target: Path, pages: Sequence[Path] = ()) -> str:
     """Masters for ``otter assign``, one a notebook, in ``target``; what was done and what to type next."""
     folder = target / "notebooks"
-    folder.mkdir(parents=True, exist_ok=True)
     paths = sorted(source.glob("*.ipynb"))
-    for path in paths:
-        write(otter(read(path)), folder / path.name)
+    write_all({path.name: otter(read(path)) for path in paths}, folder)
     for page in pages:
         shutil.copyfile(page, target / page.name)
     command = f"otter assign {folder / FIRST} {target / 'dist' / '00-tour'}"

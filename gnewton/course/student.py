@@ -1,32 +1,50 @@
 """The course to hand out: the notebooks without the cells tagged ``solution`` and without outputs.
 
 They go into ``student/notebooks``, and the pages they link to beside that folder, as in the book. Both are made anew at
-each run; nothing else in ``student`` is touched. The package still holds the solutions: this keeps them out of sight,
+each run; nothing else in ``student`` is touched. ``.written.json`` beside the notebooks names those that a run wrote:
+no other is overwritten or taken away. The package still holds the solutions: this keeps them out of sight,
 not secret.
 """
 
 import copy
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gnewton.course.copies import digest, read_record
+
 SOLUTION = "solution"
+RECORD = ".written.json"
 
 
 def write_student(source: Path, target: Path, pages: Sequence[Path] = ()) -> str:
     """Write the students' notebooks, and take away those that the course has no more; what was done, in a line."""
     folder = target / source.name
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {path.name for path in source.glob("*.ipynb")}
-    for stale in folder.glob("*.ipynb"):
-        if stale.name not in names:
-            stale.unlink()
-    for name in sorted(names):
-        write(for_students(read(source / name)), folder / name)
+    notebooks = {path.name: for_students(read(path)) for path in sorted(source.glob("*.ipynb"))}
+    write_all(notebooks, folder)
     for page in pages:
         shutil.copyfile(page, target / page.name)
-    return f"{len(names)} notebooks without solutions in {folder}"
+    return f"{len(notebooks)} notebooks without solutions in {folder}"
+
+
+def write_all(notebooks: Mapping[str, Any], folder: Path) -> None:
+    """Write notebooks by their names, in place of those of the last run; FileExistsError, with nothing written, where others lie."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / RECORD
+    written = read_record(record).keys()
+    if others := sorted(name for name in notebooks if name not in written and (folder / name).exists()):
+        raise FileExistsError(
+            f"expected a folder for the notebooks to hand out, got {folder}, which holds {', '.join(others)} from elsewhere; name "
+            "another folder, or delete them"
+        )
+    for stale in written - notebooks.keys():
+        (folder / stale).unlink(missing_ok=True)
+    for name, notebook in notebooks.items():
+        write(notebook, folder / name)
+    hashes = {name: digest((folder / name).read_bytes()) for name in notebooks}
+    record.write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
 
 
 def read(path: Path) -> Any:

@@ -153,6 +153,20 @@ def test_student_writes_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "out" / "refresher.md").exists()
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("command", ["lab", "student"])
+def test_what_the_disk_refuses_is_said_in_a_line(
+    command: str, error: OSError, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mkdir(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    status, text = said(capsys, command, str(tmp_path / "out"))
+    assert status == 1
+    assert text == f"gnewton {command}: {error}\n"
+
+
 # -- lab -----------------------------------------------------------------------------------------------------------
 
 

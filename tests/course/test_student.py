@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from gnewton.course.copies import RECORD, copy_course
+from gnewton.course.graders import write_otter
 from gnewton.course.student import for_students, write_student
 
 ROOT = Path(__file__).parents[2]
@@ -67,10 +69,54 @@ def test_a_folder_is_made_anew_and_other_files_stay(tmp_path):
     (course / "01-bowls.ipynb").rename(course / "01-valleys.ipynb")
     write_student(course, student, [page])
     files = sorted(str(path.relative_to(student)) for path in student.rglob("*") if path.is_file())
-    assert files == ["notebooks/00-tour.ipynb", "notebooks/01-valleys.ipynb", "notes.txt", "refresher.md"]
+    assert files == [
+        "notebooks/.written.json",
+        "notebooks/00-tour.ipynb",
+        "notebooks/01-valleys.ipynb",
+        "notes.txt",
+        "refresher.md",
+    ]
     before = {path: path.read_bytes() for path in student.rglob("*.ipynb")}
     write_student(course, student, [page])
     assert {path: path.read_bytes() for path in student.rglob("*.ipynb")} == before
+
+
+def everything(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("where", ["another's notebook", "the course itself", "through a link"])
+@pytest.mark.parametrize("written", [write_student, write_otter])
+def test_no_notebook_from_elsewhere_is_overwritten_or_taken_away(tmp_path, written, where):
+    course, own = tmp_path / "clone" / "notebooks", tmp_path / "own"
+    course.mkdir(parents=True)
+    (own / "notebooks").mkdir(parents=True)
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# A title", id="title")]), course / "00-tour.ipynb")
+    (own / "notebooks" / "mine.ipynb").write_text("mine")
+    (own / "notebooks" / "00-tour.ipynb").write_text("mine, too")
+    (tmp_path / "link").symlink_to(tmp_path / "clone", target_is_directory=True)
+    target = {"another's notebook": own, "the course itself": tmp_path / "clone", "through a link": tmp_path / "link"}
+    before = everything(tmp_path)
+    with pytest.raises(FileExistsError, match=r"which holds 00-tour\.ipynb from elsewhere; name another folder"):
+        written(course, target[where])
+    assert everything(tmp_path) == before
+    # The control: without that one it writes, twice, and still leaves the others.
+    (own / "notebooks" / "00-tour.ipynb").unlink()
+    for _ in range(2):
+        written(course, own)
+    assert (own / "notebooks" / "mine.ipynb").read_text() == "mine"
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[1, 2]", "null", '{"00-tour.ipynb": '])
+def test_after_a_damaged_record_every_notebook_is_the_reader_s(tmp_path, damaged):
+    course, copy = tmp_path / "notebooks", tmp_path / "copy"
+    course.mkdir()
+    nbformat.write(made_up(), course / "00-tour.ipynb")
+    copy_course(course, copy)
+    (copy / RECORD).write_text(damaged)
+    (copy / "00-tour.ipynb").write_text("mine")
+    assert len(copy_course(course, copy)) == 1
+    assert (copy / "00-tour.ipynb").read_text() == "mine"
 
 
 def test_students_copies_are_not_tracked():
