@@ -98,6 +98,8 @@ class PartitionExplorer(FigureWidget):
         said = (
             f"{partition}{parts}, S = {len(shown)}, strength {strength:g}: promised {told:.3g}, "
             f"the loss {fate} by {abs(actual):.3g}; {status}."
+            + " The map shows interactions."
+            * (view == "interactions")
         )
         heat = heat_of(array(shown.hessian), view)
         promised, actual_falls = ([max(row[i], 0.0) for row in steps.values()] for i in (0, 1))
@@ -142,7 +144,8 @@ def heat_of(hessian: Any, view: str) -> dict[str, Any]:
     root = np.sqrt(np.abs(hessian.diagonal()))
     root[root == 0] = np.nan
     scaled = hessian / root / root[:, None]
-    return {"z": scaled, "scale": {"linear": 0.1, "high": max(1.0, float(np.nanmax(np.abs(scaled))))}}
+    high = float(np.max(np.abs(scaled), initial=1.0, where=np.isfinite(scaled)))
+    return {"z": scaled, "scale": {"linear": 0.1, "high": high}}
 
 
 def by_unit(module: nn.Module) -> Partition:
@@ -154,8 +157,9 @@ def by_unit(module: nn.Module) -> Partition:
     """
     groups: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
     for name, p in module.named_parameters():
-        rows = torch.arange(len(p)).reshape(-1, *[1] * (p.dim() - 1)).expand(p.shape)
-        groups |= {f"{name}[{i}]": {name: (p, rows == i)} for i in range(len(p))}
+        count = len(p) if p.dim() else 1
+        rows = torch.arange(count).reshape(p.shape[:1] + (1,) * (p.dim() - 1)).expand(p.shape)
+        groups |= {f"{name}[{i}]": {name: (p, rows == i)} for i in range(count)}
     return Partition.from_groups(groups, module=module)
 
 

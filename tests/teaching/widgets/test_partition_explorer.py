@@ -7,7 +7,7 @@ from support.widgets import network
 
 import gnewton as gn
 from gnewton.teaching import PartitionExplorer
-from gnewton.teaching.widgets.partition_explorer import PARTITIONS, by_unit, unit_groups
+from gnewton.teaching.widgets.partition_explorer import PARTITIONS, by_unit, heat_of, unit_groups
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +78,32 @@ def test_units_are_finer_than_every_partition_and_complete():
         groups = unit_groups(units, partition)
         assert sorted(i for members in groups.values() for i in members) == list(range(len(units)))
         assert tuple(sum(units.sizes[i] for i in members) for members in groups.values()) == partition.sizes
+
+
+@pytest.mark.parametrize("merged", [1, 2])
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_the_sentence_tells_the_two_maps_apart(widget, name, merged):
+    said = {view: put(widget, name, merged, view).sentence for view in ("H-bar", "interactions")}
+    assert said["interactions"] == said["H-bar"] + " The map shows interactions."
+
+
+@pytest.mark.parametrize("view", ["H-bar", "interactions"])
+@pytest.mark.parametrize("shapes", [[()], [(), (3,)], [(2, 2), ()], [(1, 1, 1)]])
+def test_a_model_of_any_shapes_has_its_units(shapes, view):
+    layers = [torch.nn.ParameterList([torch.ones(s, dtype=torch.float64) for s in some]) for some in (shapes, [(2,)])]
+    model = torch.nn.ModuleList(layers)
+    parameters = list(model.parameters())
+    sizes = [p[0].numel() if p.dim() else 1 for p in parameters for _ in range(len(p) if p.dim() else 1)]
+    assert list(by_unit(model).sizes) == sizes
+    widget = PartitionExplorer(model, lambda: sum(p.square().sum() for p in parameters), view=view)
+    # A bowl is at its bottom after one step of Newton's.
+    falls = f"the loss falls by {sum(sizes):.3g}"
+    assert all(falls in put(widget, name, view=view, strength=0.1).sentence for name in PARTITIONS)
+    assert widget.png
+
+
+def test_without_curvature_the_map_of_interactions_is_blank():
+    flat, curved = (np.diag(values) for values in ([0.0, 0.0], [0.0, 4.0]))
+    assert np.isnan(heat_of(flat, "interactions")["z"]).all()
+    assert heat_of(flat, "interactions")["scale"] == {"linear": 0.1, "high": 1.0}
+    assert heat_of(curved, "interactions")["z"][1, 1] == 1.0
