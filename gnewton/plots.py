@@ -23,6 +23,7 @@ from typing import Any
 
 import matplotlib.figure
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import SymLogNorm
@@ -95,7 +96,9 @@ def style(index: int, marker: bool = False) -> dict[str, Any]:
 
 def array(values: Any) -> Array:
     """Numbers of any kind, a tensor on any device too, as a float64 array."""
-    values = values.detach().cpu() if hasattr(values, "detach") else values
+    if isinstance(values, torch.Tensor):
+        # In two steps: not every device knows float64, and numpy knows no bfloat16.
+        values = values.detach().cpu().to(torch.float64)
     return np.asarray(values, dtype=np.float64)
 
 
@@ -352,6 +355,10 @@ def _label_ends(ax: Axes, when: Array, table: Array, labels: Sequence[str]) -> N
     ends = np.column_stack([np.full(len(last), when[-1]), last])
     ax.autoscale_view()  # limits are lazy, and the transform below needs them now
     heights = ax.transAxes.inverted().transform(ax.transData.transform(ends))[:, 1]
+    # What the axes do not reach, as zero and below on a logarithmic one, is named at their foot.
+    outside = ~((heights >= 0) & (heights <= 1))
+    ends[outside, 1], heights[outside] = ax.get_ylim()[0], 0.0
+    ends[:, 0] = np.clip(ends[:, 0], *ax.get_xlim())
     for s, height in enumerate(spread(heights, gap=min(0.065, 1.0 / len(labels)))):
         colour = style(s)["color"]
         ax.annotate(
@@ -407,7 +414,8 @@ def taylor_models(t: ArrayLike, loss: ArrayLike, models: Mapping[int, ArrayLike]
 
 def loss_range(truth: Array) -> tuple[float, float]:
     """Vertical limits that show the true loss with room for the models around it."""
-    low, high = float(np.nanmin(truth)), float(np.nanmax(truth))
+    finite = truth[np.isfinite(truth)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     margin = 0.25 * (high - low) or 1.0
     return low - margin, high + margin
 
@@ -464,8 +472,12 @@ def contours(
     """The level sets alone, without paths; returns matplotlib's contour set."""
     left, right, bottom, top = extent
     x, y = np.meshgrid(np.linspace(left, right, 161), np.linspace(bottom, top, 161))
-    values = array(function(x, y))
-    above = np.geomspace(1e-3, 1.0, levels) * np.ptp(values)
+    values = np.ma.masked_invalid(array(function(x, y)))
+    finite = values.compressed()
+    reach = float(np.ptp(finite)) if finite.size else 0.0
+    if reach == 0:  # a plain has no level sets
+        return ax.contour(x, y, np.zeros_like(x), levels=[1.0, 2.0], colors=GREY)
+    above = np.geomspace(1e-3, 1.0, levels) * reach
     return ax.contour(x, y, values, levels=values.min() + above, colors=GREY, linewidths=0.7)
 
 
@@ -497,7 +509,9 @@ def training_curves(
     for index, (name, (x, y)) in enumerate(runs.items()):
         where = array(x)
         values = _same_length(array(y), where)
-        ax.plot(where, values, **style(index, marker=True), markevery=0.12, linewidth=1.6, label=name)
+        # matplotlib spaces markers along the finite part of a curve, and fails where there is none.
+        every = 0.12 if np.isfinite(where + values).any() else None
+        ax.plot(where, values, **style(index, marker=True), markevery=every, linewidth=1.6, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale=scale)
     ax.grid(color="#dddddd", linewidth=0.6)
     if runs:
@@ -536,6 +550,9 @@ def _around(tracks: Mapping[str, Array]) -> tuple[float, float, float, float]:
     if not tracks:
         raise ValueError("expected paths or an extent, got neither; pass extent=(left, right, bottom, top)")
     points = np.concatenate(list(tracks.values()))
+    points = points[np.isfinite(points).all(axis=1)]  # a path that diverged leaves the picture
+    if not len(points):
+        raise ValueError("expected a path with a finite point, got none; pass extent=(left, right, bottom, top)")
     (left, bottom), (right, top) = points.min(axis=0), points.max(axis=0)
     margin = 0.2 * max(right - left, top - bottom) or 1.0
     return left - margin, right + margin, bottom - margin, top + margin

@@ -77,6 +77,75 @@ def test_the_colour_bar_has_room_for_its_ticks(decades):
     np.testing.assert_allclose(ticks, -ticks[::-1])
 
 
+NAN, INF = float("nan"), float("inf")
+# What a run that diverged leaves behind, in every picture of a run.
+LEFT = {"NaN": NAN, "infinity": INF, "minus infinity": -INF, "a number": 2.0}
+
+
+@pytest.mark.parametrize("rows", [slice(2, 4), slice(0, 4)])
+@pytest.mark.parametrize("scale", ["linear", "log", "symlog"])
+@pytest.mark.parametrize("left", LEFT)
+def test_a_run_that_diverged_is_drawn_as_far_as_it_went(left, scale, rows):
+    x, y, other = np.arange(4.0), np.array([1.0, 2.0, 3.0, 4.0]), np.array([4.0, 3.0, 2.0, 1.0])
+    y[rows] = LEFT[left]
+    if scale != "symlog":
+        ax = plots.training_curves({"lost": (x, y), "other": (x, other)}, scale=scale)
+        np.testing.assert_array_equal(line_data(ax, "lost")[:, 1], y)
+        assert plots.png(ax.figure)
+        ax = plots.training_curves({"lost": (x, y)}, scale=scale)
+        assert plots.png(ax.figure)
+    ax = plots.learning_rates(np.stack([y, other], 1), names=["lost", "other"], scale=scale)
+    np.testing.assert_array_equal(line_data(ax, "lost")[:, 1], y)
+    assert plots.png(ax.figure)
+    assert all(ax.figure.bbox.contains(*text.get_window_extent().get_points()[0]) for text in ax.texts)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0, 0.0])
+@pytest.mark.parametrize("scale", ["linear", "log", "symlog"])
+def test_a_rate_that_a_logarithmic_axis_does_not_reach_is_named_at_its_foot(scale, sign):
+    ax = plots.learning_rates([[0.1, 0.2], [0.3, sign * 0.4]], scale=scale)
+    assert plots.png(ax.figure)
+    assert all(ax.figure.bbox.contains(*text.get_window_extent().get_points()[0]) for text in ax.texts)
+    reached = scale != "log" or sign > 0
+    assert (ax.texts[1].xy[1] == sign * 0.4) == reached
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_the_picture_of_a_line_shows_where_the_loss_is_finite(left):
+    t, truth = np.linspace(0, 1, 4), np.array([1.0, 2.0, 3.0, LEFT[left]])
+    ax = plots.taylor_models(t, truth, {2: truth})
+    assert ax.get_ylim() == pytest.approx((0.5, 3.5))
+    assert plots.png(ax.figure)
+    low, high = plots.taylor_models(t, np.full(4, LEFT[left]), {}).get_ylim()
+    assert high - low == 2
+
+
+@pytest.mark.parametrize("left", LEFT)
+def test_a_path_that_diverged_leaves_the_picture(left):
+    bowl = lambda x, y: x**2 + y**2  # noqa: E731
+    ax = plots.level_sets(bowl, {"path": [[0.0, 0.0], [1.0, 1.0], [1.0, LEFT[left]]]})
+    whole = plots.level_sets(bowl, {"path": [[0.0, 0.0], [1.0, 1.0], [1.0, 2.0 if left == "a number" else 1.0]]})
+    assert ax.get_xlim() == whole.get_xlim()
+    assert plots.png(ax.figure)
+    # So does a function without a value, or with the same everywhere.
+    for function in (lambda x, y: np.where(x > 0.5, LEFT[left], x), lambda x, y: np.full(x.shape, LEFT[left])):
+        assert plots.png(plots.level_sets(function, extent=(0, 1, 0, 1)).figure)
+
+
+def test_a_path_without_a_finite_point_asks_for_the_extent():
+    with pytest.raises(ValueError, match="a path with a finite point, got none; pass extent="):
+        plots.level_sets(lambda x, y: x, {"path": [[NAN, 0.0]]})
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool]
+)
+def test_numbers_of_every_kind_of_tensor_are_drawn(dtype):
+    matrix = torch.tensor([[1, 0], [0, 2]]).to(dtype)
+    drawn = plots.heat_map(matrix).get_images()[0].get_array()
+    assert drawn.tolist() == matrix.to(torch.float64).tolist()
+
+
 def test_a_zero_matrix_is_drawn():
     assert plots.heat_map(np.zeros((3, 3))).figure._repr_png_().startswith(b"\x89PNG")
 
