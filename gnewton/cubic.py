@@ -109,10 +109,7 @@ class CubicModel:
         if not hasattr(self.summary, "hessian"):
             kind = type(self.summary).__name__
             raise TypeError(f"expected a Summary, got {kind}; write gn.summarize(...) or gn.Summary.from_tensors(...)")
-        for name in ("cubic", "ridge"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float | torch.Tensor) and math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+        check_strengths(cubic=self.cubic, ridge=self.ridge)
 
     @property
     def metric(self) -> torch.Tensor | None:
@@ -147,6 +144,13 @@ class CubicModel:
             groups = ", ".join(name for name, blamed in zip(names, solution.blamed, strict=True) if blamed)
             message = f"{groups}: {solution.reason}. {solution.status.name}: {message}"
         return Step(torch.as_tensor(solution.eta, device="cpu"), solution.status, radius, solution.decrease, message)
+
+
+def check_strengths(**strengths: float | torch.Tensor) -> None:
+    """ValueError, by name, for a strength of the cubic term or a ridge that is not a finite number >= 0."""
+    for name, value in strengths.items():
+        if not (isinstance(value, int | float | torch.Tensor) and math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
 
 
 def newton_step(

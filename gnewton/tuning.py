@@ -14,13 +14,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from numbers import Real
 from textwrap import shorten
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from gnewton.cubic import Step, newton_step
+from gnewton.cubic import Step, check_strengths, newton_step
 from gnewton.direction import Direction, gradient, slopes
 from gnewton.loss import Loss, Weight
 from gnewton.loss import batches as weighed
@@ -182,6 +183,7 @@ def suggest_learning_rates(
       theta[1]          0.125      0.125      0.125
     """
     _check(partition, data, batches, lr)
+    check_strengths(cubic=cubic, ridge=ridge)
     proposes = None if proposer is None else Proposer(proposer, partition)
     summary_of = partial(summarize, order=3 if cubic > 0 else 2, engine=engine)
     random = RandomState(partition)
@@ -266,7 +268,7 @@ def _check(partition: Partition, data: Any, batches: int | None, lr: float) -> N
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
+    if not (isinstance(value, Real) and 0 < value < math.inf):
         raise ValueError(f"expected a finite {name} above 0, got {value!r}; 1 is the step as it was found")
 
 

@@ -407,7 +407,12 @@ def test_a_long_table_says_how_much_it_leaves_out():
         ({"lr": 0.0}, ValueError, "a finite lr above 0, got 0.0"),
         ({"loss": 3.0}, TypeError, "a callable that returns the loss"),
         ({"proposer": "Adam"}, TypeError, "expected a torch.optim optimizer"),
-        ({"cubic": -1.0}, ValueError, "cubic must be"),
+        *(
+            ({name: wrong}, ValueError, f"{name} must be a finite number >= 0")
+            for name in ("cubic", "ridge")
+            for wrong in (-1.0, float("nan"), float("inf"), "1", None)
+        ),
+        *(({"lr": wrong}, ValueError, "a finite lr above 0, got") for wrong in ("1", None, float("nan"), -1)),
     ],
 )
 def test_unfit_arguments_are_refused_by_name(case, data, settings, error, text):
@@ -421,6 +426,8 @@ def test_unfit_arguments_are_refused_by_name(case, data, settings, error, text):
     [
         ({"scale": -1.0}, "finite scale above 0"),
         ({"scale": float("nan")}, "finite scale"),
+        ({"scale": None}, "finite scale above 0, got None"),
+        ({"scale": "1"}, "finite scale above 0, got '1'"),
         ({"negative": "keep"}, "keep"),
     ],
 )
