@@ -16,6 +16,7 @@ save_checkpoint         model and optimizer in one folder, from any number of pr
 load_checkpoint         and for any other
 average_weights         the average of the parameters over the last steps, of any optimizer
 average                 means of summaries over steps: Exponential, Windows
+CautiousAdam            Adam without the part of its step that goes against the gradient: the proposer to take
 AsRate                  a view through which schedulers drive any setting, lambda_int too
 StochasticNewton        Newton's method by one Hessian-vector product a step
 RateMonitor             what Newton's model says of any torch optimizer's rates while it trains
@@ -34,6 +35,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from gnewton import average, derivatives, direction, exact, models, policies
+from gnewton.cautious import CautiousAdam
 from gnewton.checkpoint import load_checkpoint, save_checkpoint
 from gnewton.complex_parameters import split_complex
 from gnewton.cubic import NewtonStepError, Status, Step, newton_step
@@ -53,6 +55,7 @@ except PackageNotFoundError:  # a source tree on the path, not installed
     __version__ = "unknown"
 __all__ = [
     "AsRate",
+    "CautiousAdam",
     "ExactNewton",
     "GroupedNewton",
     "NewtonStepError",

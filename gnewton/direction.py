@@ -279,10 +279,8 @@ def descent(gradients: Mapping[str, Tensor], before: Mapping[str, Tensor], parti
         return slopes({name: gradients[name] for name in names}, last, partition).sum()
     products = torch._foreach_sub([before[name] for name in names], here)
     torch._foreach_mul_(products, [gradients[name] for name in names])
-    dtype = accumulator_dtype(partition.device)
     # In a dtype with few digits they would be lost in the sum.
-    sums = [p.sum() if p.dtype in (torch.float32, torch.float64) else p.sum(dtype=dtype) for p in products]
-    return stack_numbers(sums).sum(dtype=dtype)
+    return torch.cat([p.flatten() for p in products]).sum(dtype=accumulator_dtype(partition.device))
 
 
 def _products(a: Tensor, b: Tensor, partition: Partition, name: str) -> Tensor:
@@ -426,7 +424,7 @@ def check_step(value: Tensor, gradients: Mapping[str, Tensor]) -> None:
 
     >>> check_step(torch.tensor(1.0), {"theta": torch.tensor([2.0, 3.0])})
     """
-    if not math.isfinite(total(gradients, value)):
+    if not math.isfinite(total(gradients, value) if gradients else value):
         check_value(value)
         check_finite(gradients, "gradient")
 

@@ -18,6 +18,7 @@ from gnewton import saved_state
 from gnewton.average import Average
 from gnewton.caller import warn
 from gnewton.direction import Direction, check_step, plain_gradient
+from gnewton.hooks import wrap_on_demand
 from gnewton.line import Closure, Data, Line, Objective
 from gnewton.loss import samples_in
 from gnewton.partition import Partition
@@ -130,6 +131,8 @@ class GroupedNewton(torch.optim.Optimizer):
             )
         super().add_param_group(param_group)
 
+    profile_hook_step = staticmethod(wrap_on_demand)  # type: ignore[assignment]
+
     def step(  # type: ignore[override]
         self,
         closure: Closure | None = None,
@@ -196,7 +199,8 @@ class GroupedNewton(torch.optim.Optimizer):
         partition, memory = self.partition, self._memory
         with undone_on_error(Start(partition)):
             value, gradients = plain_gradient(check_data(closure, None, None), partition)
-            check_step(value, gradients)
+            # One that reads the gradients into one tensor checks them there.
+            check_step(value, {} if self.proposer.is_direct else gradients)  # type: ignore[union-attr]
             self.proposer.take(gradients, rate)  # type: ignore[union-attr]
         memory.update(step=memory["step"] + 1, policy=state)
         return value

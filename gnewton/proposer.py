@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gnewton.caller import warn
+from gnewton.cautious import CautiousAdam
 from gnewton.direction import Direction, check_finite, normalize, total
 from gnewton.loss import check_value
 from gnewton.partition import Partition
@@ -27,6 +28,7 @@ _LINEAR = (
     torch.optim.Adadelta,
     torch.optim.Adagrad,
     torch.optim.RMSprop,
+    CautiousAdam,
     *((torch.optim.Muon,) if hasattr(torch.optim, "Muon") else ()),  # from torch 2.9 on
 )
 # Their steps read the gradient and their state alone, once weight decay is off.
@@ -108,6 +110,9 @@ class Proposer:
     @torch.no_grad()
     def take(self, gradients: Mapping[str, Tensor], rate: float) -> None:
         """Let the optimizer take ``rate`` times its step, at its own price; the gradients are used up."""
+        if self.is_direct:
+            self._take_directly(gradients, rate)
+            return
         groups = self.optimizer.param_groups
         given = _as_left_by_backward(gradients, self._partition)
         if given.keys() - {p for group in groups for p in group["params"]}:
@@ -125,6 +130,26 @@ class Proposer:
                 p.grad = gradient
             for group, lr in zip(groups, rates, strict=True):
                 group["lr"] = lr
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether ``take`` hands the gradients over without ``.grad`` and hooks, and refuses those that are not finite."""
+        optimizer = self.optimizer
+        # A scheduler of the proposer replaces its step, to see that it is called.
+        return type(optimizer) is CautiousAdam and not (
+            optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer)
+        )
+
+    def _take_directly(self, gradients: Mapping[str, Tensor], rate: float) -> None:
+        assert isinstance(self.optimizer, CautiousAdam)
+        given = {p: gradients[name] for name, p in self._partition.parameters.items() if p.requires_grad}
+        if given.keys() - {p for group in self.optimizer.param_groups for p in group["params"]}:
+            _check_held(self.optimizer, self._partition)  # one was thawed since this was built
+        try:
+            self.optimizer.take(given, rate)
+        except FloatingPointError:
+            check_finite(gradients, "gradient")  # by name
+            raise
 
     def undo(self) -> None:
         """Put the optimizer's state back to what it was before the last ``propose``."""

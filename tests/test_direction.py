@@ -16,6 +16,7 @@ OPTIMIZERS = {
     "Nesterov": lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9, nesterov=True),
     "Adam": lambda p: torch.optim.Adam(p, lr=0.01),
     "NAdam": lambda p: torch.optim.NAdam(p),
+    "CautiousAdam": lambda p: gn.CautiousAdam(p),
     "RMSprop": lambda p: torch.optim.RMSprop(p),
     "Rprop": lambda p: torch.optim.Rprop(p),
     "weight decay": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),

@@ -53,7 +53,6 @@ class Calibrated:
 
     Raises ValueError for numbers out of range.
 
-
     >>> import torch, gnewton as gn
     >>> model = gn.models.Quadratic([1.0, 4.0], dtype=torch.float64)
     >>> adam = torch.optim.Adam(model.parameters(), betas=(0.8, 0.9))

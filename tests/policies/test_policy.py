@@ -261,6 +261,7 @@ PROPOSERS = {
     "Adam": lambda model: torch.optim.Adam(model.parameters(), betas=(0.8, 0.9), fused=True),
     "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
     "AdamW": lambda model: torch.optim.AdamW(model.parameters(), weight_decay=0.01),
+    "CautiousAdam": lambda model: gn.CautiousAdam(model.parameters()),
 }
 SEEN = {
     "around": lambda **settings: Around(gn.policies.Calibrated(**settings)),
@@ -336,6 +337,7 @@ OPTIMIZERS = {
     "Adam, foreach": lambda ps: torch.optim.Adam(ps, foreach=True),
     "SGD, fused": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, nesterov=True, fused=True),
     "SGD, foreach": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, nesterov=True, foreach=True),
+    "CautiousAdam": lambda ps: gn.CautiousAdam(ps),
     "Adagrad, fused": lambda ps: torch.optim.Adagrad(ps, fused=True),
     "RMSprop": lambda ps: torch.optim.RMSprop(ps, momentum=0.5, centered=True),
 }
