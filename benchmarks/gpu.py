@@ -219,12 +219,17 @@ def steps(net: Network) -> dict[str, Callable[[], object]]:
         return lambda: optimizer.step(net.loss)
 
     single = gn.Partition.single(net.model)
-    calibrated = gn.GroupedNewton(
-        single, torch.optim.Adam(net.model.parameters(), betas=(0.8, 0.9)), policy=Calibrated()
+    calibrated, cautious = (
+        gn.GroupedNewton(single, proposer, policy=Calibrated())
+        for proposer in (
+            torch.optim.Adam(net.model.parameters(), betas=(0.8, 0.9)),
+            gn.CautiousAdam(net.model.parameters()),
+        )
     )
     return {
         "Adam": adam_step,
         "Calibrated": lambda: calibrated.step(net.loss),
+        "Calibrated, CautiousAdam": lambda: cautious.step(net.loss),
         "summary, order 2": lambda: gn.summarize(net.loss, parts, u, order=2),
         "summary, order 3": lambda: gn.summarize(net.loss, parts, u, order=3),
         "GroupedNewton": newton(1),
