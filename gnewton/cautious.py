@@ -29,8 +29,8 @@ class CautiousAdam(torch.optim.Optimizer):
         betas: b1 and b2. Averaged parameters (``average_weights``) like shorter memories than Adam's .9 and .999.
         eps: added to the root.
 
-    The state of each parameter has the names and shapes of ``torch.optim.Adam``'s. On a GPU the host waits for it twice a step, and once
-    more as a proposer. Raises ValueError for numbers out of range, and TypeError for sparse, complex or sharded parameters.
+    The state of each parameter has the names and shapes of ``torch.optim.Adam``'s. Two more numbers per scalar are kept from step to
+    step. On a GPU the host waits for it twice a step, and once more as a proposer. Raises ValueError for numbers out of range, and TypeError for sparse, complex or sharded parameters.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
     >>> optimizer = CautiousAdam([w], lr=0.5)
