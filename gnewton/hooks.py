@@ -18,7 +18,7 @@ def wrap_on_demand(step: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(step)
     def run(*args: Any, **kwargs: Any) -> Any:
         self = args[0]
-        if self._optimizer_step_pre_hooks or _is_watched():
+        if self._optimizer_step_pre_hooks or is_watched():
             return wrapped(*args, **kwargs)
         value = step(*args, **kwargs)
         for hook in self._optimizer_step_post_hooks.values():
@@ -28,8 +28,12 @@ def wrap_on_demand(step: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _is_watched() -> bool:
-    """Whether a profiler runs, or a hook is for every optimizer."""
+def is_watched() -> bool:
+    """Whether a profiler runs, or a hook is for every optimizer.
+
+    >>> is_watched()
+    False
+    """
     return bool(
         torch.autograd._profiler_enabled() or module._global_optimizer_pre_hooks or module._global_optimizer_post_hooks
     )

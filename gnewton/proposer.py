@@ -13,6 +13,7 @@ from torch import Tensor
 from gnewton.caller import warn
 from gnewton.cautious import CautiousAdam
 from gnewton.direction import Direction, check_finite, normalize, total
+from gnewton.hooks import is_watched
 from gnewton.loss import check_value
 from gnewton.partition import Partition
 from gnewton.sharded import lend_rows, local_part, own_rows
@@ -137,7 +138,10 @@ class Proposer:
         optimizer = self.optimizer
         # A scheduler of the proposer replaces its step, to see that it is called.
         return type(optimizer) is CautiousAdam and not (
-            optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer)
+            optimizer._optimizer_step_pre_hooks
+            or optimizer._optimizer_step_post_hooks
+            or "step" in vars(optimizer)
+            or is_watched()
         )
 
     def _take_directly(self, gradients: Mapping[str, Tensor], rate: float) -> None:

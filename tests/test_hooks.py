@@ -53,6 +53,20 @@ def test_hooks_of_all_optimizers_are_called():
     assert [what for what, one in seen if one is optimizer] == ["pre", "post"]
 
 
+def test_hooks_of_all_optimizers_hear_of_the_proposer_s_held_steps():
+    case, optimizer = newton(gn.policies.Calibrated(steps=2))
+    for _ in range(4):
+        optimizer.step(case.loss)
+    seen = []
+    handle = module.register_optimizer_step_post_hook(lambda one, *_: seen.append(one))
+    try:
+        for _ in range(3):
+            optimizer.step(case.loss)
+    finally:
+        handle.remove()
+    assert seen == [optimizer.proposer.optimizer, optimizer] * 3
+
+
 @pytest.mark.parametrize("profiled", [True, False])
 def test_a_profiler_finds_the_step_by_name(profiled):
     case, optimizer = newton()
