@@ -28,19 +28,24 @@ from gnewton.policies.ratio_test import backtracking_line_search, uniform_step
 from gnewton.undo import Parameters
 
 SHORTEST, LONGEST = 0.5, 1.0
-_FINDING, _GUARDING = (0.05, 10.0), (0.9, 1.1)
+# The first look may make good for the tenth below. Afterwards a single batch, which may be an odd one, at most trebles the rate; and
+# a parabola whose minimum lies before the start fits no length at all: it halves the rate.
+_FIRST_LOOK, _FINDING, _GUARDING, _CLIMBED = (0.05, 10.0), (0.05, 3.0), (0.9, 1.1), 0.5
 _FINDING_MEMORY, _GUARDING_MEMORY = 0.6, 0.8
 # From below: a step that is too long can make the curvature that fits it, and stays (layer norm, whose loss bounds every step).
 _FIRST = 0.1
+# The search ends early after three looks in a row that change the rate by less than a tenth: further ones seldom do.
+_CALM, _LITTLE, _FEWEST = 3, 0.1, 6
 # Noise may lower the rate a little at every look: it stops at this part of what was found.
 _FLOOR = 0.2
 
 
 class Calibrated:
-    """One rate for all groups, found in the first ``steps`` steps, then looked at every ``period`` steps.
+    """One rate for all groups, found in the first ``steps`` steps or fewer, then looked at every ``period`` steps.
 
     Args:
-        steps: how many steps look for the rate. Each costs one more evaluation of the loss.
+        steps: how many steps look for the rate at most. Each costs one more evaluation of the loss. With six looks it ends after three
+            in a row that change the rate by less than a tenth.
         period: steps between two looks afterwards. In between the proposer takes its own step, at its own price.
         weight_decay: the part of every parameter that a step takes away, times lambda_1 and not times the rate.
 
@@ -48,14 +53,15 @@ class Calibrated:
     that another unit of the loss or of the parameters changes nothing (where the proposer's own eps has no part in it).
     A step that was far too long is shortened on the next batch, in place of a new step.
 
-    State: eta (S,); step, how many were taken; sums, A and C; early_rate, the rate after ``steps`` steps or None; taken, the length of
-    the last step, and previous, the parameters before it, or None where the next step does not look back.
+    State: eta (S,); step, how many were taken; sums, A and C; early_rate, what the search found so far or None; looked, how many looks it
+    took, and calm, how many of them in a row left the rate as it was; taken, the length of the last step, and previous, the parameters
+    before it, or None where the next step does not look back.
 
     Raises ValueError for numbers out of range.
 
     >>> import torch, gnewton as gn
     >>> model = gn.models.Quadratic([1.0, 4.0], dtype=torch.float64)
-    >>> adam = torch.optim.Adam(model.parameters(), betas=(0.8, 0.9))
+    >>> adam = gn.CautiousAdam(model.parameters())
     >>> optimizer = gn.GroupedNewton(gn.Partition.single(model), adam, policy=Calibrated())
     >>> losses = [optimizer.step(model).item() for _ in range(60)]
     >>> losses[-1] < 1e-3 * losses[0]
@@ -88,13 +94,18 @@ class Calibrated:
             return None
         taken = float(settings["lr"]) * _rate(state)
         step = state["step"] + bool(taken)
-        if self._looks_after(step):
+        if self._looks_after(state | {"step": step}):
             return None
         return taken, state | {"step": step, "taken": taken}
 
-    def _looks_after(self, step: int) -> bool:
+    def _looks_after(self, state: State) -> bool:
         """Whether the step after this one looks back at it."""
-        return step <= self.steps or step % self.period == 0
+        return self._searches(state) or state["step"] % self.period == 0
+
+    def _searches(self, state: State) -> bool:
+        """Whether the rate is still to be found."""
+        calm = state.get("calm", 0) >= _CALM and state.get("looked", 0) >= _FEWEST
+        return state["step"] <= self.steps and not calm
 
     def step(self, line: Line, settings: Settings, state: State) -> tuple[Outcome | None, State]:
         if state.get("eta") is None:
@@ -102,9 +113,10 @@ class Calibrated:
         look = look_back(line, state["previous"], state["taken"])
         if look is None:
             return None, self._advance(line, settings, state)
+        searches = self._searches(state)
         state, ratio, factor = self._judge(look, state)
         outcome = _outcome(look, settings, state, ratio)
-        if state["step"] <= self.steps and factor < 0.5:
+        if searches and factor < 0.5:
             # The gradient here says little of where the run will be: the proposer does not learn of it.
             line.shorten(state["previous"], factor)
             return outcome, state | {"previous": None, "step": state["step"] + 1}
@@ -122,21 +134,31 @@ class Calibrated:
         line.objective.restore()
         if search.rate == 0 < lr:
             return None, {}
-        state = {"eta": eta * 0.5**search.halvings, "step": 0, "sums": [0.0, 0.0], "early_rate": None}
+        state = {
+            "eta": eta * 0.5**search.halvings,
+            "step": 0,
+            "sums": [0.0, 0.0],
+            "early_rate": None,
+            "looked": 0,
+            "calm": 0,
+        }
         return None, self._advance(line, settings, state)
 
     def _judge(self, look: "Look", state: State) -> tuple[State, float, float]:
         """The state with the new rate, t*, and the factor on the rate."""
         # Where no look has said anything yet (all below rounding), the rate is still to be found.
-        early, rate = state["step"] <= self.steps or state["early_rate"] is None, _rate(state)
+        early, rate = self._searches(state) or state["early_rate"] is None, _rate(state)
         memory = _FINDING_MEMORY if early else _GUARDING_MEMORY
         slope, curvature = (memory * old + new for old, new in zip(state["sums"], look[:2], strict=True))
         ratio = newton_ratio(slope, curvature, rate)
-        factor = change(ratio, *(_FINDING if early else _GUARDING))
+        lowest, highest = _bounds(early, state)
+        factor = change(ratio, lowest if ratio >= 0 else max(lowest, _CLIMBED), highest)
         rate = factor * rate if early else max(factor * rate, _FLOOR * state["early_rate"])
-        early_rate = rate if early else state["early_rate"]
-        eta = torch.full_like(state["eta"], rate)
-        return state | {"eta": eta, "sums": [slope, curvature], "early_rate": early_rate}, ratio, factor
+        after = {"eta": torch.full_like(state["eta"], rate), "sums": [slope, curvature]}
+        if early:
+            calm = state.get("calm", 0) + 1 if abs(math.log(factor)) <= _LITTLE else 0
+            after |= {"early_rate": rate, "looked": state.get("looked", 0) + 1, "calm": calm}
+        return state | after, ratio, factor
 
     def _advance(self, line: Line, settings: Settings, state: State) -> State:
         """Take the step; what the next one needs of it."""
@@ -145,7 +167,7 @@ class Calibrated:
         if settings["weight_decay"]:
             line.shrink(1 - lr * settings["weight_decay"])
         previous = None
-        if self._looks_after(step):
+        if self._looks_after(state | {"step": step}):
             # Without weight decay they are where this step began, and a look has copied them already.
             previous = (Parameters(line.partition) if settings["weight_decay"] else line.objective.start).values
         line.take(taken)
@@ -208,6 +230,13 @@ def change(ratio: float, lowest: float, highest: float) -> float:
     """
     wanted = ratio / LONGEST if ratio > LONGEST else ratio / SHORTEST if ratio < SHORTEST else 1.0
     return min(max(wanted, lowest), highest)
+
+
+def _bounds(early: bool, state: State) -> tuple[float, float]:
+    """Between which factors a look changes the rate."""
+    if not early:
+        return _GUARDING
+    return _FINDING if state.get("looked", 0) else _FIRST_LOOK
 
 
 def _rate(state: State) -> float:

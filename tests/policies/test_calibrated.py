@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import gnewton as gn
 from gnewton.experiments.twins import Twin
 from gnewton.line import Line, Objective
-from gnewton.policies.calibrated import Calibrated, change, look_back, newton_ratio, parabola
+from gnewton.policies.calibrated import Calibrated, Look, change, look_back, newton_ratio, parabola
 from gnewton.proposer import Proposal
 
 TINY = 1e-30  # an eps without a part in any update
@@ -170,9 +170,53 @@ def test_a_step_costs_one_gradient_and_a_look_one_more_evaluation(monkeypatch):
         before = len(model.draws), len(gradients)
         optimizer.step(lambda x=x, y=y: F.cross_entropy(model(x), y))
         counts.append((len(model.draws) - before[0], len(gradients) - before[1]))
-    looks = {*range(1, 16), 20, 30}
-    assert counts[1:] == [(2, 1) if step in looks else (1, 1) for step in range(1, 32)]
-    assert len(optimizer.history) == len(looks)
+    looks = {step for step, count in enumerate(counts) if step and count == (2, 1)}
+    assert set(counts[1:]) == {(1, 1), (2, 1)}
+    assert {outcome.step for outcome in optimizer.history} == looks
+    # The search is the first steps without a gap; then every tenth looks.
+    last = next(step for step in itertools.count(1) if step not in looks) - 1
+    assert 6 <= last <= 15
+    assert looks - {*range(1, last + 1)} == {step for step in (10, 20, 30) if step > last}
+
+
+def steps_that_look(asks, steps=15):
+    """Their numbers, where the k-th look asks for asks(k) times the rate."""
+
+    class Told(Calibrated):
+        def _judge(self, look, state):
+            slope = asks(state["looked"] + 1) * float(state["eta"]) * look.curvature
+            return super()._judge(look._replace(slope=slope), state | {"sums": [0.0, 0.0]})
+
+    w = nn.Parameter(torch.tensor([3.0], dtype=DTYPE))
+    optimizer = gn.GroupedNewton(gn.Partition.from_groups([{"w": w}]), policy=Told(steps=steps, period=100))
+    for _ in range(40):
+        optimizer.step(lambda: w.square().sum())
+    return [outcome.step for outcome in optimizer.history]
+
+
+def after_a_look(slope, curvature, looked):
+    """The factor on the rate by a look with this slope and curvature."""
+    look = Look(slope=slope, curvature=curvature, before=2.0, after=1.0)
+    state = {"eta": torch.ones(1, dtype=DTYPE), "step": 1, "sums": [0.0, 0.0], "early_rate": None, "looked": looked}
+    return Calibrated()._judge(look, state)[2]
+
+
+def test_an_odd_batch_changes_the_rate_by_little():
+    assert after_a_look(20.0, 1.0, looked=0) == after_a_look(1.0, -1.0, looked=0) == 10  # it begins from a tenth
+    assert after_a_look(20.0, 1.0, looked=1) == after_a_look(1.0, -1.0, looked=1) == 3
+    for looked in (0, 1):
+        assert after_a_look(-6.0, 1.0, looked) == 0.5  # the minimum lies before the start
+        assert after_a_look(0.1, 1.0, looked) == pytest.approx(0.2)  # ten times too long
+        assert after_a_look(-1.0, -1.0, looked) == 0.05  # it climbs, and has no minimum anywhere
+
+
+def test_the_search_ends_with_six_looks_where_the_last_three_ask_for_little():
+    assert steps_that_look(lambda look: 1.0) == [*range(1, 7)]
+    assert steps_that_look(lambda look: 1.09) == [*range(1, 7)]
+    assert steps_that_look(lambda look: 1.2) == [*range(1, 16)]
+    assert steps_that_look(lambda look: 1.2 if look < 7 else 1.0) == [*range(1, 10)]
+    assert steps_that_look(lambda look: 1.2 if look in (3, 6) else 1.0) == [*range(1, 10)]
+    assert steps_that_look(lambda look: 1.0, steps=4) == [*range(1, 5)]
 
 
 @pytest.mark.filterwarnings("ignore::gnewton.loss.RandomLossWarning")
@@ -260,7 +304,7 @@ def test_a_proposer_of_matrices_gets_its_rate_whatever_its_own(proposer):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 16, bias=False), nn.Tanh(), nn.Linear(16, 10, bias=False)).to(DTYPE)
         curves.append(trained(model, proposer=lambda p, lr=lr: OF_MATRICES[proposer](p, lr))[0])
-    assert curves[0][-5:].mean() < 0.5 * curves[0][0]
+    assert curves[0][5:15].mean() < 0.5 * curves[0][0]
     torch.testing.assert_close(curves[1], curves[0], rtol=1e-6, atol=0)
 
 
@@ -270,7 +314,7 @@ def test_weight_decay_is_a_part_of_the_parameters_whatever_the_rate():
     optimizer = gn.GroupedNewton(partition, adam([used, idle], eps=1e-8), lr=0.5, policy=Calibrated(weight_decay=0.1))
     for _ in range(20):
         optimizer.step(lambda: (used - 1).square().sum() + 0 * idle.sum())
-    shortened = sum(outcome.newton_ratio < 0.25 for outcome in optimizer.history)
+    shortened = sum(0 <= outcome.newton_ratio < 0.25 for outcome in optimizer.history)
     assert shortened < 10
     assert idle.item() == pytest.approx(2.0 * 0.95 ** (20 - shortened), rel=1e-12)
 
@@ -387,7 +431,7 @@ def test_a_scalar_in_no_group_stays_where_it_is():
     groups = {"first": {"w": (w, torch.tensor([True, False]))}, "frozen": {"frozen": frozen}}
     partition = gn.Partition.from_groups(groups, rest="ignore")
     optimizer = gn.GroupedNewton(partition, adam([w]), policy=Calibrated(weight_decay=1e-3))
-    for _ in range(20):
+    for _ in range(60):
         optimizer.step(lambda: (w - 1).square().sum() * frozen.sum())
     assert w[1].item() == frozen.item() == 3.0
     assert abs(w[0].item() - 1) < 0.5
@@ -399,7 +443,8 @@ def test_a_curvature_batch_judges_the_steps():
     twice = lambda: 2 * case.loss()  # noqa: E731
     losses = [float(optimizer.step(case.loss, curvature=twice)) for _ in range(20)]
     assert losses[-1] < losses[0]
-    assert optimizer.history[-1].value == pytest.approx(2 * losses[15], rel=1e-12)
+    last = optimizer.history[-1]
+    assert last.value == pytest.approx(2 * losses[last.step], rel=1e-12)
 
 
 @pytest.mark.parametrize(("name", "number"), [("steps", 0), ("period", 0.5), ("weight_decay", 1.0)])
@@ -428,7 +473,7 @@ def test_a_frozen_parameter_has_no_part_in_a_look_and_stays_where_its_owner_puts
     model = Target()
     optimizer = gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated())
     previous, length = model.w.detach().clone(), 0.0
-    for step in range(8):
+    for step in range(7):
         before = model.w.detach().clone()
         optimizer.step(model)
         model.other.requires_grad_(step < 2)
@@ -441,7 +486,7 @@ def test_a_frozen_parameter_has_no_part_in_a_look_and_stays_where_its_owner_puts
             assert float(look.hessian) == pytest.approx(float(curvature), rel=1e-9)
         previous, length = before, optimizer.state_dict()["state"]["grouped_newton"]["policy"]["taken"]
         assert torch.equal(model.other, placed)
-    assert len(optimizer.history) == 7
+    assert len(optimizer.history) == 6
     assert model.mask.item() == -math.inf
 
 
@@ -491,7 +536,9 @@ def test_the_search_begins_with_the_first_step_that_a_schedule_allows():
         optimizer.step(lambda x=x, y=y: F.cross_entropy(model(x), y))
         warm.step()
     # Step 20 is the first one, and is looked back at by the next.
-    assert [look.step for look in optimizer.history] == [*range(21, 36), 40, 50]
+    looks = [look.step for look in optimizer.history]
+    assert looks[:6] == [*range(21, 27)]
+    assert looks[-2:] == [40, 50]
 
 
 class Broken(torch.optim.Optimizer):
