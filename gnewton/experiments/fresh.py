@@ -34,7 +34,7 @@ def text() -> Dataset:
     return Dataset(x[:_SEQUENCES], y[:_SEQUENCES], x[_SEQUENCES:], y[_SEQUENCES:], "text", source)
 
 
-def _table(loader: str, seed: int = 0) -> Dataset:
+def table(loader: str, seed: int = 0) -> Dataset:
     """A table of scikit-learn, every column with mean 0 and deviation 1; numbers as targets likewise."""
     from sklearn import datasets as tables
 
@@ -50,13 +50,13 @@ def _table(loader: str, seed: int = 0) -> Dataset:
 @cache
 def cancer() -> Dataset:
     """569 tumours, 30 numbers each, two classes."""
-    return _table("load_breast_cancer")
+    return table("load_breast_cancer")
 
 
 @cache
 def diabetes() -> Dataset:
     """442 patients, 10 numbers each, and how the disease went on."""
-    return _table("load_diabetes")
+    return table("load_diabetes")
 
 
 @cache
@@ -192,7 +192,7 @@ def _copying() -> nn.Module:
     return nn.Sequential(*inward, *outward)
 
 
-def _fresh(
+def ten_epochs(
     name: str,
     title: str,
     build: Callable[[], nn.Module],
@@ -207,18 +207,18 @@ def _fresh(
 FRESH = {
     problem.name: problem
     for problem in (
-        _fresh("gru", "GRU of 48, eight rows of a digit", _gru, rows),
-        _fresh("lstm-text", "LSTM of 64, next character", _lstm_text, text),
-        _fresh("transformer-text", "transformer, 2 layers of 48, dropout 0.1, next character", _transformer, text),
-        _fresh("million", "3 convolutions, batch norm, a million parameters", _million, pictures),
-        _fresh(
+        ten_epochs("gru", "GRU of 48, eight rows of a digit", _gru, rows),
+        ten_epochs("lstm-text", "LSTM of 64, next character", _lstm_text, text),
+        ten_epochs("transformer-text", "transformer, 2 layers of 48, dropout 0.1, next character", _transformer, text),
+        ten_epochs("million", "3 convolutions, batch norm, a million parameters", _million, pictures),
+        ten_epochs(
             "cancer",
             "perceptron 30-64-64-2, ReLU, a table",
             lambda: models.perceptron([30, 64, 64, 2], "relu"),
             cancer,
             batch=32,
         ),
-        _fresh(
+        ten_epochs(
             "diabetes",
             "perceptron 10-50-50-1, softplus, a table, squared error",
             lambda: models.perceptron([10, 50, 50, 1], "softplus"),
@@ -226,22 +226,24 @@ FRESH = {
             nn.MSELoss(),
             batch=32,
         ),
-        _fresh(
+        ten_epochs(
             "outliers",
             "perceptron 20-64-64-1, tanh, outliers, Huber's loss",
             lambda: models.perceptron([20, 64, 64, 1]),
             outliers,
             nn.HuberLoss(),
         ),
-        _fresh("dropout", "perceptron 64-128-128-10, ReLU, dropout 0.2", _dropout, datasets.digits),
-        _fresh(
+        ten_epochs("dropout", "perceptron 64-128-128-10, ReLU, dropout 0.2", _dropout, datasets.digits),
+        ten_epochs(
             "tenfold",
             "3 hidden layers of 64, ELU, inputs times 10",
             lambda: models.perceptron([64, 64, 64, 64, 10], "elu"),
             tenfold,
         ),
-        _fresh("wide", "perceptron 784-512-512-10, ReLU", lambda: models.perceptron([784, 512, 512, 10], "relu"), flat),
-        _fresh("mixer", "mixer, 3 blocks of width 32, layer norm", lambda: Mixer(8, 32), rows),
-        _fresh("copier", "convolutional auto-encoder, GELU", _copying, copied, nn.MSELoss()),
+        ten_epochs(
+            "wide", "perceptron 784-512-512-10, ReLU", lambda: models.perceptron([784, 512, 512, 10], "relu"), flat
+        ),
+        ten_epochs("mixer", "mixer, 3 blocks of width 32, layer norm", lambda: Mixer(8, 32), rows),
+        ten_epochs("copier", "convolutional auto-encoder, GELU", _copying, copied, nn.MSELoss()),
     )
 }
