@@ -1,4 +1,4 @@
-r"""Does a rate per group, calibrated in the same fifteen steps, beat the one rate of ``Calibrated``?
+r"""Does a rate per group, calibrated in the same fifteen steps along Adam, beat the one rate of ``Calibrated``?
 
 Each look takes the exact summary along the last step, on the next batch: g-bar (S,) at its end and H-bar (S, S). With tau_s the
 rate of group s in that step, a_s = (g-bar + H-bar 1)_s / tau_s and C_st = H-bar_st / (tau_s tau_t) are slope and curvature where
@@ -24,7 +24,7 @@ from gnewton import plots
 from gnewton.experiments.experiment import Experiment, Results
 from gnewton.experiments.lockstep import race
 from gnewton.experiments.networks import SIX, Problem
-from gnewton.experiments.peers import OURS, Optimizers, Peer, proposer
+from gnewton.experiments.peers import OURS, Optimizers, Peer
 from gnewton.experiments.protocol import Plan
 from gnewton.experiments.report import facts, geometric, markdown, round_numbers
 from gnewton.experiments.runs import load_or_compute
@@ -40,12 +40,19 @@ TITLE = "a rate per group from exact summaries in the first steps, against one r
 NETWORKS: Mapping[str, Problem] = SIX | UNSEEN
 # The dearest have fewer seeds.
 SEEDS = {"lenet": 2, "vgg-batch-norm": 1, "residual": 2}
-_LOOKS = 10
+_STEPS, _LOOKS = 15, 10
 _FLATTEST = 1e-2
 Array = NDArray[np.float64]
 
 
-class PerGroup(Calibrated):
+class AllLooks(Calibrated):
+    """The one rate, for which every one of the first steps looks."""
+
+    def _searches(self, state: State) -> bool:
+        return bool(state["step"] <= self.steps)
+
+
+class PerGroup(AllLooks):
     """One rate for each group, in proportions that are found when the common rate is.
 
     Args:
@@ -54,7 +61,7 @@ class PerGroup(Calibrated):
     """
 
     def __init__(self, bound: float = 4.0, pooled: bool = True) -> None:
-        super().__init__()
+        super().__init__(steps=_STEPS)
         self.bound, self.pooled = bound, pooled
 
     def step(self, line: Line, settings: Settings, state: State) -> tuple[Any, State]:
@@ -117,17 +124,26 @@ def proportions(looks: list[tuple[torch.Tensor, torch.Tensor]], rate: float, bou
     return factors
 
 
+def _adam(model: nn.Module) -> torch.optim.Adam:
+    """Every scalar moves at every step, so that a group's rate alone decides how far."""
+    return torch.optim.Adam(model.parameters(), lr=1.0, betas=(0.8, 0.9), fused=True)
+
+
+def _one_rate(model: nn.Module, steps: int, lr: float | None) -> Optimizers:
+    return [GroupedNewton(Partition.single(model), _adam(model), policy=AllLooks(steps=_STEPS))], None
+
+
 def _grouped(
     partition: Callable[[nn.Module], Partition], **options: Any
 ) -> Callable[[nn.Module, int, float | None], Optimizers]:
     def build(model: nn.Module, steps: int, lr: float | None) -> Optimizers:
-        return [GroupedNewton(partition(model), proposer(model), policy=PerGroup(**options))], None
+        return [GroupedNewton(partition(model), _adam(model), policy=PerGroup(**options))], None
 
     return build
 
 
 PEERS = (
-    OURS,
+    Peer(OURS.name, "one rate", _one_rate),
     Peer("tensor-4", "per tensor, pooled, within 4", _grouped(Partition.by_tensor)),
     Peer("tensor-2", "per tensor, pooled, within 2", _grouped(Partition.by_tensor, bound=2.0)),
     Peer("tensor-raw", "per tensor, not pooled, within 4", _grouped(Partition.by_tensor, pooled=False)),

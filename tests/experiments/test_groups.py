@@ -8,7 +8,7 @@ from support.problems import DTYPE, build
 import gnewton as gn
 from gnewton import experiments
 from gnewton.experiments import groups
-from gnewton.experiments.groups import NETWORKS, PEERS, PerGroup, proportions
+from gnewton.experiments.groups import NETWORKS, PEERS, AllLooks, PerGroup, proportions
 
 
 def looks(slopes, curvature):
@@ -50,7 +50,7 @@ def test_groups_of_a_unit_of_their_own_get_their_rates_within_the_bound():
 
 def test_until_step_fifteen_it_is_the_one_rate():
     curves = []
-    for policy in (PerGroup(), gn.policies.Calibrated()):
+    for policy in (PerGroup(), AllLooks()):
         case = build("perceptron")
         adam = torch.optim.Adam(case.model.parameters(), lr=1.0)
         optimizer = gn.GroupedNewton(gn.Partition.by_tensor(case.model), adam, policy=policy)
