@@ -1,6 +1,6 @@
 """Who takes part beside ``Calibrated``: the optimizers that people pick, each from a maintained package and at its documented defaults.
 
-Adam alone is tuned. All but SGD-like rules of torch come from the packages of their authors: prodigyopt, schedulefree, dadaptation.
+Adam and the proposer of ours are tuned. All but SGD-like rules of torch come from the packages of their authors: prodigyopt, schedulefree, dadaptation.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from gnewton.cautious import CautiousAdam
 from gnewton.optimizer import GroupedNewton
 from gnewton.partition import Partition
 from gnewton.policies import Calibrated
 
 Optimizers = tuple[list[torch.optim.Optimizer], Any]
 Build = Callable[[nn.Module, int, float | None], Optimizers]
-# With averaged parameters short memories are better. Chosen on ten of the networks in sight, among seventeen pairs.
-BETAS = (0.8, 0.9)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
@@ -41,16 +40,16 @@ def _calibrated(model: nn.Module, steps: int, lr: float | None) -> Optimizers:
     return [GroupedNewton(Partition.single(model), proposer(model), policy=Calibrated())], None
 
 
-def proposer(model: nn.Module, lr: float = 1.0) -> torch.optim.Adam:
-    """The Adam whose direction ours takes."""
-    return torch.optim.Adam(model.parameters(), lr=lr, betas=BETAS, fused=True)
+def proposer(model: nn.Module, lr: float = 1.0) -> CautiousAdam:
+    """Whose direction ours takes."""
+    return CautiousAdam(model.parameters(), lr=lr)
 
 
 def _adam(model: nn.Module, steps: int, lr: float | None) -> Optimizers:
     return [torch.optim.Adam(model.parameters(), lr=0.0 if lr is None else lr, fused=True)], None
 
 
-def _twin(model: nn.Module, steps: int, lr: float | None) -> Optimizers:
+def _proposer(model: nn.Module, steps: int, lr: float | None) -> Optimizers:
     return [proposer(model, 0.0 if lr is None else lr)], None
 
 
@@ -76,7 +75,7 @@ def _of_package(package: str, name: str) -> Build:
 
 OURS = Peer("calibrated", "Calibrated", _calibrated)
 ADAM = Peer("adam", "Adam, tuned", _adam)
-TWIN = Peer("twin", "Adam with the betas of ours, tuned", _twin)
+PROPOSER = Peer("proposer", "CautiousAdam, tuned", _proposer)
 DEFAULTS = (
     Peer("adamw-cosine", "AdamW, cosine", _cosine),
     Peer("prodigy", "Prodigy", _of_package("prodigyopt", "Prodigy")),

@@ -68,15 +68,15 @@ def processor_seconds(run: Results) -> list[float]:
     return [float(t) for t in np.interp(run["seconds"], [0.0, *wall], [0.0, *run["cpu_seconds"][: len(wall)]])]
 
 
-def round_numbers(value: Any) -> Any:
-    """Numbers of five digits, in lists of lists.
+def round_numbers(value: Any, digits: int = 5) -> Any:
+    """Numbers of so many digits, in lists of lists.
 
     >>> round_numbers([1 / 3, [2, None]])
     [0.33333, [2, None]]
     """
     if isinstance(value, list):
-        return [round_numbers(one) for one in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+        return [round_numbers(one, digits) for one in value]
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def text(numbers: Results) -> str:
