@@ -300,7 +300,7 @@ def figures(numbers: Results) -> dict[str, plots.Figure]:
 EXPERIMENT = Experiment(
     name="calibrated",
     title=TITLE,
-    minutes=40,
+    minutes=130,
     measure=measure,
     report=report,
     figures=figures,
