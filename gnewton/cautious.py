@@ -1,4 +1,4 @@
-r"""Adam that moves only where its momentum agrees with the gradient of now: a sixth fewer steps, at the price of a fused step.
+r"""Adam that moves only where its momentum agrees with the gradient of now, at about the price of a fused step.
 
     m  <-  b1 m + (1 - b1) g,     v  <-  b2 v + (1 - b2) g^2,     u = m / (1 - b1^k) / (sqrt(v / (1 - b2^k)) + eps)
     theta  <-  theta - lr (n / n_+) [u g > 0] u
@@ -26,8 +26,8 @@ class CautiousAdam(torch.optim.Optimizer):
     Args:
         params: parameters, or groups of them, as for every torch optimizer.
         lr: the learning rate. As a proposer it only scales u.
-        betas: b1 and b2. Averaged parameters (``average_weights``) like shorter memories than Adam's .9 and .999. Chosen with them, among
-            five pairs on ten networks.
+        betas: b1 and b2. Averaged parameters (``average_weights``) like shorter memories than Adam's .9 and .999. The default was
+            chosen with them, among five pairs on ten networks.
         eps: added to the root.
 
     The state of each parameter has the names and shapes of ``torch.optim.Adam``'s. Two more numbers per scalar are kept from step to

@@ -1,4 +1,4 @@
-r"""Does a rate per group, calibrated in the same fifteen steps along Adam, beat the one rate of ``Calibrated``?
+r"""Does a rate per group, calibrated in fifteen steps along Adam, beat one rate that is found in the same way?
 
 Each look takes the exact summary along the last step, on the next batch: g-bar (S,) at its end and H-bar (S, S). With tau_s the
 rate of group s in that step, a_s = (g-bar + H-bar 1)_s / tau_s and C_st = H-bar_st / (tau_s tau_t) are slope and curvature where
@@ -46,7 +46,7 @@ Array = NDArray[np.float64]
 
 
 class AllLooks(Calibrated):
-    """The one rate, for which every one of the first steps looks."""
+    """The one rate, for which every one of the first steps looks. The shipped results are from before its bounds for odd batches."""
 
     def _searches(self, state: State) -> bool:
         return bool(state["step"] <= self.steps)

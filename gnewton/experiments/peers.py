@@ -1,6 +1,7 @@
-"""Who takes part beside ``Calibrated``: the optimizers that people pick, each from a maintained package and at its documented defaults.
+"""Who takes part beside ``Calibrated``: the optimizers that people pick, each from a maintained package.
 
-Adam and the proposer of ours are tuned. All but SGD-like rules of torch come from the packages of their authors: prodigyopt, schedulefree, dadaptation.
+Adam and the proposer of ours are tuned, the others have their documented defaults. Prodigy, schedule-free AdamW and D-Adaptation come
+from the packages of their authors: prodigyopt, schedulefree, dadaptation.
 """
 
 from collections.abc import Callable

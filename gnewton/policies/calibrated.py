@@ -11,7 +11,7 @@ over some ten steps; A / C is the rate, and t* = A / (C eta) says how many times
 Early, A / C hardly depends on the rate in use, and comes near the one that a search would find. Later the curvature follows the
 rate (Cohen et al., Gradient descent on neural networks typically occurs at the edge of stability, ICLR 2021), so that t* lies
 between 1/2 and 1 for almost every rate and says nothing more. At t* = 1 the step is the greedy one; at t* = 1/2 the next batch
-gains nothing by it. So the rate is changed where t* leaves this interval, freely at first, and slowly afterwards.
+gains nothing by it. So the rate is changed where t* leaves this interval, by a few times at first, and slowly afterwards.
 """
 
 import math
@@ -28,13 +28,14 @@ from gnewton.policies.ratio_test import backtracking_line_search, uniform_step
 from gnewton.undo import Parameters
 
 SHORTEST, LONGEST = 0.5, 1.0
-# The first look may make good for the tenth below. Afterwards a single batch, which may be an odd one, at most trebles the rate; and
-# a parabola whose minimum lies before the start fits no length at all: it halves the rate.
+# The first look may make good for the tenth below. Afterwards a look, whose batch may be an odd one, at most trebles the rate; and
+# where the minimum of the parabola lies before the start, no length fits: the rate is halved.
 _FIRST_LOOK, _FINDING, _GUARDING, _CLIMBED = (0.05, 10.0), (0.05, 3.0), (0.9, 1.1), 0.5
 _FINDING_MEMORY, _GUARDING_MEMORY = 0.6, 0.8
 # From below: a step that is too long can make the curvature that fits it, and stays (layer norm, whose loss bounds every step).
 _FIRST = 0.1
-# The search ends early after three looks in a row that change the rate by less than a tenth: further ones seldom do.
+# The search ends early after three looks in a row that change the rate by less than a tenth, but not before the sixth: further ones
+# seldom change it.
 _CALM, _LITTLE, _FEWEST = 3, 0.1, 6
 # Noise may lower the rate a little at every look: it stops at this part of what was found.
 _FLOOR = 0.2
@@ -44,8 +45,8 @@ class Calibrated:
     """One rate for all groups, found in the first ``steps`` steps or fewer, then looked at every ``period`` steps.
 
     Args:
-        steps: how many steps look for the rate at most. Each costs one more evaluation of the loss. With six looks it ends after three
-            in a row that change the rate by less than a tenth.
+        steps: how many steps look for the rate at most. Each costs one more evaluation of the loss. From the sixth
+            look on it ends as soon as three in a row have changed the rate by less than a tenth.
         period: steps between two looks afterwards. In between the proposer takes its own step, at its own price.
         weight_decay: the part of every parameter that a step takes away, times lambda_1 and not times the rate.
 
@@ -54,7 +55,7 @@ class Calibrated:
     A step that was far too long is shortened on the next batch, in place of a new step.
 
     State: eta (S,); step, how many were taken; sums, A and C; early_rate, what the search found so far or None; looked, how many looks it
-    took, and calm, how many of them in a row left the rate as it was; taken, the length of the last step, and previous, the parameters
+    took, and calm, how many of them in a row changed it by less than a tenth; taken, the length of the last step, and previous, the parameters
     before it, or None where the next step does not look back.
 
     Raises ValueError for numbers out of range.

@@ -304,6 +304,7 @@ def test_a_proposer_of_matrices_gets_its_rate_whatever_its_own(proposer):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 16, bias=False), nn.Tanh(), nn.Linear(16, 10, bias=False)).to(DTYPE)
         curves.append(trained(model, proposer=lambda p, lr=lr: OF_MATRICES[proposer](p, lr))[0])
+    # Later Muon does not settle: all its steps have one length, and t* says of a rate that is far too large that it fits.
     assert curves[0][5:15].mean() < 0.5 * curves[0][0]
     torch.testing.assert_close(curves[1], curves[0], rtol=1e-6, atol=0)
 
@@ -537,8 +538,9 @@ def test_the_search_begins_with_the_first_step_that_a_schedule_allows():
         warm.step()
     # Step 20 is the first one, and is looked back at by the next.
     looks = [look.step for look in optimizer.history]
-    assert looks[:6] == [*range(21, 27)]
-    assert looks[-2:] == [40, 50]
+    last = next(step for step in itertools.count(21) if step not in looks) - 1
+    assert 26 <= last <= 35
+    assert looks == [*range(21, last + 1), *(step for step in (30, 40, 50) if step > last)]
 
 
 class Broken(torch.optim.Optimizer):
