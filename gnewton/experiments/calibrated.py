@@ -5,9 +5,9 @@ the policy was found; the twelve of ``fresh``, written down before the first of 
 the policy; and the twelve of ``later``, written down after that change.
 
 Adam is the fused one. It chooses among seven rates on a held-out fifth, from seed 0: for 3 epochs and for 10, as it is and with the
-same averaged parameters. The proposer of ours is tuned likewise, with the average alone, to tell what the rate does and what the proposer does. Every
-other method has its documented defaults. Losses are those of the whole training part, as geometric means over the seeds; seconds are
-processor time, an epoch of each method in turn in one process.
+same averaged parameters. The proposer of ours is tuned likewise, with the average alone, to tell what the rate does and what the
+proposer does. Every other method has its documented defaults. Losses are those of the whole training part, as geometric means over
+the seeds; seconds are processor time, an epoch of each method in turn in one process.
 """
 
 import math
