@@ -277,7 +277,7 @@ def _means(numbers: Results, dozen: str, name: str) -> list[str]:
 
 def figures(numbers: Results) -> dict[str, plots.Figure]:
     """Ours over averaged Adam's, a row for each network: the losses and the time."""
-    shown = plots.new_figure(columns=3, width=15.0, height=5.6)
+    shown = plots.new_figure(rows=len(DOZENS), columns=1, width=7.0, height=11.0)
     for ax, dozen in zip(shown.axes, DOZENS, strict=True):
         ratios = {key: one["reported"]["ratios"] for key, one in of(numbers, dozen).items()}
         for marker, name, words in (
