@@ -88,12 +88,14 @@ class CautiousAdam(torch.optim.Optimizer):
 
     def _read(self, gradients: Mapping[Tensor, Tensor]) -> list[tuple["_Pack", dict[str, Any]]]:
         """The packs of these parameters, with their gradients, and the settings of each."""
-        _check(gradients)
-        packs = []
-        for number, group in enumerate(self.param_groups):
-            for pack in self._packs_of(number, [p for p in group["params"] if p in gradients]):
-                pack.read(gradients)
-                packs.append((pack, group))
+        _check("sparse", any(g.is_sparse for g in gradients.values()))
+        packs = [
+            (pack, group)
+            for number, group in enumerate(self.param_groups)
+            for pack in self._packs_of(number, [p for p in group["params"] if p in gradients])
+        ]
+        for pack, _ in packs:
+            pack.read(gradients)
         return packs
 
     def _packs_of(self, number: int, parameters: list[Tensor]) -> list["_Pack"]:
@@ -177,6 +179,8 @@ class _Pack:
 
 
 def _pack(parameters: list[Tensor], states: States) -> list[_Pack]:
+    _check("complex", any(p.is_complex() for p in parameters))
+    _check("sharded", any(map(is_dtensor, parameters)))
     alike: dict[Any, list[Tensor]] = {}
     for p in parameters:
         steps = float(states[p]["step"]) if states[p] else 0.0
@@ -184,10 +188,8 @@ def _pack(parameters: list[Tensor], states: States) -> list[_Pack]:
     return [_Pack(some, states) for some in alike.values()]
 
 
-def _check(gradients: Mapping[Tensor, Tensor]) -> None:
-    for p, g in gradients.items():
-        for kind, has in (("complex", p.is_complex()), ("sharded", is_dtensor(p)), ("sparse", g.is_sparse)):
-            if has:
-                raise TypeError(
-                    f"expected whole, dense, real parameters and gradients, got {kind} ones; write torch.optim.Adam"
-                )
+def _check(kind: str, has: bool) -> None:
+    if has:
+        raise TypeError(
+            f"expected whole, dense, real parameters and gradients, got {kind} ones; write torch.optim.Adam"
+        )

@@ -222,7 +222,7 @@ def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]
     >>> plain_gradient(model, gn.Partition.single(model))[1]
     {'theta': tensor([-215.6000,  -88.0000])}
     """
-    trainable = {name: p for name, p in partition.parameters.items() if p.requires_grad}
+    trainable = _trainable(partition)
     with torch.enable_grad():
         value = loss()
         try:
@@ -232,7 +232,8 @@ def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]
         except (RuntimeError, TypeError):
             differentiate(evaluate(loss, partition), list(trainable.values()))  # says what is wrong with the closure
             raise
-    value = value.detach().clone().reshape(())  # the loss may be a parameter itself, which moves
+    value = value.detach().clone()  # the loss may be a parameter itself, which moves
+    value = value.reshape(()) if value.ndim else value
     if len(entries) == len(partition.parameters) and not any(g is None or g.is_sparse for g in entries):
         return value, dict(zip(partition.parameters, entries, strict=True))
     return value, _completed(dict(zip(trainable, entries, strict=True)), partition)
@@ -261,6 +262,7 @@ def slopes(gradients: Mapping[str, Tensor], direction: Mapping[str, Tensor], par
     return partition.sums({name: _products(g, direction[name], partition, name) for name, g in gradients.items()})
 
 
+@torch.no_grad()
 def descent(gradients: Mapping[str, Tensor], before: Mapping[str, Tensor], partition: Partition) -> Tensor:
     """By how much a linear loss of these gradients falls from ``before`` to where the parameters are, (): the sum of all g-bar.
 
@@ -273,7 +275,7 @@ def descent(gradients: Mapping[str, Tensor], before: Mapping[str, Tensor], parti
     tensor(8., dtype=torch.float64)
     """
     names = [name for name in gradients if partition.parameters[name].requires_grad]
-    here = [partition.parameters[name].detach() for name in names]
+    here = [partition.parameters[name] for name in names]
     if not (partition.is_alone and partition.is_whole):
         last = {name: before[name] - p for name, p in zip(names, here, strict=True)}
         return slopes({name: gradients[name] for name in names}, last, partition).sum()
@@ -424,7 +426,7 @@ def check_step(value: Tensor, gradients: Mapping[str, Tensor]) -> None:
 
     >>> check_step(torch.tensor(1.0), {"theta": torch.tensor([2.0, 3.0])})
     """
-    if not math.isfinite(total(gradients, value) if gradients else value):
+    if not math.isfinite((total(gradients, value) if gradients else value).item()):
         check_value(value)
         check_finite(gradients, "gradient")
 

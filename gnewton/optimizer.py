@@ -192,7 +192,7 @@ class GroupedNewton(torch.optim.Optimizer):
         if self.proposer is None or self.average is not None or not (self.partition.is_alone and self.proposer.scales):
             return None
         check_settings(self.param_groups[0])
-        return held(self._policy, self.param_groups[0], self._memory["policy"])
+        return held(self._policy, self.param_groups[0], self._memory["policy"], self.partition)
 
     def _take_held(self, closure: Closure | None, rate: float, state: dict[str, Any]) -> Tensor:
         """A step at the proposer's own price, and the loss before it."""

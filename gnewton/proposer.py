@@ -108,12 +108,12 @@ class Proposer:
         """Whether k times the learning rate is k times the step, of all scalars: the optimizer can then take it by itself."""
         return self._partition.is_whole and type(self.optimizer) in _LINEAR
 
-    @torch.no_grad()
     def take(self, gradients: Mapping[str, Tensor], rate: float) -> None:
         """Let the optimizer take ``rate`` times its step, at its own price; the gradients are used up."""
-        if self.is_direct:
-            self._take_directly(gradients, rate)
-            return
+        (self._take_directly if self.is_direct else self._take_by_grad)(gradients, rate)
+
+    @torch.no_grad()
+    def _take_by_grad(self, gradients: Mapping[str, Tensor], rate: float) -> None:
         groups = self.optimizer.param_groups
         given = _as_left_by_backward(gradients, self._partition)
         if given.keys() - {p for group in groups for p in group["params"]}:
@@ -146,11 +146,11 @@ class Proposer:
 
     def _take_directly(self, gradients: Mapping[str, Tensor], rate: float) -> None:
         assert isinstance(self.optimizer, CautiousAdam)
-        given = {p: gradients[name] for name, p in self._partition.parameters.items() if p.requires_grad}
-        if given.keys() - {p for group in self.optimizer.param_groups for p in group["params"]}:
-            _check_held(self.optimizer, self._partition)  # one was thawed since this was built
+        _check_held(self.optimizer, self._partition)  # one may have been thawed since this was built
         try:
-            self.optimizer.take(given, rate)
+            self.optimizer.take(
+                {p: gradients[name] for name, p in self._partition.parameters.items() if p.requires_grad}, rate
+            )
         except FloatingPointError:
             check_finite(gradients, "gradient")  # by name
             raise

@@ -9,6 +9,8 @@ from gnewton.average import Exponential, Windows
 from gnewton.partition import Partition
 from gnewton.policies import Policy
 
+_NUMBERS = (int, float, Tensor)  # built once: it is asked at every step
+
 
 def check_arguments(partition: Any, average: Any, renamed: Mapping[str, Any]) -> None:
     """What is no setting: TypeError for another kind of object, and for an argument of another name."""
@@ -50,7 +52,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name in ("lr", "cubic", "ridge", "eta_momentum"):
         if name == "cubic" and settings[name] == "adaptive":
             continue
-        if not isinstance(settings[name], int | float | Tensor):
+        if not isinstance(settings[name], _NUMBERS):
             raise TypeError(f"expected a number for {name}, got {settings[name]!r}")
         if not 0 <= settings[name] < float("inf"):
             raise ValueError(f"expected {name} >= 0 and finite, got {settings[name]}")

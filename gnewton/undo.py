@@ -1,6 +1,6 @@
 """What a step may change, kept so that it can be put back: parameters, buffers, random numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
@@ -54,14 +54,15 @@ def restored(partition: Partition) -> Iterator["Parameters"]:
 class Parameters:
     """The values of a partition's parameters as they are now, to be put back or to start from."""
 
+    @torch.no_grad()
     def __init__(self, partition: Partition) -> None:
         self._held = partition.parameters
-        self.values = {name: p.detach().clone() for name, p in self._held.items()}
+        self.values = {name: p.clone() for name, p in self._held.items()}
 
     @torch.no_grad()
     def place(self, values: dict[str, Tensor]) -> None:
         """Go to these values."""
-        here = [local_part(p.detach()) for p in self._held.values()]
+        here = [local_part(p) for p in self._held.values()]
         torch._foreach_copy_(here, [local_part(values[name]) for name in self._held])
 
     def restore(self) -> None:
@@ -79,19 +80,29 @@ class Buffers:
     """The buffers of a module (batch norm's running statistics) as they are now, to be put back."""
 
     def __init__(self, module: nn.Module | None) -> None:
-        owners = modules_in(module)
-        self._held = [(m, dict(m._buffers)) for m in owners]
+        self._hold(modules_in(module))
+
+    def _hold(self, owners: Iterable[nn.Module]) -> None:
+        self._held = {m: dict(m._buffers) for m in owners}
         self._saved = [
-            (b, b.detach().clone(), version(b)) for m in owners for b in m._buffers.values() if b is not None
+            (b, b.detach().clone(), version(b)) for m in self._held for b in m._buffers.values() if b is not None
         ]
+
+    def now(self) -> "Buffers":
+        """The buffers of the same modules as they are now, without looking for the modules again."""
+        later = object.__new__(Buffers)
+        later._hold(self._held)
+        return later
 
     def restore(self) -> None:
         """Put back every buffer, also where the module replaced the tensor or made a new one."""
-        for module, buffers in self._held:
-            if not isinstance(module, torch.jit.ScriptModule) and module._buffers != buffers:
+        for module, buffers in self._held.items():
+            if not (buffers or module._buffers) or isinstance(module, torch.jit.ScriptModule):
+                continue
+            if module._buffers != buffers:
                 module._buffers.clear()
                 module._buffers.update(buffers)
-        with torch.no_grad():
+        with torch.no_grad() if self._saved else nullcontext():
             for buffer, saved, before in self._saved:
                 if buffer.is_inference():
                     continue
@@ -119,31 +130,34 @@ class RandomState:
     @contextmanager
     def replay(self) -> Iterator[None]:
         """Inside, random numbers come as they came after this state was read; afterwards nothing was drawn."""
-        now = self._read()
+        now = self.now()
         self.restore()
         try:
             yield
         finally:
-            self._write(now)
+            now.restore()
+
+    def now(self) -> "RandomState":
+        """The state of the same generators as it is now."""
+        later = object.__new__(RandomState)
+        later._generator, later._which = self._generator, self._which
+        later._states = later._read()
+        return later
 
     def restore(self) -> None:
         """Go back to this state."""
-        self._write(self._states)
+        torch.set_rng_state(self._states[0])
+        if self._generator:
+            self._generator.set_rng_state(self._states[1], *self._which)
 
     def _read(self) -> list[Tensor]:
         return [torch.get_rng_state()] + ([self._generator.get_rng_state(*self._which)] if self._generator else [])
-
-    def _write(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        if self._generator:
-            self._generator.set_rng_state(states[1], *self._which)
 
 
 class Start:
     """The random numbers and buffers that an evaluation of the loss begins with, so that another one is of the same function."""
 
     def __init__(self, partition: Partition) -> None:
-        self._module = partition.module
         self.random, self.buffers = RandomState(partition), Buffers(partition.module)
 
     def restore(self) -> None:
@@ -154,13 +168,17 @@ class Start:
     @contextmanager
     def replay(self) -> Iterator[None]:
         """Inside, an evaluation begins like the one that came after this was read; afterwards nothing was drawn or written."""
-        now = Buffers(self._module)
-        self.buffers.restore()
+        now = self._now()
+        self.restore()
         try:
-            with self.random.replay():
-                yield
+            yield
         finally:
             now.restore()
+
+    def _now(self) -> "Start":
+        later = object.__new__(Start)
+        later.random, later.buffers = self.random.now(), self.buffers.now()
+        return later
 
 
 def modules_in(module: nn.Module | None) -> list[nn.Module]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gnewton.line import Line
+from gnewton.partition import Partition
 from gnewton.policies.outcome import Outcome
 from gnewton.policies.policy import Settings, State
 from gnewton.policies.ratio_test import backtracking_line_search, uniform_step
@@ -90,23 +91,22 @@ class Calibrated:
     def is_plain(self, settings: Settings, state: State) -> bool:
         return not self.needs_summary(settings, state)
 
-    def hold(self, settings: Settings, state: State) -> tuple[float, State] | None:
+    def hold(self, settings: Settings, state: State, partition: Partition) -> tuple[float, State] | None:
         if state["previous"] is not None or settings["weight_decay"]:
             return None
-        taken = float(settings["lr"]) * _rate(state)
-        step = state["step"] + bool(taken)
-        if self._looks_after(state | {"step": step}):
-            return None
-        return taken, state | {"step": step, "taken": taken}
+        after = _after(settings, state)
+        if self._looks_after(after):
+            after["previous"] = Parameters(partition).values
+        return after["taken"], after
 
     def _looks_after(self, state: State) -> bool:
         """Whether the step after this one looks back at it."""
-        return self._searches(state) or state["step"] % self.period == 0
+        return self._searches(state) or int(state["step"]) % self.period == 0
 
     def _searches(self, state: State) -> bool:
         """Whether the rate is still to be found."""
         calm = state.get("calm", 0) >= _CALM and state.get("looked", 0) >= _FEWEST
-        return state["step"] <= self.steps and not calm
+        return int(state["step"]) <= self.steps and not calm
 
     def step(self, line: Line, settings: Settings, state: State) -> tuple[Outcome | None, State]:
         if state.get("eta") is None:
@@ -163,16 +163,15 @@ class Calibrated:
 
     def _advance(self, line: Line, settings: Settings, state: State) -> State:
         """Take the step; what the next one needs of it."""
-        taken = (lr := float(settings["lr"])) * _rate(state)
-        step = state["step"] + bool(taken)  # while a schedule is at 0, nothing is taken and nothing can be found
+        after = _after(settings, state)
         if settings["weight_decay"]:
-            line.shrink(1 - lr * settings["weight_decay"])
+            line.shrink(1 - float(settings["lr"]) * settings["weight_decay"])
         previous = None
-        if self._looks_after(state | {"step": step}):
+        if self._looks_after(after):
             # Without weight decay they are where this step began, and a look has copied them already.
             previous = (Parameters(line.partition) if settings["weight_decay"] else line.objective.start).values
-        line.take(taken)
-        return state | {"step": step, "previous": previous, "taken": taken}
+        line.take(after["taken"])
+        return after | {"previous": previous}
 
 
 class Look(NamedTuple):
@@ -240,8 +239,15 @@ def _bounds(early: bool, state: State) -> tuple[float, float]:
     return _FINDING if state.get("looked", 0) else _FIRST_LOOK
 
 
+def _after(settings: Settings, state: State) -> State:
+    """The state after a step of the rate; while a schedule is at 0, nothing is taken and nothing can be found."""
+    taken = float(settings["lr"]) * _rate(state)
+    return state | {"step": state["step"] + bool(taken), "taken": taken}
+
+
 def _rate(state: State) -> float:
-    return float(state["eta"][0])
+    rate: float = state["eta"].tolist()[0]
+    return rate
 
 
 def _outcome(look: Look, settings: Settings, state: State, ratio: float) -> Outcome:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gnewton.cubic import CubicModel, NewtonStepError, Status, Step
 from gnewton.line import Line
+from gnewton.partition import Partition
 from gnewton.policies.outcome import Outcome
 
 Settings = Mapping[str, Any]
@@ -30,8 +31,8 @@ class Policy(Protocol):
     A policy may have ``is_plain(settings, state)``: whether the next step asks for no summary. Its gradient is then taken as any
     training loop does, without the checks of the closure, which the steps with a summary make.
 
-    A policy may have ``hold(settings, state)``: the rate of the next step and the state after it, where that step asks nothing of
-    the line, else None. Where ``is_plain`` says so too, a proposer that can takes it by itself, and ``step`` is not called. A
+    A policy may have ``hold(settings, state, partition)``: the rate of the next step and the state after it, where that step asks nothing
+    of the line, else None; the parameters are still where that step begins. Where ``is_plain`` says so too, a proposer that can takes it by itself, and ``step`` is not called. A
     subclass needs a ``hold`` of its own: an inherited one knows nothing of what the subclass does in its step, and is not asked.
     """
 
@@ -72,12 +73,12 @@ def is_plain(policy: Policy, settings: Settings, state: State) -> bool:
     return hasattr(policy, "is_plain") and bool(policy.is_plain(settings, state))
 
 
-def held(policy: Policy, settings: Settings, state: State) -> tuple[float, State] | None:
+def held(policy: Policy, settings: Settings, state: State, partition: Partition) -> tuple[float, State] | None:
     """The rate of a step that asks nothing, and the state after it; None where the policy asks something, or does not say."""
     # An inherited one knows nothing of what a subclass, or this very object, does in its step.
     hold = vars(type(policy)).get("hold")
     own = callable(hold) and "step" not in getattr(policy, "__dict__", ())
-    return hold(policy, settings, state) if own and is_plain(policy, settings, state) else None  # type: ignore[misc]
+    return hold(policy, settings, state, partition) if own and is_plain(policy, settings, state) else None  # type: ignore[misc]
 
 
 def model_of(summary: Any, settings: Settings, cubic: float) -> CubicModel:

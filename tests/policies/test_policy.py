@@ -239,8 +239,8 @@ class Advancing(gn.policies.Calibrated):
 class Checked(Watched):
     """It wants the closure checked at every step."""
 
-    def hold(self, settings, state):
-        return gn.policies.Calibrated.hold(self, settings, state)
+    def hold(self, settings, state, partition):
+        return gn.policies.Calibrated.hold(self, settings, state, partition)
 
     def is_plain(self, settings, state):
         return False
