@@ -22,6 +22,7 @@ from gnewton.direction import (
     is_sent,
     lengths,
     mean_gradient,
+    numbers_on_host,
     on_host,
     plain_gradient,
     slopes,
@@ -339,8 +340,7 @@ class Line:
         value, gradients = self.objective.differentiate()
         fall = descent(gradients, previous, self.partition)
         covers = self.partition.is_alone and self.partition.is_whole and self.proposal.is_plain(gradients)
-        numbers = [fall, value.to(fall), *(() if covers else (self.proposal.total().to(fall),))]
-        slope, after, *others = torch.stack(numbers).tolist()  # the host waits once
+        slope, after, *others = numbers_on_host([fall, value, *(() if covers else (self.proposal.total(),))])
         self._check(sum(others, slope + after))
         return LastStep(self.objective.value_at(previous), after, slope, rounding=torch.finfo(value.dtype).eps)
 
