@@ -338,17 +338,6 @@ def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True)]
 
 
-def numbers_on_host(tensors: Sequence[Tensor]) -> list[float]:
-    """The numbers of tensors (), in float64: the host waits for the device once.
-
-    >>> numbers_on_host([torch.tensor(1.5), torch.tensor(2.0, dtype=torch.float64)])
-    [1.5, 2.0]
-    """
-    if tensors[0].device.type == "cpu":
-        return [t.item() for t in tensors]
-    return [float(number) for number in on_host(tensors)]
-
-
 def check_direction(direction: Mapping[str, Tensor], partition: Partition) -> Direction:
     """The direction with exactly the partition's names and shapes, detached, in the parameters' dtypes and on their devices.
 

@@ -22,7 +22,6 @@ from gnewton.direction import (
     is_sent,
     lengths,
     mean_gradient,
-    numbers_on_host,
     on_host,
     plain_gradient,
     slopes,
@@ -340,7 +339,8 @@ class Line:
         value, gradients = self.objective.differentiate()
         fall = descent(gradients, previous, self.partition)
         covers = self.partition.is_alone and self.partition.is_whole and self.proposal.is_plain(gradients)
-        slope, after, *others = numbers_on_host([fall, value, *(() if covers else (self.proposal.total(),))])
+        numbers = [fall, value.to(fall), *(() if covers else (self.proposal.total().to(fall),))]
+        slope, after, *others = torch.stack(numbers).tolist()  # the host waits once
         self._check(sum(others, slope + after))
         return LastStep(self.objective.value_at(previous), after, slope, rounding=torch.finfo(value.dtype).eps)
 
