@@ -17,7 +17,8 @@ Memory = dict[str, Any]
 class Exponential:
     """A <- beta A + (1 - beta) S, divided by the sum of the weights so far (0 <= beta < 1; 0 is no average).
 
-    "movavg" in the configuration of arXiv 2312.03885. Raises ValueError for beta out of range.
+    "movavg" in the configuration of arXiv 2312.03885. Raises ValueError for beta out of range, TypeError for
+    what is no number.
 
     >>> average, one = Exponential(0.5), Summary.from_tensors(gradient=[1.0])
     >>> _, memory = average(None, one)
@@ -28,6 +29,8 @@ class Exponential:
     beta: float = 0.9
 
     def __post_init__(self) -> None:
+        if not isinstance(self.beta, int | float):
+            raise TypeError(f"expected a number for beta, got {self.beta!r}; 0.9 remembers about ten summaries")
         if not 0 <= self.beta < 1:
             raise ValueError(f"expected 0 <= beta < 1, got {self.beta!r}; 0.9 remembers about ten summaries")
 

@@ -66,8 +66,7 @@ class CautiousAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         held = [p for group in self.param_groups for p in group["params"]]
-        for pack, group in self._read({p: p.grad for p in held if p.grad is not None}):
-            pack.step(group, float(group["lr"]))
+        self._step(self._read({p: p.grad for p in held if p.grad is not None}), 1.0)
         return loss
 
     @torch.no_grad()
@@ -83,8 +82,15 @@ class CautiousAdam(torch.optim.Optimizer):
             raise FloatingPointError(
                 "expected a finite gradient, got NaN or infinity; check the inputs or lower the learning rate"
             )
-        for pack, group in packs:
-            pack.step(group, rate * float(group["lr"]))
+        self._step(packs, rate)
+
+    def _step(self, packs: list[tuple["_Pack", dict[str, Any]]], rate: float) -> None:
+        counts = [pack.advance(group) for pack, group in packs]
+        agreeing, others = (sum(numbers) for numbers in zip(*counts, strict=True)) if counts else (0.0, 0.0)
+        if agreeing:
+            for pack, group in packs:
+                # n / n_+ is of all scalars, however they are grouped.
+                pack.move(rate * float(group["lr"]) * (agreeing + others) / agreeing)
 
     def _read(self, gradients: Mapping[Tensor, Tensor]) -> list[tuple["_Pack", dict[str, Any]]]:
         """The packs of these parameters, with their gradients, and the settings of each."""
@@ -150,8 +156,8 @@ class _Pack:
         """The sum of the gradients."""
         return float(self._gradient.sum())
 
-    def step(self, group: dict[str, Any], lr: float) -> None:
-        """One step by the gradients that were read."""
+    def advance(self, group: dict[str, Any]) -> tuple[float, float]:
+        """m and v of the gradients that were read; how many scalars then agree with u, and how many do not."""
         self._steps += 1
         beta1, beta2 = group["betas"]
         # From 0 with rate 1, Adam's own kernel arrives at -u.
@@ -173,9 +179,11 @@ class _Pack:
         signs = self._gradient.mul_(self._update).sign_()
         surplus = -float(signs.sum(dtype=torch.float32))  # of those that agree over those that do not
         agreeing = -float(signs.clamp_max_(0).sum(dtype=torch.float32))
-        if agreeing:
-            rate = lr * (2 * agreeing - surplus) / agreeing
-            torch._foreach_addcmul_(self._parameters, self._updates, self._gradients, value=-rate)
+        return agreeing, agreeing - surplus
+
+    def move(self, rate: float) -> None:
+        """``rate`` u of the scalars that agree."""
+        torch._foreach_addcmul_(self._parameters, self._updates, self._gradients, value=-rate)
 
 
 def _pack(parameters: list[Tensor], states: States) -> list[_Pack]:

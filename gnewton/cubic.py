@@ -199,7 +199,8 @@ def _read(summary: Summary, cubic: bool) -> tuple[Array, Array, Array, tuple[str
     if summary.hessian is None or (cubic and summary.third is None):
         order = 2 if summary.hessian is None else 3
         raise ValueError(
-            f"expected a summary of order {order}, got a lower one: summarize with order={order} (or cubic=0)"
+            f"expected a summary of order {order}, got a lower one: summarize with order={order}"
+            + " (or cubic=0)" * (order == 3)
         )
     given = (summary.gradient, summary.hessian, 0 * summary.gradient if summary.third is None else summary.third)
     if any(t.is_meta or t.is_complex() for t in given):

@@ -262,6 +262,8 @@ def batches(data: Iterable[Any] | None, weight: Weight | None) -> Iterator[tuple
     if data is None:
         yield (), 1.0
         return
+    if not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise TypeError(f"expected data as batches, got {type(data).__name__}; a Dataset gives them by .batches(100)")
     empty = True
     for batch in data:
         arguments = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
@@ -283,8 +285,8 @@ def samples_in(arguments: Sequence[Any]) -> int:
     first = arguments[0] if arguments else None
     if not _has_rows(first):
         raise ValueError(
-            f"expected batches whose first element has one row per sample, got {type(first).__name__}; "
-            "give weight=, a function of the batch that returns its number of samples"
+            f"expected batches whose first element has one row per sample, got {type(first).__name__}; put a tensor of "
+            "that many rows first, or give weight= where a function takes it, which returns a batch's number of samples"
         )
     return len(first)
 

@@ -23,6 +23,7 @@ from gnewton.replicas import Replicas
 from gnewton.undo import Start, undone_on_error
 
 Closure = Callable[[], Tensor]
+_SETTINGS = ("lr", "lr_direction", "ridge")
 
 
 class StochasticNewton(torch.optim.Optimizer):
@@ -87,9 +88,13 @@ class StochasticNewton(torch.optim.Optimizer):
         return self.step(lambda: loss(*batch), samples=samples_in(batch) if self.partition.ranks.size > 1 else 1)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As torch's; raises ValueError, and changes nothing, for directions of other shapes than the parameters'."""
-        held = self.param_groups[0]["params"]
-        for i, (p, key) in enumerate(zip(held, state_dict["param_groups"][0]["params"], strict=False)):
+        """As torch's; raises ValueError, and changes nothing, for another optimizer's state or directions of other shapes."""
+        held, groups = self.param_groups[0]["params"], state_dict.get("param_groups", [])
+        if len(groups) != 1 or not {*_SETTINGS, "params"} <= set(groups[0]) or "state" not in state_dict:
+            raise ValueError(
+                "expected the state of a StochasticNewton, got another optimizer's; load what its state_dict() returned"
+            )
+        for i, (p, key) in enumerate(zip(held, groups[0]["params"], strict=False)):
             d = state_dict["state"].get(key, {}).get("direction")
             if d is not None and d.shape != p.shape:
                 raise ValueError(
@@ -156,6 +161,8 @@ def _fill(gradients: list[Tensor | None], parameters: list[Tensor]) -> list[Tens
 
 
 def _check_settings(settings: dict[str, Any]) -> None:
-    for name in ("lr", "lr_direction", "ridge"):
+    for name in _SETTINGS:
+        if not isinstance(settings[name], int | float | Tensor):
+            raise TypeError(f"expected a number for {name}, got {settings[name]!r}")
         if not 0 <= settings[name] < float("inf"):
             raise ValueError(f"expected {name} >= 0 and finite, got {settings[name]}")

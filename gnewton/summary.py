@@ -666,7 +666,7 @@ def _check_request(order: int, full_third: bool, engine: str, max_memory: float 
     if full_third and order < 3:
         raise ValueError(f"expected order=3 with full_third=True, got order={order}")
     check_engine(engine)
-    if max_memory is not None and not max_memory > 0:
+    if max_memory is not None and not (isinstance(max_memory, int | float) and max_memory > 0):
         raise ValueError(
             f"expected a positive max_memory in bytes, got {max_memory!r}; leave it out for half of what is free"
         )

@@ -1,6 +1,6 @@
 """What a step may change, kept so that it can be put back: parameters, buffers, random numbers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
@@ -99,7 +99,7 @@ class Buffers:
         for module, buffers in self._held.items():
             if not (buffers or module._buffers) or isinstance(module, torch.jit.ScriptModule):
                 continue
-            if module._buffers != buffers:
+            if not _are_same(module._buffers, buffers):
                 module._buffers.clear()
                 module._buffers.update(buffers)
         with torch.no_grad() if self._saved else nullcontext():
@@ -195,6 +195,11 @@ def modules_in(module: nn.Module | None) -> list[nn.Module]:
             met[one] = None
             todo += one._modules.values()
     return list(met)
+
+
+def _are_same(some: Mapping[str, Tensor | None], others: Mapping[str, Tensor | None]) -> bool:
+    # To compare their values would ask a tensor whether it is true.
+    return some.keys() == others.keys() and all(some[name] is others[name] for name in others)
 
 
 def version(tensor: Tensor) -> int:

@@ -52,10 +52,18 @@ def by_formula(start, steps, lr, betas, eps, masked=True):
     return torch.tensor(theta, dtype=DTYPE)
 
 
+GROUPINGS = {
+    "one group": lambda ps: ps,
+    "a group each": lambda ps: [{"params": [p]} for p in ps],
+    "two groups": lambda ps: [{"params": ps[:1]}, {"params": ps[1:]}],
+}
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
 @pytest.mark.parametrize("betas", [(0.9, 0.9), (0.5, 0.99), (0.0, 0.9)])
-def test_it_is_its_formula(betas):
+def test_it_is_its_formula(betas, grouping):
     ps = parameters()
-    optimizer = CautiousAdam(ps, lr=0.1, betas=betas, eps=1e-3)
+    optimizer = CautiousAdam(GROUPINGS[grouping](ps), lr=0.1, betas=betas, eps=1e-3)
     for k in range(1, 8):
         give(ps, gradients(k))
         optimizer.step()
@@ -64,6 +72,22 @@ def test_it_is_its_formula(betas):
     # The law can fail: Adam, which moves everything, goes elsewhere.
     other = by_formula(parameters(), 7, 0.1, betas, 1e-3, masked=False)
     assert (theta - other).abs().max() > 1e-2 or betas[0] == 0
+
+
+def test_parameters_that_begin_later_count_as_all_others():
+    """After other numbers of steps the moments lie apart; with betas of 0 the step is the same."""
+    ps, together = parameters(), parameters()
+    optimizer = CautiousAdam(ps, lr=0.1, betas=(0.0, 0.0))
+    give(ps, [gradients(1)[0], *[None] * (len(ps) - 1)])
+    optimizer.step()
+    with torch.no_grad():
+        together[0].copy_(ps[0])
+    give(ps, gradients(2))
+    give(together, gradients(2))
+    optimizer.step()
+    CautiousAdam(together, lr=0.1, betas=(0.0, 0.0)).step()
+    for p, q in zip(ps, together, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-12, atol=1e-14)
 
 
 def test_where_nothing_disagrees_it_is_torch_s_adam():

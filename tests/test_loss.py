@@ -209,6 +209,105 @@ def test_buffers_that_the_module_replaces_or_makes_are_put_back():
     assert "made" not in dict(model.named_buffers())
 
 
+class Remembering(nn.Module):
+    """A layer whose buffer its forward pass writes, replaces, makes or drops, between two layers of batch norm."""
+
+    def __init__(self, write, first):
+        super().__init__()
+        self.linear = nn.Linear(5, 3, dtype=torch.float64)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(3, dtype=torch.float64) for _ in range(2))
+        self.register_buffer("kept", first)
+        self.write = write
+
+    def forward(self, x):
+        out = self.norms[0](self.linear(x))
+        self.write(self, out.detach())
+        return self.norms[1](out)
+
+
+def _write(module, out):
+    module.kept.add_(out.sum())
+
+
+def _replace(module, out):
+    module.kept = module.kept + out.sum()
+
+
+def _grow(module, out):
+    module.kept = torch.cat([module.kept, out.mean(0)])
+
+
+def _drop(module, out):
+    del module._buffers["kept"]
+
+
+def _empty(module, out):
+    module.kept = None
+
+
+def _make(module, out):
+    module.register_buffer("made", out)
+
+
+WRITES = [
+    pytest.param(write, torch.ones(size, dtype=torch.float64), id=f"{write.__name__[1:]}-{len(torch.Size(size))}-{size}")
+    for write in (_write, _replace, _grow, _drop, _empty, _make)
+    for size in ((), (1,), (3,), (2, 3))
+    if write is not _grow or len(size) == 1
+]
+
+
+def buffers_of(model):
+    return [
+        (name, id(one), None if one is None else one.tolist())
+        for module in model.modules()
+        for name, one in module._buffers.items()
+    ]
+
+
+@pytest.mark.parametrize(("write", "first"), WRITES)
+@pytest.mark.parametrize("asked", [*ASKED, "an error"])
+def test_a_buffer_is_put_back_whatever_the_module_does_with_it(write, first, asked):
+    model = Remembering(write, first.clone())
+    partition = gn.Partition.by_layer(model)
+    direction = {name: torch.ones_like(p) for name, p in partition.parameters.items()}
+    before = buffers_of(model)
+
+    def loss():
+        return F.cross_entropy(model(CASE.x), CASE.y)
+
+    def failing():
+        loss()
+        raise KeyError("mine")
+
+    if asked == "an error":
+        for optimizer in (gn.GroupedNewton(partition), gn.StochasticNewton(partition)):
+            with pytest.raises(KeyError, match="mine"):
+                optimizer.step(failing)
+    else:
+        ASKED[asked](loss, partition, direction)
+    assert buffers_of(model) == before
+
+
+@pytest.mark.parametrize(("write", "first"), WRITES)
+def test_a_step_leaves_buffers_as_one_evaluation_does(write, first):
+    models = [Remembering(write, first.clone()) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    models[0](CASE.x)
+    gn.GroupedNewton(gn.Partition.by_layer(models[1])).step(lambda: F.cross_entropy(models[1](CASE.x), CASE.y))
+    after = [[(name, numbers) for name, _, numbers in buffers_of(model)] for model in models]
+    assert after[0] == after[1]
+
+
+def test_what_a_module_does_with_its_buffer_shows():
+    for parameter in WRITES:
+        write, first = parameter.values
+        model = Remembering(write, first.clone())
+        before = buffers_of(model)
+        model(CASE.x)
+        assert buffers_of(model) != before
+
+
 def test_from_groups_restores_the_buffers_of_the_module_it_is_given():
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).to(torch.float64)
     partition = gn.Partition.from_groups([{"w": model[0].weight}], module=model)

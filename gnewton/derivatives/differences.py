@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gnewton.derivatives.graph import coarsest_eps, nodes
 from gnewton.loss import Loss, differentiate, evaluate
 from gnewton.partition import Partition, accumulator_dtype
 from gnewton.undo import Buffers, RandomState
@@ -78,10 +79,12 @@ class Gradients:
         self.partition = partition
         self._loss, self._batch = loss, batch
         self._random, self._buffers = RandomState(partition), Buffers(partition.module)
+        self.eps = max(torch.finfo(p.dtype).eps for p in partition.parameters.values())
 
     def here(self) -> tuple[Tensor, Gradient]:
         """The loss () and its gradient where the parameters are."""
         value = evaluate(self._loss, self.partition, self._batch)
+        self.eps = max(self.eps, coarsest_eps(nodes(value)))
         trainable = {name: p for name, p in self.partition.parameters.items() if p.requires_grad}
         slopes = differentiate(value, list(trainable.values()))
         self.partition.check_held([name for name, g in zip(trainable, slopes, strict=True) if g is None])
@@ -101,10 +104,10 @@ class Gradients:
             _write(parameters, saved)
 
 
-def step_length(partition: Partition, direction: Direction) -> float:
+def step_length(partition: Partition, direction: Direction, eps: float = 0.0) -> float:
     """h, with h u small beside the parameters that it moves: by eps^(1/4), where truncation and rounding meet.
 
-    The scale of parameters that are all zero (biases, at first) is taken from the others.
+    ``eps`` is the relative rounding of the loss, where that is larger than the moved parameters'. The scale of parameters that are all zero (biases, at first) is taken from the others.
     """
     moving = {name: u for name, u in direction.items() if bool(u.any())}
     if not moving:
@@ -112,7 +115,7 @@ def step_length(partition: Partition, direction: Direction) -> float:
     own = _root_mean_square([partition.parameters[n].detach() for n in moving])
     every = _root_mean_square([p.detach() for p in partition.parameters.values()])
     size = _root_mean_square([u[u != 0] for u in moving.values()])
-    eps = max(torch.finfo(partition.parameters[name].dtype).eps for name in moving)
+    eps = max(eps, *(torch.finfo(partition.parameters[name].dtype).eps for name in moving))
     return float(eps**0.25 * (max(own, 0.1 * every) or 1.0) / size)
 
 
@@ -123,7 +126,7 @@ def _along_group(
     partition = gradients.partition
     trainable = [n for n in partition.members(s) if partition.parameters[n].requires_grad]
     part = partition.restrict({n: direction[n] for n in trainable}, s)
-    h = step_length(partition, part)
+    h = step_length(partition, part, gradients.eps)
     if h == 0:
         zero = torch.zeros(len(partition), dtype=accumulator_dtype(partition.device), device=partition.device)
         return zero, zero, zero, zero
@@ -135,7 +138,7 @@ def differences(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Along a step: contractions (S,) with u of the first and of the second difference, each with its error."""
     partition = gradients.partition
-    zero, rounding = _contract(here, partition, direction), _rounding(here, partition, direction)
+    zero, rounding = _contract(here, partition, direction), _rounding(here, partition, direction, gradients.eps)
     first, second = [], []
     for length in (h, 2 * h):
         ahead, behind = (
@@ -152,9 +155,9 @@ def _extrapolate(tried: Sequence[Tensor], rounding: Tensor) -> tuple[Tensor, Ten
     return (4 * near - far) / 3, (near - far).abs() + rounding
 
 
-def _rounding(gradient: Direction, partition: Partition, direction: Direction) -> Tensor:
+def _rounding(gradient: Direction, partition: Partition, direction: Direction, eps: float) -> Tensor:
     """How far roundings in the entries of g may carry each contraction with u, (S,)."""
-    sizes = {n: torch.finfo(g.dtype).eps * g.abs() for n, g in gradient.items()}
+    sizes = {n: eps * g.abs() for n, g in gradient.items()}
     return _contract(sizes, partition, {n: direction[n].abs() for n in gradient})
 
 

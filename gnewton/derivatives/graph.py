@@ -43,6 +43,17 @@ def nodes(value: Tensor) -> set[Any]:
     return reached
 
 
+def coarsest_eps(reached: Iterable[Any]) -> float:
+    """The relative rounding of the coarsest numbers that a loss goes through: autocast leaves parameters and gradients finer ones.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> coarsest_eps(nodes(x.half().sum().float()))
+    0.0009765625
+    """
+    dtypes = {entry.dtype for node in reached for entry in getattr(node, "_input_metadata", ())}
+    return max((torch.finfo(one).eps for one in dtypes if one.is_floating_point or one.is_complex), default=0.0)
+
+
 def unproven(reached: Iterable[Any]) -> list[str]:
     """The functions among the nodes whose backward torch did not write: custom autograd functions in Python or C++.
 

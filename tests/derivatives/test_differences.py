@@ -3,6 +3,8 @@
 The oracle is the exact engine on the same loss, or on the same loss written without what torch cannot differentiate twice.
 """
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,6 +66,56 @@ def test_float32_says_how_little_it_knows():
     for name in summary.errors:
         worst = (getattr(summary, name) - getattr(exact, name)).abs().max().item()
         assert worst <= 10 * summary.errors[name], name
+
+
+def _in_autocast(net, x, dtype):
+    with torch.autocast("cpu", dtype=dtype):
+        return net(x).float()
+
+
+def _last_layer_in(net, x, dtype):
+    last = net[-1]
+    return F.linear(net[:-1](x).to(dtype), last.weight.to(dtype), last.bias.to(dtype)).to(x.dtype)
+
+
+# coarser numbers inside the loss than the parameters and the gradient have
+COARSE = {
+    "autocast to bfloat16": (torch.float32, lambda net, x: _in_autocast(net, x, torch.bfloat16)),
+    "a layer in bfloat16": (torch.float32, lambda net, x: _last_layer_in(net, x, torch.bfloat16)),
+    "a layer in float16": (torch.float32, lambda net, x: _last_layer_in(net, x, torch.float16)),
+    "a layer in float32": (torch.float64, lambda net, x: _last_layer_in(net, x, torch.float32)),
+}
+
+
+def misfits(kind, seed):
+    """The errors of H-bar and D3 beside the loss in float64, and their estimates."""
+    torch.manual_seed(seed)
+    dtype, output = COARSE[kind]
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
+    fine = copy.deepcopy(net).double()
+    x, y = torch.randn(64, 8), torch.randint(0, 3, (64,))
+    partition = gn.Partition.by_tensor(net)
+    u = {name: torch.randn_like(p).detach() for name, p in partition.parameters.items()}
+    got = gn.summarize(lambda: F.cross_entropy(output(net, x.to(dtype)), y), partition, u, engine="differences")
+    exact = gn.summarize(
+        lambda: F.cross_entropy(fine(x.double()), y), gn.Partition.by_tensor(fine), {n: t.double() for n, t in u.items()}
+    )
+    return {n: ((getattr(got, n) - getattr(exact, n)).abs().max().item(), got.errors[n]) for n in got.errors}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", COARSE)
+def test_the_step_suits_the_coarsest_numbers_inside_the_loss(kind, seed):
+    for name, (error, estimate) in misfits(kind, seed).items():
+        assert error <= 2 * estimate, name
+    # The third derivatives here lie between 5 and 40.
+    assert misfits(kind, seed)["third"][0] < 8
+
+
+@pytest.mark.parametrize("kind", ["autocast to bfloat16", "a layer in bfloat16"])
+def test_a_step_for_the_parameters_digits_would_measure_rounding(kind, monkeypatch):
+    monkeypatch.setattr(gn.derivatives.differences, "coarsest_eps", lambda reached: 0.0)
+    assert max(misfits(kind, seed)["third"][0] for seed in range(3)) > 40
 
 
 def network():
