@@ -283,7 +283,7 @@ def samples_in(arguments: Sequence[Any]) -> int:
     3
     """
     first = arguments[0] if arguments else None
-    if not _has_rows(first):
+    if not has_rows(first):
         raise ValueError(
             f"expected batches whose first element has one row per sample, got {type(first).__name__}; put a tensor of "
             "that many rows first, or give weight= where a function takes it, which returns a batch's number of samples"
@@ -291,7 +291,7 @@ def samples_in(arguments: Sequence[Any]) -> int:
     return len(first)
 
 
-def _has_rows(first: Any) -> TypeGuard[Sized]:
+def has_rows(first: Any) -> TypeGuard[Sized]:
     """Whether its length is a number of samples: that of a tensor or array, and of a list in which each sample has an entry.
 
     That of a dictionary or of a graph's data is the number of its fields, and that of several tensors theirs.

@@ -259,8 +259,10 @@ class GroupedNewton(torch.optim.Optimizer):
         """
         saved_state.check_owner(state_dict, self._owner)
         state = saved_state.read(state_dict, self.kind, self.partition.device)
+        # All that torch would refuse is refused before anything changes.
+        saved_state.check_groups(state, self.param_groups)
+        saved_state.check_proposer(state, None if self.proposer is None else self.proposer.optimizer)
         if self.proposer is not None:
-            # torch checks the groups before it changes anything, so that a misfit stops here.
             self.proposer.optimizer.load_state_dict(state["proposer"])
         super().load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
         self.history.clear()

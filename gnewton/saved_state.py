@@ -57,6 +57,7 @@ def read(state_dict: Mapping[str, Any], kind: Mapping[str, Any], device: torch.d
             "expected the state of a GroupedNewton, got another optimizer's; load what its state_dict() returned"
         )
     state = _translate(copy.deepcopy(dict(state_dict)))
+    check_whole(state, [*_WORDS, "groups", "proposer", "history"])
     _check_kind(state, kind)
     memory, host = state["state"]["grouped_newton"], torch.device("cpu")
     # What rates are computed from lies on the CPU; a policy may keep directions, too, which do not.
@@ -64,6 +65,20 @@ def read(state_dict: Mapping[str, Any], kind: Mapping[str, Any], device: torch.d
     state["state"]["grouped_newton"] = memory | {"policy": policy, "average": _to_device(memory["average"], host)}
     state["history"] = [Outcome(**_to_device(record, host)) for record in state["history"]]
     return state
+
+
+def check_whole(state: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raises ValueError where a state lacks one of its parts, or its one group of parameters has lost its settings.
+
+    Args:
+        state: as saved.
+        keys: what it needs beside torch's own ``state`` and ``param_groups``.
+    """
+    groups = state.get("param_groups")
+    whole = isinstance(groups, list) and len(groups) == 1 and {"params", "lr"} <= set(groups[0])
+    missing = [key for key in keys if key not in state] + ([] if whole else ["one group in param_groups"])
+    if missing:
+        raise ValueError(f"expected a whole state, got one without {missing[0]}; load what its state_dict() returned")
 
 
 def check_owner(state: Mapping[str, Any], owner: Mapping[str, Any]) -> None:
@@ -79,10 +94,19 @@ def check_owner(state: Mapping[str, Any], owner: Mapping[str, Any]) -> None:
         )
 
 
+def check_groups(state: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
+    """Raises ValueError where the saved groups have other numbers of parameters than ``groups``."""
+    saved, here = ([len(group["params"]) for group in some] for some in (state["param_groups"], groups))
+    if saved != here:
+        raise ValueError(
+            f"expected parameter groups of {here} tensors, got a state of {saved}; build the model as it was"
+        )
+
+
 def check_proposer(state: Mapping[str, Any], proposer: torch.optim.Optimizer | None) -> None:
     """Raises ValueError where the saved proposer had other parameter groups."""
     saved, here = (
-        [len(group["params"]) for group in (one or {}).get("param_groups", [])]
+        [len(group["params"]) for group in (one or {}).get("param_groups", []) if "params" in group]
         for one in (state["proposer"], proposer and proposer.state_dict())
     )
     if saved != here:

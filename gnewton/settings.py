@@ -75,7 +75,7 @@ def check_data(closure: Callable[..., Tensor] | None, curvature: Any, data: Any)
         raise ValueError(
             "expected curvature= or data=, got both; a full-batch step has its summaries from the same data"
         )
-    if data is not None and iter(data) is data:
+    if hasattr(data, "__iter__") and iter(data) is data:
         raise ValueError(
             f"expected data that can be read several times, got a {type(data).__name__}, which is used up after one pass; "
             "pass a list, a DataLoader or Dataset.batches(...)"

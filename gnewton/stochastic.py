@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnewton import saved_state
 from gnewton.derivatives.graph import hooks_so_far, nodes
 from gnewton.derivatives.proof import check_kernels, doubts, prove
 from gnewton.direction import value_and_gradient
@@ -89,12 +90,14 @@ class StochasticNewton(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As torch's; raises ValueError, and changes nothing, for another optimizer's state or directions of other shapes."""
-        held, groups = self.param_groups[0]["params"], state_dict.get("param_groups", [])
-        if len(groups) != 1 or not {*_SETTINGS, "params"} <= set(groups[0]) or "state" not in state_dict:
+        saved_state.check_whole(state_dict, ("state",))
+        held, group = self.param_groups[0]["params"], state_dict["param_groups"][0]
+        if not set(_SETTINGS) <= set(group):
             raise ValueError(
                 "expected the state of a StochasticNewton, got another optimizer's; load what its state_dict() returned"
             )
-        for i, (p, key) in enumerate(zip(held, groups[0]["params"], strict=False)):
+        saved_state.check_groups(state_dict, self.param_groups)
+        for i, (p, key) in enumerate(zip(held, group["params"], strict=True)):
             d = state_dict["state"].get(key, {}).get("direction")
             if d is not None and d.shape != p.shape:
                 raise ValueError(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnewton.datasets import Dataset
+from gnewton.loss import has_rows
 
 try:
     from tqdm import tqdm
@@ -158,7 +159,7 @@ def _train(
             history.learning_rates.append(update.learning_rates.tolist())
         history.losses.append(loss)
         history.seconds.append(time.perf_counter() - start)
-        n = 1 if x is None else len(x)
+        n = _samples(x, y)
         total, samples = total + loss * n, samples + n
         bar.advance(loss)
     if not samples:
@@ -332,6 +333,12 @@ def _check_callables(loss_fn: Any, scheduler: Any) -> None:
     for one in _listed(scheduler):
         if one is not None and not callable(getattr(one, "step", None)):
             raise TypeError(f"expected a scheduler of torch.optim.lr_scheduler, got {type(one).__name__}; drop it")
+
+
+def _samples(x: Any, y: Any) -> int:
+    """How many samples a batch has: the length of packed sequences or of a dictionary is that of their fields."""
+    rows = next((one for one in (x, y) if has_rows(one)), None)
+    return 1 if rows is None else len(rows)
 
 
 def _check_movable(x: Any, y: Any) -> None:

@@ -86,3 +86,8 @@ def test_normalized_has_norm_one_in_each_group_at_any_scale():
 def test_settings_out_of_range_are_refused(make):
     with pytest.raises(ValueError, match="expected"):
         make()
+
+
+def test_what_is_no_number_is_refused():
+    with pytest.raises(TypeError, match=r"expected a number for beta, got '0\.9'"):
+        Exponential("0.9")

@@ -250,7 +250,9 @@ def _make(module, out):
 
 
 WRITES = [
-    pytest.param(write, torch.ones(size, dtype=torch.float64), id=f"{write.__name__[1:]}-{len(torch.Size(size))}-{size}")
+    pytest.param(
+        write, torch.ones(size, dtype=torch.float64), id=f"{write.__name__[1:]}-{len(torch.Size(size))}-{size}"
+    )
     for write in (_write, _replace, _grow, _drop, _empty, _make)
     for size in ((), (1,), (3,), (2, 3))
     if write is not _grow or len(size) == 1
@@ -341,7 +343,7 @@ def test_batches_whose_samples_cannot_be_counted_ask_for_a_weight():
     def loss(batch):
         return CASE.loss_on(batch["x"], batch["y"])
 
-    with pytest.raises(ValueError, match="got dict; give weight="):
+    with pytest.raises(ValueError, match=r"got dict; put a tensor .* or give weight="):
         gn.direction.gradient(loss, PARTITION, data=data)
     got = gn.direction.gradient(loss, PARTITION, data=data, weight=lambda batch: len(batch["x"]))
     torch.testing.assert_close(got["0.weight"], gn.direction.gradient(CASE.loss, PARTITION)["0.weight"])
@@ -399,3 +401,9 @@ def test_a_list_with_an_entry_for_each_sample_is_counted():
     parts = [(["a"] * len(CASE.x[i]), CASE.x[i], CASE.y[i]) for i in (slice(0, 7), slice(7, None))]
     got = gn.direction.gradient(lambda _, x, y: CASE.loss_on(x, y), PARTITION, data=parts)["0.weight"]
     torch.testing.assert_close(got, gn.direction.gradient(CASE.loss, PARTITION)["0.weight"])
+
+
+@pytest.mark.parametrize("ask", [gn.summarize, gn.direction.gradient])
+def test_data_that_are_no_batches_are_refused(ask):
+    with pytest.raises(TypeError, match=r"expected data as batches, got int; a Dataset gives them by \.batches"):
+        ask(CASE.loss_on, PARTITION, data=5)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support import saved_runs
 from torch import nn
 
@@ -89,3 +90,86 @@ def test_a_state_without_sizes_still_loads():
     without = {key: copy.deepcopy(value) for key, value in saved.items() if key not in ("sizes", "shapes")}
     other.load_state_dict(without)
     assert repr(other.state_dict()) == repr(saved)
+
+
+# -- damaged states -----------------------------------------------------------------------------------------------------
+
+
+def _grouped():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    adam = torch.optim.Adam(model.parameters())
+    optimizer = gn.GroupedNewton(gn.Partition.by_tensor(model), adam, average=gn.average.Exponential(0.5))
+    return optimizer, lambda: optimizer.step(lambda: model(torch.ones(4, 3).double()).exp().mean())
+
+
+def _exact():
+    model = gn.models.perceptron([3, 4, 2], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    optimizer = gn.exact.ExactNewton(model, F.mse_loss)
+    return optimizer, lambda: optimizer.step(torch.ones(4, 3).double(), torch.zeros(4, 2).double())
+
+
+def _stochastic():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    optimizer = gn.StochasticNewton(gn.Partition.single(model))
+    return optimizer, lambda: optimizer.step(lambda: model(torch.ones(4, 3).double()).exp().mean())
+
+
+KINDS = {"GroupedNewton": _grouped, "ExactNewton": _exact, "StochasticNewton": _stochastic}
+
+
+def _without(key):
+    return lambda state: {name: part for name, part in state.items() if name != key}
+
+
+def _groups(change):
+    return lambda state: state | {"param_groups": change(copy.deepcopy(state["param_groups"]))}
+
+
+DAMAGE = {
+    "empty": lambda state: {},
+    "torch's Adam": lambda state: adam_state(),
+    "no groups": _groups(lambda groups: []),
+    "two groups": _groups(lambda groups: groups * 2),
+    "a group without settings": _groups(lambda groups: [{"params": groups[0]["params"]}]),
+    "a parameter fewer": _groups(lambda groups: [groups[0] | {"params": groups[0]["params"][:-1]}]),
+    "a parameter more": _groups(lambda groups: [groups[0] | {"params": [*groups[0]["params"], 99]}]),
+}
+# States of earlier versions lack sizes and shapes.
+NEEDED = {
+    "GroupedNewton": ["state", "param_groups", "proposer", "history", "groups", "proposer_kind", "average", "policy"],
+    "ExactNewton": ["state", "param_groups", "network", "history"],
+    "StochasticNewton": ["state", "param_groups"],
+}
+DAMAGED = [(kind, name, damage) for kind in KINDS for name, damage in DAMAGE.items()]
+DAMAGED += [(kind, f"without {key}", _without(key)) for kind, keys in NEEDED.items() for key in keys]
+DAMAGED += [
+    ("GroupedNewton", "no proposer", lambda state: state | {"proposer": None}),
+    ("GroupedNewton", "an empty proposer", lambda state: state | {"proposer": {}}),
+]
+
+
+def adam_state():
+    model = nn.Linear(3, 2).double()
+    adam = torch.optim.Adam(model.parameters())
+    model(torch.ones(4, 3).double()).sum().backward()
+    adam.step()
+    return adam.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"), [pytest.param(kind, do, id=f"{kind}, {name}") for kind, name, do in DAMAGED]
+)
+def test_a_damaged_state_is_refused_and_changes_nothing(kind, damage):
+    optimizer, step = KINDS[kind]()
+    step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    step()
+    before = repr(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"expected .*; "):
+        optimizer.load_state_dict(damage(saved))
+    assert repr(optimizer.state_dict()) == before
+    step()
+    optimizer.load_state_dict(saved)
+    assert repr(optimizer.state_dict()) == repr(saved) != before

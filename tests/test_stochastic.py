@@ -122,6 +122,12 @@ def test_settings_out_of_range_are_refused(options):
         optimizer_for(bowl(), **options)
 
 
+@pytest.mark.parametrize("options", [{"lr": "0.1"}, {"lr_direction": None}, {"ridge": [1]}])
+def test_what_is_no_number_is_refused(options):
+    with pytest.raises(TypeError, match=f"expected a number for {next(iter(options))}, got"):
+        optimizer_for(bowl(), **options)
+
+
 def test_frozen_parameters_stay_and_unused_ones_too():
     case = build("perceptron")
     case.model[0].weight.requires_grad_(False)

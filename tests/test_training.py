@@ -79,6 +79,45 @@ def test_the_loop_is_the_one_a_person_writes():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+class Fields(dict):
+    """A batch by names, which moves as a tensor does; its length is the number of names."""
+
+    def to(self, device):
+        return self
+
+
+class Reader(nn.Module):
+    """Reads rows, sequences or named rows: the mean of each sample, times a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=DTYPE))
+
+    def forward(self, x):
+        if isinstance(x, Fields):
+            x = x["rows"]
+        if isinstance(x, nn.utils.rnn.PackedSequence):
+            x = nn.utils.rnn.pad_packed_sequence(x, batch_first=True)[0]
+        return self.scale * x.flatten(1).mean(1)
+
+
+ROWS = {
+    "a tensor": lambda x: x,
+    "packed sequences": lambda x: nn.utils.rnn.pack_sequence(list(x[:, :, None])),
+    "rows by name": lambda x: Fields(rows=x, mask=x > 0, more=x),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_an_epoch_s_loss_weighs_batches_by_their_samples(kind):
+    generator = torch.Generator().manual_seed(0)
+    pairs = [(torch.rand(n, 3, generator=generator, dtype=DTYPE), torch.zeros(n, dtype=DTYPE)) for n in (10, 1, 5)]
+    model = Reader()
+    history = fit(model, sgd(model, 0.0), [(ROWS[kind](x), y) for x, y in pairs], loss_fn=F.mse_loss, progress=False)
+    losses = [F.mse_loss(model(x), y).item() for x, y in pairs]
+    assert history.train_losses == pytest.approx([(10 * losses[0] + losses[1] + 5 * losses[2]) / 16], rel=1e-12)
+
+
 def test_the_record_has_an_entry_per_step_and_per_epoch():
     history = run(evaluate=DATA)
     # 50 samples in batches of 16: three whole ones and one of 2, which weighs 2/50 in the epoch's mean.

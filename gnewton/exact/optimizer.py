@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnewton import saved_state
 from gnewton.exact import loss as losses
 from gnewton.exact.bound import safe_damping
 from gnewton.exact.gauss_newton import gauss_newton_direction
@@ -195,14 +196,17 @@ class ExactNewton(torch.optim.Optimizer):
             raise ValueError(
                 "expected the state of an ExactNewton, got another optimizer's; load what its state_dict() returned"
             )
+        saved_state.check_whole(state_dict, ("network", "history"))
         if state_dict["network"] != self._kind:
             raise ValueError(
                 f"expected a state of {self._kind}, got one of {state_dict['network']}; build the model as it was"
             )
+        saved_state.check_groups(state_dict, self.param_groups)
         state = copy.deepcopy(dict(state_dict))
+        history = [StepRecord(**one) for one in state["history"]]
         super().load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
         self.history.clear()
-        self.history.extend(StepRecord(**one) for one in state["history"])
+        self.history.extend(history)
 
     def __getstate__(self) -> dict[str, Any]:
         # torch copies and pickles its own attributes alone.

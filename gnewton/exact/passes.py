@@ -139,6 +139,8 @@ def _length(a: Tensor, b: Tensor | None) -> Tensor:
 def _check_inputs(network: Network, x: Tensor) -> Tensor:
     """The inputs of the first layer, (B, n_0)."""
     W = network.layers[0].linear.weight
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected inputs as a tensor, got {type(x).__name__}; write torch.as_tensor(x)")
     rows = x.flatten(1) if network.flattens and x.ndim > 1 else x
     if rows.ndim != 2 or rows.shape[1] != W.shape[1] or not len(rows):
         raise ValueError(

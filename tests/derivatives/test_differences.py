@@ -98,7 +98,9 @@ def misfits(kind, seed):
     u = {name: torch.randn_like(p).detach() for name, p in partition.parameters.items()}
     got = gn.summarize(lambda: F.cross_entropy(output(net, x.to(dtype)), y), partition, u, engine="differences")
     exact = gn.summarize(
-        lambda: F.cross_entropy(fine(x.double()), y), gn.Partition.by_tensor(fine), {n: t.double() for n, t in u.items()}
+        lambda: F.cross_entropy(fine(x.double()), y),
+        gn.Partition.by_tensor(fine),
+        {n: t.double() for n, t in u.items()},
     )
     return {n: ((getattr(got, n) - getattr(exact, n)).abs().max().item(), got.errors[n]) for n in got.errors}
 

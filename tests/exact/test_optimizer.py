@@ -172,6 +172,12 @@ def test_another_optimizers_state_is_refused_and_changes_nothing():
         assert optimizer.state_dict() == state
 
 
+def test_inputs_that_are_no_tensor_are_refused():
+    case = build("tanh")
+    with pytest.raises(TypeError, match=r"expected inputs as a tensor, got list; write torch\.as_tensor"):
+        ExactNewton(case.model).step(case.x.tolist(), case.y)
+
+
 def test_a_copy_steps_on_its_own():
     case = build("tanh")
     optimizer = ExactNewton(case.model)
