@@ -10,15 +10,15 @@ from gnewton.teaching.exercises.exercise import Exercise
 
 
 def one_layer(seed: int) -> tuple[Any, ...]:
-    """The error r (3,), the extended input abar (5,), whose last entry is 1, and rho."""
+    """The error e (3,), the extended input abar (5,), whose last entry is 1, and rho."""
     draw = torch.Generator().manual_seed(seed)
-    r, a = torch.randn(3, generator=draw, dtype=torch.float64), torch.randn(4, generator=draw, dtype=torch.float64)
-    return r, torch.cat([a, torch.ones(1, dtype=torch.float64)]), 0.7 + seed
+    e, a = torch.randn(3, generator=draw, dtype=torch.float64), torch.randn(4, generator=draw, dtype=torch.float64)
+    return e, torch.cat([a, torch.ones(1, dtype=torch.float64)]), 0.7 + seed
 
 
-def normalize(r: Tensor, a: Tensor, rho: float) -> Tensor:
-    """-r abar^T / (rho + |abar|^2)."""
-    return -torch.outer(r, a) / (rho + a @ a)
+def normalize(e: Tensor, a: Tensor, rho: float) -> Tensor:
+    """-e abar^T / (rho + |abar|^2)."""
+    return -torch.outer(e, a) / (rho + a @ a)
 
 
 def widths(seed: int) -> tuple[list[int]]:
@@ -79,21 +79,21 @@ EXERCISES = (
         one_layer,
         normalize,
         {
-            "the length of the input is missing: that is gradient descent with the rate 1 / rho": lambda r, a, rho: (
-                -torch.outer(r, a) / rho
+            "the length of the input is missing: that is gradient descent with the rate 1 / rho": lambda e, a, rho: (
+                -torch.outer(e, a) / rho
             ),
-            "it goes uphill: the direction is minus the inverse times the gradient": lambda r, a, rho: (
-                torch.outer(r, a) / (rho + a @ a)
+            "it goes uphill: the direction is minus the inverse times the gradient": lambda e, a, rho: (
+                torch.outer(e, a) / (rho + a @ a)
             ),
-            "|abar| where |abar|^2 stands: the curvature along abar is its square": lambda r, a, rho: (
-                -torch.outer(r, a) / (rho + a.norm())
+            "|abar| where |abar|^2 stands: the curvature along abar is its square": lambda e, a, rho: (
+                -torch.outer(e, a) / (rho + a.norm())
             ),
-            "the damping is missing": lambda r, a, rho: -torch.outer(r, a) / (a @ a),
+            "the damping is missing": lambda e, a, rho: -torch.outer(e, a) / (a @ a),
         },
         (
             "The loss is |V abar - y|^2 / 2. Along which directions of V does it bend at all, and how much?",
             "V changes the output by U abar alone. Try U = u abar^T: then U abar = |abar|^2 u, and u solves a system of one number.",
-            "return -torch.outer(r, a) / (rho + a @ a)",
+            "return -torch.outer(e, a) / (rho + a @ a)",
         ),
     ),
     Exercise(
