@@ -88,9 +88,8 @@ def load_checkpoint(folder: Folder, model: nn.Module, optimizer: GroupedNewton) 
 
     saved = torch.load(io.BytesIO(load({"optimizer": b""})["optimizer"]), weights_only=True)
     state = saved["state"]
-    saved_state.read(state, optimizer.kind, optimizer.partition.device)
-    # torch's own check comes when the model is loaded already.
-    saved_state.check_proposer(state, None if optimizer.proposer is None else optimizer.proposer.optimizer)
+    # torch's own checks come when the model is loaded already.
+    saved_state.read(state, optimizer, gathered=True)
     places = [place for place in _places(state, optimizer) if place.name in saved["rows"]]
     rows = {place.name: torch.zeros_like(place.parameter.detach(), dtype=place.read().dtype) for place in places}
     entries = load({"model": unwrap(model).state_dict(), "rows": rows})

@@ -17,14 +17,15 @@ from torch import Tensor
 from gnewton import saved_state
 from gnewton.average import Average
 from gnewton.caller import warn
-from gnewton.direction import Direction, check_step, plain_gradient
+from gnewton.direction import Direction
+from gnewton.held import take_held_step
 from gnewton.hooks import wrap_on_demand
 from gnewton.line import Closure, Data, Line, Objective
 from gnewton.loss import samples_in
 from gnewton.partition import Partition
 from gnewton.policies import Outcome, Policy, RatioTest, ReuseRates
 from gnewton.policies.outcome import at_step, history_length
-from gnewton.policies.policy import held, is_plain
+from gnewton.policies.policy import is_plain
 from gnewton.proposer import Proposal, Proposer
 from gnewton.replicas import Replicas
 from gnewton.settings import check_arguments, check_data, check_settings, with_policy
@@ -103,8 +104,7 @@ class GroupedNewton(torch.optim.Optimizer):
         settings = with_policy(own, policy)
         check_settings(settings)
         check_engine(engine)
-        self.engine = engine
-        self.partition, self.average, self.policy = partition, average, policy
+        self.partition, self.average, self.policy, self.engine = partition, average, policy, engine
         self.proposer = None if proposer is None else Proposer(proposer, partition)
         self.history: deque[Outcome] = deque(maxlen=history_length(len(partition)))
         self._warned: set[str] = set()
@@ -155,8 +155,8 @@ class GroupedNewton(torch.optim.Optimizer):
         itself: ValueError or TypeError for an unfit loss or data, FloatingPointError for a loss or gradient that is not finite,
         RankError where another rank raised.
         """
-        if curvature is None and data is None and (hold := self._hold()) is not None:
-            return self._take_held(closure, *hold)
+        if curvature is None and data is None and (value := take_held_step(self, closure)) is not None:
+            return value
         settings, memory, partition = self.param_groups[0], self._memory, self.partition
         with partition.ranks.session(), undone_on_error(first := Start(partition)):
             check_settings(settings)
@@ -186,24 +186,6 @@ class GroupedNewton(torch.optim.Optimizer):
             return self.step(loss, data=data)
         samples = samples_in(batch) if self.partition.ranks.size > 1 else 1
         return self.step(lambda: loss(*batch), curvature=curvature and (lambda: loss(*curvature)), samples=samples)
-
-    def _hold(self) -> tuple[float, dict[str, Any]] | None:
-        """The rate of a step that the proposer takes by itself, and the policy's state after it; None where something is asked."""
-        if self.proposer is None or self.average is not None or not (self.partition.is_alone and self.proposer.scales):
-            return None
-        check_settings(self.param_groups[0])
-        return held(self._policy, self.param_groups[0], self._memory["policy"], self.partition)
-
-    def _take_held(self, closure: Closure | None, rate: float, state: dict[str, Any]) -> Tensor:
-        """A step at the proposer's own price, and the loss before it."""
-        partition, memory = self.partition, self._memory
-        with undone_on_error(Start(partition)):
-            value, gradients = plain_gradient(check_data(closure, None, None), partition)
-            # One that reads the gradients into one tensor checks them there.
-            check_step(value, {} if self.proposer.is_direct else gradients)  # type: ignore[union-attr]
-            self.proposer.take(gradients, rate)  # type: ignore[union-attr]
-        memory.update(step=memory["step"] + 1, policy=state)
-        return value
 
     def _step_along(self, value: Tensor, gradients: Direction, objective: Objective) -> None:
         memory, accepted = self._memory, False
@@ -247,39 +229,20 @@ class GroupedNewton(torch.optim.Optimizer):
         packed = super().state_dict()
         # A saved state must not follow the run that goes on: torch's packing shares this dictionary.
         packed["state"] = packed["state"] | {"grouped_newton": copy.deepcopy(self._memory)}
-        proposer = None if self.proposer is None else self.proposer.optimizer.state_dict()
-        ours = {"proposer": copy.deepcopy(proposer), "history": saved_state.pack_history(self.history)}
-        return packed | self.kind | self._owner | ours
+        return packed | saved_state.pack(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Inverse of ``state_dict``, for an optimizer built with the same partition, average, policy and kind of proposer, on parameters
-        of the same shapes.
+        """Inverse of ``state_dict``, for an optimizer that was built alike, on parameters of the same shapes.
 
-        Raises ValueError, and changes nothing, where the state is another optimizer's.
+        Raises ValueError, and changes nothing, where the state is another optimizer's or damaged.
         """
-        saved_state.check_owner(state_dict, self._owner)
-        state = saved_state.read(state_dict, self.kind, self.partition.device)
-        # All that torch would refuse is refused before anything changes.
-        saved_state.check_groups(state, self.param_groups)
-        saved_state.check_proposer(state, None if self.proposer is None else self.proposer.optimizer)
+        state = saved_state.read(state_dict, self)  # refuses all that torch would refuse later
         if self.proposer is not None:
             self.proposer.optimizer.load_state_dict(state["proposer"])
         super().load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
         self.history.clear()
         self.history.extend(state["history"])
         self._replicas = Replicas(self.partition)
-
-    @property
-    def kind(self) -> dict[str, Any]:
-        """What an optimizer must have in common with a state that it loads."""
-        proposer = None if self.proposer is None else self.proposer.optimizer
-        return saved_state.kind_of(self.partition, proposer, self.average, self.policy)
-
-    @property
-    def _owner(self) -> dict[str, Any]:
-        """Whose rows a state has; nothing where it has whole tensors."""
-        ranks = self.partition.ranks
-        return {} if self.partition.shards is None else {"shards": [ranks.rank, ranks.size]}
 
     def __getstate__(self) -> dict[str, Any]:
         # torch copies and pickles its own attributes alone.

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnewton.average import Average
 from gnewton.partition import Partition
 from gnewton.policies import Outcome, Policy
 
@@ -17,23 +16,36 @@ _WORDS = {"proposer_kind": "proposer", "average": "average", "policy": "policy"}
 _SIZES = {"sizes": "number of scalars in group", "shapes": "shape of parameter"}
 
 
-def kind_of(
-    partition: Partition, proposer: torch.optim.Optimizer | None, average: Average | None, policy: Policy | None
-) -> dict[str, Any]:
+def pack(optimizer: Any) -> dict[str, Any]:
+    """What a GroupedNewton's state has beside torch's own parts: the proposer's state, the history, its kind, and whose rows it has."""
+    proposer = _proposer_of(optimizer)
+    state = None if proposer is None else copy.deepcopy(proposer.state_dict())
+    whose = {"proposer": state, "history": pack_history(optimizer.history)}
+    return _kind_of(optimizer) | _owner_of(optimizer.partition) | whose
+
+
+def _proposer_of(optimizer: Any) -> torch.optim.Optimizer | None:
+    return None if optimizer.proposer is None else optimizer.proposer.optimizer
+
+
+def _owner_of(partition: Partition) -> dict[str, Any]:
+    """Whose rows a state has; nothing where it has whole tensors."""
+    return {} if partition.shards is None else {"shards": [partition.ranks.rank, partition.ranks.size]}
+
+
+def _kind_of(optimizer: Any) -> dict[str, Any]:
     """What an optimizer must have in common with a state that it loads.
 
-    Args:
-        partition: its groups, their sizes and the shapes of the parameters are compared; the parameters' names are not.
-        proposer: the optimizer that proposes directions; its kind is compared, as its settings come with the state.
-        average: of the summaries.
-        policy: its kind and the settings that it was made with.
+    Of the partition the groups, their sizes and the shapes of the parameters, not their names; of the proposer the kind, as its
+    settings come with the state; the average; and the policy's kind and the settings that it was made with.
     """
+    partition, policy, proposer = optimizer.partition, optimizer.policy, _proposer_of(optimizer)
     return {
         "groups": list(partition.names),
         "sizes": list(partition.sizes),
         "shapes": [list(p.shape) for p in partition.parameters.values()],
         "proposer_kind": "gradient" if proposer is None else type(proposer).__name__,
-        "average": repr(average),
+        "average": repr(optimizer.average),
         "policy": "None" if policy is None else _describe(policy),
     }
 
@@ -50,18 +62,30 @@ def pack_history(history: Iterable[Outcome]) -> list[dict[str, Any]]:
     return [{f.name: getattr(outcome, f.name) for f in fields(Outcome)} for outcome in history]
 
 
-def read(state_dict: Mapping[str, Any], kind: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """A copy of the saved state, its tensors where they belong; ValueError where it is not of this ``kind`` of optimizer."""
+def read(state_dict: Mapping[str, Any], optimizer: Any, *, gathered: bool = False) -> dict[str, Any]:
+    """A copy of a saved state, its tensors where they belong; ValueError where it does not fit the GroupedNewton.
+
+    Args:
+        state_dict: as ``GroupedNewton.state_dict`` returned it.
+        optimizer: the GroupedNewton.
+        gathered: whether the rows of all ranks come apart from it, as in a checkpoint.
+    """
+    if not gathered:
+        _check_owner(state_dict, _owner_of(optimizer.partition))
     if "grouped_newton" not in state_dict.get("state", {}):
         raise ValueError(
             "expected the state of a GroupedNewton, got another optimizer's; load what its state_dict() returned"
         )
     state = _translate(copy.deepcopy(dict(state_dict)))
     check_whole(state, [*_WORDS, "groups", "proposer", "history"])
-    _check_kind(state, kind)
+    _check_kind(state, _kind_of(optimizer))
+    _check_proposer(state, _proposer_of(optimizer))
+    check_groups(state, optimizer.param_groups)
     memory, host = state["state"]["grouped_newton"], torch.device("cpu")
     # What rates are computed from lies on the CPU; a policy may keep directions, too, which do not.
-    policy = _to_device(memory["policy"], device) | {"eta": _to_device(memory["policy"].get("eta"), host)}
+    policy = _to_device(memory["policy"], optimizer.partition.device) | {
+        "eta": _to_device(memory["policy"].get("eta"), host)
+    }
     state["state"]["grouped_newton"] = memory | {"policy": policy, "average": _to_device(memory["average"], host)}
     state["history"] = [Outcome(**_to_device(record, host)) for record in state["history"]]
     return state
@@ -81,7 +105,7 @@ def check_whole(state: Mapping[str, Any], keys: Iterable[str]) -> None:
         raise ValueError(f"expected a whole state, got one without {missing[0]}; load what its state_dict() returned")
 
 
-def check_owner(state: Mapping[str, Any], owner: Mapping[str, Any]) -> None:
+def _check_owner(state: Mapping[str, Any], owner: Mapping[str, Any]) -> None:
     """Raises ValueError for another rank's rows of the proposer's moments, which would be taken for one's own."""
     if "shards" in state and state["shards"] != owner.get("shards"):
         saved, here = (
@@ -103,7 +127,7 @@ def check_groups(state: Mapping[str, Any], groups: list[dict[str, Any]]) -> None
         )
 
 
-def check_proposer(state: Mapping[str, Any], proposer: torch.optim.Optimizer | None) -> None:
+def _check_proposer(state: Mapping[str, Any], proposer: torch.optim.Optimizer | None) -> None:
     """Raises ValueError where the saved proposer had other parameter groups."""
     saved, here = (
         [len(group["params"]) for group in (one or {}).get("param_groups", []) if "params" in group]

@@ -34,6 +34,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "exact/gauss_newton.py": "exact/test_saddle_free.py",
     },
     "parts of one optimizer step, whose laws are those of the step": {
+        "held.py": "policies/test_policy.py",
         "line.py": "policies/test_policy.py",
         "proposer.py": "test_direction.py",
         "undo.py": "test_optimizer.py",

@@ -50,6 +50,7 @@ ORDER = (
     "policies",
     "settings",
     "saved_state",
+    "held",
     "optimizer",
     "checkpoint",
     "schedules",
