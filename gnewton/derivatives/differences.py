@@ -73,18 +73,23 @@ def summary(
 
 
 class Gradients:
-    """The gradient of one loss at theta and around it, each time with the same random numbers and buffers."""
+    """The gradient of one loss at theta and around it, each time with the same random numbers and buffers.
+
+    ``eps`` is the relative rounding of the coarsest numbers that it goes through; None before the first gradient.
+    """
 
     def __init__(self, loss: Loss, partition: Partition, batch: Sequence[Any] = ()) -> None:
         self.partition = partition
         self._loss, self._batch = loss, batch
         self._random, self._buffers = RandomState(partition), Buffers(partition.module)
-        self.eps = max(torch.finfo(p.dtype).eps for p in partition.parameters.values())
+        self.eps: float | None = None
 
     def here(self) -> tuple[Tensor, Gradient]:
         """The loss () and its gradient where the parameters are."""
         value = evaluate(self._loss, self.partition, self._batch)
-        self.eps = max(self.eps, coarsest_eps(nodes(value)))
+        if self.eps is None:
+            parameters = (torch.finfo(p.dtype).eps for p in self.partition.parameters.values())
+            self.eps = max(coarsest_eps(nodes(value)), *parameters)
         trainable = {name: p for name, p in self.partition.parameters.items() if p.requires_grad}
         slopes = differentiate(value, list(trainable.values()))
         self.partition.check_held([name for name, g in zip(trainable, slopes, strict=True) if g is None])
@@ -107,7 +112,8 @@ class Gradients:
 def step_length(partition: Partition, direction: Direction, eps: float = 0.0) -> float:
     """h, with h u small beside the parameters that it moves: by eps^(1/4), where truncation and rounding meet.
 
-    ``eps`` is the relative rounding of the loss, where that is larger than the moved parameters'. The scale of parameters that are all zero (biases, at first) is taken from the others.
+    ``eps`` is the relative rounding of the loss, where that is larger than the moved parameters'. The scale of parameters
+    that are all zero (biases, at first) is taken from the others.
     """
     moving = {name: u for name, u in direction.items() if bool(u.any())}
     if not moving:
@@ -126,7 +132,7 @@ def _along_group(
     partition = gradients.partition
     trainable = [n for n in partition.members(s) if partition.parameters[n].requires_grad]
     part = partition.restrict({n: direction[n] for n in trainable}, s)
-    h = step_length(partition, part, gradients.eps)
+    h = step_length(partition, part, gradients.eps or 0.0)
     if h == 0:
         zero = torch.zeros(len(partition), dtype=accumulator_dtype(partition.device), device=partition.device)
         return zero, zero, zero, zero
@@ -138,7 +144,7 @@ def differences(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Along a step: contractions (S,) with u of the first and of the second difference, each with its error."""
     partition = gradients.partition
-    zero, rounding = _contract(here, partition, direction), _rounding(here, partition, direction, gradients.eps)
+    zero, rounding = _contract(here, partition, direction), _rounding(here, partition, direction, gradients.eps or 0.0)
     first, second = [], []
     for length in (h, 2 * h):
         ahead, behind = (

@@ -31,9 +31,10 @@ class Policy(Protocol):
     A policy may have ``is_plain(settings, state)``: whether the next step asks for no summary. Its gradient is then taken as any
     training loop does, without the checks of the closure, which the steps with a summary make.
 
-    A policy may have ``hold(settings, state, partition)``: the rate of the next step and the state after it, where that step asks nothing
-    of the line, else None; the parameters are still where that step begins. Where ``is_plain`` says so too, a proposer that can takes it by itself, and ``step`` is not called. A
-    subclass needs a ``hold`` of its own: an inherited one knows nothing of what the subclass does in its step, and is not asked.
+    A policy may have ``hold(settings, state, partition)``: the rate of the next step and the state after it, where that step
+    asks nothing of the line, else None; the parameters are still where that step begins. Where ``is_plain`` says so too, a
+    proposer that can takes it by itself, and ``step`` is not called. A subclass needs a ``hold`` of its own: an inherited one
+    knows nothing of what the subclass does in its step, and is not asked.
     """
 
     @property
