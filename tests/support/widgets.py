@@ -17,7 +17,26 @@ from gnewton import teaching
 from gnewton.experiments import load
 from gnewton.teaching import FigureWidget, widgets
 from gnewton.teaching.scene import round_numbers
+from gnewton.teaching.widgets import invariance, sample_spectrum
 from gnewton.teaching.widgets.figure_widget import Handle
+
+TRAININGS: dict[Any, Any] = {}
+
+
+def once(train: Callable[..., Any]) -> Callable[..., Any]:
+    """The training, made once of the same data: it takes seconds, and dozens of tests build these widgets."""
+
+    def remember(*arguments):
+        parts = (one.numpy().tobytes() if isinstance(one, torch.Tensor) else one for one in arguments)
+        key = (train, *parts)
+        if key not in TRAININGS:
+            TRAININGS[key] = train(*arguments)
+        return TRAININGS[key]
+
+    return remember
+
+
+invariance.losses, sample_spectrum.train = once(invariance.losses), once(sample_spectrum.train)
 
 
 def network(*hidden, samples=50):

@@ -13,7 +13,7 @@ from html import escape
 
 import pytest
 import torch
-from support.widgets import MAKERS, controls, drawn, every_widget
+from support.widgets import MAKERS, TRAININGS, controls, drawn, every_widget
 
 from gnewton import teaching
 from gnewton.teaching import FigureWidget
@@ -242,6 +242,7 @@ def test_no_label_leaves_the_picture(made, name, control):
 
 @pytest.mark.parametrize("name", SCENES)
 def test_random_numbers_and_grad_mode_stay(name):
+    TRAININGS.clear()
     before = torch.get_rng_state()
     widget = MAKERS[SCENES[name]]()
     control = next(iter(controls(widget).values()))
