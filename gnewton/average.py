@@ -6,7 +6,10 @@ Both averages are plain settings; what they remember is a dictionary of tensors 
 """
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
+
+from torch import Tensor
 
 from gnewton.summary import Summary
 
@@ -29,7 +32,7 @@ class Exponential:
     beta: float = 0.9
 
     def __post_init__(self) -> None:
-        if not isinstance(self.beta, int | float):
+        if not isinstance(self.beta, Real | Tensor):
             raise TypeError(f"expected a number for beta, got {self.beta!r}; 0.9 remembers about ten summaries")
         if not 0 <= self.beta < 1:
             raise ValueError(f"expected 0 <= beta < 1, got {self.beta!r}; 0.9 remembers about ten summaries")

@@ -31,7 +31,7 @@ class CautiousAdam(torch.optim.Optimizer):
         eps: added to the root.
 
     The state of each parameter has the names and shapes of ``torch.optim.Adam``'s. Two more numbers per scalar are kept from step to
-    step. On a GPU the host waits for it twice a step, and once more as a proposer. Raises ValueError for numbers out of range,
+    step. On a GPU the host waits for it twice a step for each dtype and parameter group, and once more as a proposer. Raises ValueError for numbers out of range,
     and TypeError for sparse, complex or sharded parameters.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
@@ -85,20 +85,26 @@ class CautiousAdam(torch.optim.Optimizer):
         self._step(packs, rate)
 
     def _step(self, packs: list[tuple["_Pack", dict[str, Any]]], rate: float) -> None:
+        rates = [rate * float(group["lr"]) for _, group in packs]
         counts = [pack.advance(group) for pack, group in packs]
-        agreeing, others = (sum(numbers) for numbers in zip(*counts, strict=True)) if counts else (0.0, 0.0)
+        # n / n_+ is of all scalars that may move, however they are grouped.
+        moving = [numbers for numbers, one in zip(counts, rates, strict=True) if one]
+        agreeing, others = (sum(numbers) for numbers in zip(*moving, strict=True)) if moving else (0.0, 0.0)
         if agreeing:
-            for pack, group in packs:
-                # n / n_+ is of all scalars, however they are grouped.
-                pack.move(rate * float(group["lr"]) * (agreeing + others) / agreeing)
+            for (pack, _), one in zip(packs, rates, strict=True):
+                pack.move(one * (agreeing + others) / agreeing)
 
     def _read(self, gradients: Mapping[Tensor, Tensor]) -> list[tuple["_Pack", dict[str, Any]]]:
         """The packs of these parameters, with their gradients, and the settings of each."""
         _check("sparse", any(g.is_sparse for g in gradients.values()))
+        held = [[p for p in group["params"] if p in gradients] for group in self.param_groups]
+        if not all(self._is_packed(number, parameters) for number, parameters in enumerate(held)):
+            _check("complex", any(p.is_complex() for p in gradients))
+            _check("sharded", any(map(is_dtensor, gradients)))
         packs = [
             (pack, group)
             for number, group in enumerate(self.param_groups)
-            for pack in self._packs_of(number, [p for p in group["params"] if p in gradients])
+            for pack in self._packs_of(number, held[number])
         ]
         for pack, _ in packs:
             pack.read(gradients)
@@ -106,12 +112,13 @@ class CautiousAdam(torch.optim.Optimizer):
 
     def _packs_of(self, number: int, parameters: list[Tensor]) -> list["_Pack"]:
         """The packs of a group's parameters; made anew where these, or their states, are others."""
-        names = [id(p) for p in parameters]
-        packed, packs = self._packs.get(number, ([], []))
-        if names != packed or not all(pack.holds(self.state) for pack in packs):
-            packs = _pack(parameters, self.state)
-            self._packs[number] = names, packs
-        return packs
+        if not self._is_packed(number, parameters):
+            self._packs[number] = [id(p) for p in parameters], _pack(parameters, self.state)
+        return self._packs[number][1]
+
+    def _is_packed(self, number: int, parameters: list[Tensor]) -> bool:
+        packed, packs = self._packs.get(number, (None, []))
+        return packed == [id(p) for p in parameters] and all(pack.holds(self.state) for pack in packs)
 
 
 class _Pack:
@@ -187,8 +194,6 @@ class _Pack:
 
 
 def _pack(parameters: list[Tensor], states: States) -> list[_Pack]:
-    _check("complex", any(p.is_complex() for p in parameters))
-    _check("sharded", any(map(is_dtensor, parameters)))
     alike: dict[Any, list[Tensor]] = {}
     for p in parameters:
         steps = float(states[p]["step"]) if states[p] else 0.0

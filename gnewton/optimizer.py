@@ -234,9 +234,9 @@ class GroupedNewton(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``, for an optimizer that was built alike, on parameters of the same shapes.
 
-        Raises ValueError, and changes nothing, where the state is another optimizer's or damaged.
+        Raises ValueError, and changes nothing, where the state is another optimizer's, or lacks a part.
         """
-        state = saved_state.read(state_dict, self)  # refuses all that torch would refuse later
+        state = saved_state.read(state_dict, self)
         if self.proposer is not None:
             self.proposer.optimizer.load_state_dict(state["proposer"])
         super().load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})

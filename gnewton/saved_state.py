@@ -1,7 +1,8 @@
 """What a GroupedNewton saves, and reading it back; states of 0.1.0.dev0 are read too."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from itertools import zip_longest
 from typing import Any
@@ -72,16 +73,24 @@ def read(state_dict: Mapping[str, Any], optimizer: Any, *, gathered: bool = Fals
     """
     if not gathered:
         _check_owner(state_dict, _owner_of(optimizer.partition))
-    if "grouped_newton" not in state_dict.get("state", {}):
+    if "grouped_newton" not in (state_dict.get("state") or {}):
         raise ValueError(
             "expected the state of a GroupedNewton, got another optimizer's; load what its state_dict() returned"
         )
+    with explained():
+        return _read(state_dict, optimizer)
+
+
+def _read(state_dict: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
     state = _translate(copy.deepcopy(dict(state_dict)))
     check_whole(state, [*_WORDS, "groups", "proposer", "history"])
     _check_kind(state, _kind_of(optimizer))
     _check_proposer(state, _proposer_of(optimizer))
     check_groups(state, optimizer.param_groups)
+    # A setting that came with a later version has its own default.
+    state["param_groups"] = [optimizer.defaults | group for group in state["param_groups"]]
     memory, host = state["state"]["grouped_newton"], torch.device("cpu")
+    memory = {key: memory[key] for key in ("step", "average", "policy")}
     # What rates are computed from lies on the CPU; a policy may keep directions, too, which do not.
     policy = _to_device(memory["policy"], optimizer.partition.device) | {
         "eta": _to_device(memory["policy"].get("eta"), host)
@@ -91,8 +100,19 @@ def read(state_dict: Mapping[str, Any], optimizer: Any, *, gathered: bool = Fals
     return state
 
 
+@contextmanager
+def explained() -> Iterator[None]:
+    """A KeyError or TypeError inside is a ValueError that names what is missing from the state, or no part of one."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"expected a whole state, got one where {error} is amiss; load what its state_dict() returned"
+        ) from error
+
+
 def check_whole(state: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Raises ValueError where a state lacks one of its parts, or its one group of parameters has lost its settings.
+    """Raises ValueError where a state lacks one of its parts, or has no group of parameters, or several.
 
     Args:
         state: as saved.
@@ -133,6 +153,8 @@ def _check_proposer(state: Mapping[str, Any], proposer: torch.optim.Optimizer | 
         [len(group["params"]) for group in (one or {}).get("param_groups", []) if "params" in group]
         for one in (state["proposer"], proposer and proposer.state_dict())
     )
+    if proposer is not None and "state" not in (state["proposer"] or {}):
+        saved = []
     if saved != here:
         raise ValueError(
             f"expected a proposer with parameter groups of {here} tensors, got a state of {saved}; build the proposer as it was then"

@@ -8,6 +8,7 @@ Hessian-vector product H d of one mini-batch, and their noise averages out in d 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -165,7 +166,7 @@ def _fill(gradients: list[Tensor | None], parameters: list[Tensor]) -> list[Tens
 
 def _check_settings(settings: dict[str, Any]) -> None:
     for name in _SETTINGS:
-        if not isinstance(settings[name], int | float | Tensor):
+        if not isinstance(settings[name], Real | Tensor):
             raise TypeError(f"expected a number for {name}, got {settings[name]!r}")
         if not 0 <= settings[name] < float("inf"):
             raise ValueError(f"expected {name} >= 0 and finite, got {settings[name]}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Real
 from typing import Any, Self
 
 import torch
@@ -666,7 +667,9 @@ def _check_request(order: int, full_third: bool, engine: str, max_memory: float 
     if full_third and order < 3:
         raise ValueError(f"expected order=3 with full_third=True, got order={order}")
     check_engine(engine)
-    if max_memory is not None and not (isinstance(max_memory, int | float) and max_memory > 0):
+    if not isinstance(max_memory, Real | None):
+        raise TypeError(f"expected max_memory in bytes, a number, got {max_memory!r}; 1e9 is a gigabyte")
+    if max_memory is not None and not max_memory > 0:
         raise ValueError(
             f"expected a positive max_memory in bytes, got {max_memory!r}; leave it out for half of what is free"
         )

@@ -336,7 +336,7 @@ def _check_callables(loss_fn: Any, scheduler: Any) -> None:
 
 
 def _samples(x: Any, y: Any) -> int:
-    """How many samples a batch has: the length of packed sequences or of a dictionary is that of their fields."""
+    """The rows of x, or of y where the length of x, such as packed sequences or a dictionary, is that of its fields; else 1."""
     rows = next((one for one in (x, y) if has_rows(one)), None)
     return 1 if rows is None else len(rows)
 

@@ -89,7 +89,7 @@ class Buffers:
         ]
 
     def now(self) -> "Buffers":
-        """The buffers of the same modules as they are now, without looking for the modules again."""
+        """The buffers of the same modules as they are now; a module that was made since has no part in it."""
         later = object.__new__(Buffers)
         later._hold(self._held)
         return later

@@ -239,11 +239,27 @@ def test_numbers_out_of_range_are_refused(build_one, error, words):
         build_one(nn.Parameter(torch.ones(2)))
 
 
+def test_a_group_that_rests_does_not_lengthen_the_steps_of_the_others():
+    moves = []
+    for sign in (1.0, -1.0):
+        a, b = (nn.Parameter(torch.zeros(n, dtype=DTYPE)) for n in (1, 3))
+        optimizer = CautiousAdam([{"params": [a]}, {"params": [b], "lr": 0.0}], lr=0.1)
+        for k in range(3):
+            give([a, b], [torch.ones_like(a), torch.full_like(b, 1.0 if k < 2 else sign)])
+            optimizer.step()
+        assert not b.any()
+        moves.append(a.item())
+    assert moves[0] == moves[1]
+
+
 @pytest.mark.parametrize("kind", ["complex", "sparse"])
-def test_what_it_cannot_step_is_refused_and_stays(kind):
+@pytest.mark.parametrize("first", [True, False])
+def test_what_it_cannot_step_is_refused_and_stays(kind, first):
     p = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64 if kind == "complex" else DTYPE))
     p.grad = torch.ones_like(p.detach()).to_sparse() if kind == "sparse" else torch.ones_like(p.detach())
-    optimizer = CautiousAdam([p])
+    q = nn.Parameter(torch.ones(2, dtype=DTYPE))
+    q.grad = torch.ones_like(q.detach())
+    optimizer = CautiousAdam([{"params": [p]}, {"params": [q]}] if first else [{"params": [q]}, {"params": [p]}])
     with pytest.raises(TypeError, match=f"got {kind} ones; write torch.optim.Adam"):
         optimizer.step()
     assert bool((p.detach() == 1).all())

@@ -1,6 +1,7 @@
 """States that 0.1.0.dev0 saved: they load, and the run goes on as it did there; states of other shapes do not."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -123,6 +124,10 @@ def _without(key):
     return lambda state: {name: part for name, part in state.items() if name != key}
 
 
+def _without_memory(key, state):
+    return state | {"state": {"grouped_newton": _without(key)(state["state"]["grouped_newton"])}}
+
+
 def _groups(change):
     return lambda state: state | {"param_groups": change(copy.deepcopy(state["param_groups"]))}
 
@@ -147,6 +152,13 @@ DAMAGED += [(kind, f"without {key}", _without(key)) for kind, keys in NEEDED.ite
 DAMAGED += [
     ("GroupedNewton", "no proposer", lambda state: state | {"proposer": None}),
     ("GroupedNewton", "an empty proposer", lambda state: state | {"proposer": {}}),
+    ("GroupedNewton", "a proposer without state", lambda s: s | {"proposer": _without("state")(s["proposer"])}),
+    *((kind, "no history", lambda state: state | {"history": None}) for kind in ("GroupedNewton", "ExactNewton")),
+    *((kind, "another history", lambda state: state | {"history": [{}]}) for kind in ("GroupedNewton", "ExactNewton")),
+    *(
+        ("GroupedNewton", f"a memory without {key}", partial(_without_memory, key))
+        for key in ("step", "average", "policy")
+    ),
 ]
 
 
@@ -173,3 +185,13 @@ def test_a_damaged_state_is_refused_and_changes_nothing(kind, damage):
     step()
     optimizer.load_state_dict(saved)
     assert repr(optimizer.state_dict()) == repr(saved) != before
+
+
+def test_a_setting_that_a_state_does_not_know_has_its_default():
+    optimizer, step = _grouped()
+    step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    del saved["param_groups"][0]["ridge"]
+    optimizer.load_state_dict(saved)
+    step()
+    assert optimizer.param_groups[0]["ridge"] == 0

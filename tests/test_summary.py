@@ -367,7 +367,6 @@ def ask(**options):
         (ask(order=2, full_third=True), "order=3 with full_third=True"),
         (ask(engine="magic"), "engine among auto, tape, nested, differences, got 'magic'"),
         (ask(max_memory=0), "positive max_memory in bytes, got 0"),
-        (ask(max_memory="1GB"), "positive max_memory in bytes, got '1GB'"),
         (lambda: gn.summarize(CASE.loss_on, LAYERS, CASE.direction(LAYERS), data=[]), "at least one batch"),
         (
             lambda: gn.summarize(

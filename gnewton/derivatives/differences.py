@@ -88,8 +88,7 @@ class Gradients:
         """The loss () and its gradient where the parameters are."""
         value = evaluate(self._loss, self.partition, self._batch)
         if self.eps is None:
-            parameters = (torch.finfo(p.dtype).eps for p in self.partition.parameters.values())
-            self.eps = max(coarsest_eps(nodes(value)), *parameters)
+            self.eps = coarsest_eps(nodes(value))
         trainable = {name: p for name, p in self.partition.parameters.items() if p.requires_grad}
         slopes = differentiate(value, list(trainable.values()))
         self.partition.check_held([name for name, g in zip(trainable, slopes, strict=True) if g is None])
@@ -163,7 +162,7 @@ def _extrapolate(tried: Sequence[Tensor], rounding: Tensor) -> tuple[Tensor, Ten
 
 def _rounding(gradient: Direction, partition: Partition, direction: Direction, eps: float) -> Tensor:
     """How far roundings in the entries of g may carry each contraction with u, (S,)."""
-    sizes = {n: eps * g.abs() for n, g in gradient.items()}
+    sizes = {n: max(eps, torch.finfo(g.dtype).eps) * g.abs() for n, g in gradient.items()}
     return _contract(sizes, partition, {n: direction[n].abs() for n in gradient})
 
 

@@ -46,11 +46,14 @@ def nodes(value: Tensor) -> set[Any]:
 def coarsest_eps(reached: Iterable[Any]) -> float:
     """The relative rounding of the coarsest numbers that a loss goes through: autocast leaves parameters and gradients finer ones.
 
+    What a custom function or a compiled region computes inside does not show in the graph. A parameter itself rounds nothing.
+
     >>> x = torch.ones(2, requires_grad=True)
     >>> coarsest_eps(nodes(x.half().sum().float()))
     0.0009765625
     """
-    dtypes = {entry.dtype for node in reached for entry in getattr(node, "_input_metadata", ())}
+    inner = (node for node in reached if not node.name().endswith("AccumulateGrad"))
+    dtypes = {entry.dtype for node in inner for entry in getattr(node, "_input_metadata", ())}
     return max((torch.finfo(one).eps for one in dtypes if one.is_floating_point or one.is_complex), default=0.0)
 
 

@@ -91,7 +91,7 @@ def prove(loss: Loss, partition: Partition, direction: Direction, order: int, na
         gradients = Gradients(loss, partition, ())
         nested = _nested_products(loss, partition, direction, order, names)
         here = gradients.at({})  # with the buffers that the products began with
-    h = step_length(partition, direction)
+    h = step_length(partition, direction, gradients.eps or 0.0)
     if h == 0 or partition.device.type == "meta":
         return
     best = [_Comparison(float("inf"), 0.0, "")] * len(nested)
@@ -142,9 +142,9 @@ def _compare(
 ) -> list[_Comparison]:
     """Nested products beside differences with steps h and 2h: for order 2 and, if there is one, order 3."""
     near, far = (_differences(gradients, here, direction, length) for length in (h, 2 * h))
-    eps = max(torch.finfo(p.dtype).eps for p in gradients.partition.parameters.values())
+    eps = max(gradients.eps or 0.0, *(torch.finfo(p.dtype).eps for p in gradients.partition.parameters.values()))
     length = sum(float(g.double().square().sum()) for g in here.values()) ** 0.5
-    whole = step_length(gradients.partition, direction)
+    whole = step_length(gradients.partition, direction, gradients.eps or 0.0)
     comparisons = []
     for i, product in enumerate(nested):
         # What rounding alone may do to a difference of gradients, and the size of a derivative that changes them at all.

@@ -192,7 +192,7 @@ class ExactNewton(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``, for a network and loss alike. Raises ValueError, and changes nothing, for another state."""
-        if "exact_newton" not in state_dict.get("state", {}):
+        if "exact_newton" not in (state_dict.get("state") or {}):
             raise ValueError(
                 "expected the state of an ExactNewton, got another optimizer's; load what its state_dict() returned"
             )
@@ -203,7 +203,8 @@ class ExactNewton(torch.optim.Optimizer):
             )
         saved_state.check_groups(state_dict, self.param_groups)
         state = copy.deepcopy(dict(state_dict))
-        history = [StepRecord(**one) for one in state["history"]]
+        with saved_state.explained():
+            history = [StepRecord(**one) for one in state["history"]]
         super().load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
         self.history.clear()
         self.history.extend(history)

@@ -1,5 +1,6 @@
 """Every widget of the course as the tests make it, small and quick, from the state of its controls."""
 
+import copy
 import importlib
 import itertools
 import json
@@ -27,13 +28,18 @@ def once(train: Callable[..., Any]) -> Callable[..., Any]:
     """The training, made once of the same data: it takes seconds, and dozens of tests build these widgets."""
 
     def remember(*arguments):
-        parts = (one.numpy().tobytes() if isinstance(one, torch.Tensor) else one for one in arguments)
-        key = (train, *parts)
+        key = (train, *map(_content, arguments))
         if key not in TRAININGS:
             TRAININGS[key] = train(*arguments)
-        return TRAININGS[key]
+        return copy.deepcopy(TRAININGS[key])
 
     return remember
+
+
+def _content(argument):
+    if isinstance(argument, torch.Tensor):
+        return argument.shape, argument.dtype, argument.numpy().tobytes()
+    return argument
 
 
 invariance.losses, sample_spectrum.train = once(invariance.losses), once(sample_spectrum.train)
