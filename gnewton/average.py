@@ -34,6 +34,7 @@ class Exponential:
     def __post_init__(self) -> None:
         if not isinstance(self.beta, Real | Tensor):
             raise TypeError(f"expected a number for beta, got {self.beta!r}; 0.9 remembers about ten summaries")
+        object.__setattr__(self, "beta", float(self.beta))  # a saved state says it as any other
         if not 0 <= self.beta < 1:
             raise ValueError(f"expected 0 <= beta < 1, got {self.beta!r}; 0.9 remembers about ten summaries")
 

@@ -31,8 +31,9 @@ class CautiousAdam(torch.optim.Optimizer):
         eps: added to the root.
 
     The state of each parameter has the names and shapes of ``torch.optim.Adam``'s. Two more numbers per scalar are kept from step to
-    step. On a GPU the host waits for it twice a step for each dtype and parameter group, and once more as a proposer. Raises ValueError for numbers out of range,
-    and TypeError for sparse, complex or sharded parameters.
+    step. On a GPU the host waits for it twice a step for each dtype and parameter group, and once more as a proposer.
+
+    Raises ValueError for numbers out of range, and TypeError for sparse, complex or sharded parameters.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
     >>> optimizer = CautiousAdam([w], lr=0.5)

@@ -102,12 +102,12 @@ def _read(state_dict: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """A KeyError or TypeError inside is a ValueError that names what is missing from the state, or no part of one."""
+    """A KeyError or TypeError inside is a ValueError that names what the state lacks, or has and should not."""
     try:
         yield
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"expected a whole state, got one where {error} is amiss; load what its state_dict() returned"
+            f"expected a whole state, got one where {error} is missing or wrong; load what its state_dict() returned"
         ) from error
 
 

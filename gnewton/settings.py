@@ -1,7 +1,6 @@
 """The checks at GroupedNewton's door: settings, arguments, data."""
 
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +9,7 @@ from gnewton.average import Exponential, Windows
 from gnewton.partition import Partition
 from gnewton.policies import Policy
 
-_NUMBERS = (int, float, Tensor, Real)  # built once: it is asked at every step
+_NUMBERS = (int, float, Tensor)  # built once: it is asked at every step
 
 
 def check_arguments(partition: Any, average: Any, renamed: Mapping[str, Any]) -> None:

@@ -1,5 +1,8 @@
 """Averages of summaries: they are the weighted means that they claim to be, and blind to the length of u."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from support.problems import build
@@ -91,3 +94,10 @@ def test_settings_out_of_range_are_refused(make):
 def test_what_is_no_number_is_refused():
     with pytest.raises(TypeError, match=r"expected a number for beta, got '0\.9'"):
         Exponential("0.9")
+
+
+@pytest.mark.parametrize("beta", [np.float32(0.5), Fraction(1, 2), torch.tensor(0.5)])
+def test_numbers_of_other_libraries_are_numbers(beta):
+    one = gn.Summary.from_tensors(gradient=[1.0])
+    _, memory = Exponential(beta)(None, one)
+    assert Exponential(beta)(memory, one * 4)[0].gradient.item() == 3

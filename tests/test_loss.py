@@ -249,6 +249,13 @@ def _make(module, out):
     module.register_buffer("made", out)
 
 
+ALL_ASKED = ASKED | {
+    "differences": partial(gn.summarize, order=2, engine="differences"),
+    "rates": lambda loss, partition, u: gn.suggest_learning_rates(loss, partition),
+    "monitor": lambda loss, partition, u: gn.RateMonitor(
+        torch.optim.SGD(partition.parameters.values(), lr=0.1), partition
+    ).look(loss),
+}
 WRITES = [
     pytest.param(
         write, torch.ones(size, dtype=torch.float64), id=f"{write.__name__[1:]}-{len(torch.Size(size))}-{size}"
@@ -268,7 +275,7 @@ def buffers_of(model):
 
 
 @pytest.mark.parametrize(("write", "first"), WRITES)
-@pytest.mark.parametrize("asked", [*ASKED, "an error"])
+@pytest.mark.parametrize("asked", [*ALL_ASKED, "an error"])
 def test_a_buffer_is_put_back_whatever_the_module_does_with_it(write, first, asked):
     model = Remembering(write, first.clone())
     partition = gn.Partition.by_layer(model)
@@ -287,7 +294,7 @@ def test_a_buffer_is_put_back_whatever_the_module_does_with_it(write, first, ask
             with pytest.raises(KeyError, match="mine"):
                 optimizer.step(failing)
     else:
-        ASKED[asked](loss, partition, direction)
+        ALL_ASKED[asked](loss, partition, direction)
     assert buffers_of(model) == before
 
 

@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from support.problems import build
@@ -126,6 +127,12 @@ def test_settings_out_of_range_are_refused(options):
 def test_what_is_no_number_is_refused(options):
     with pytest.raises(TypeError, match=f"expected a number for {next(iter(options))}, got"):
         optimizer_for(bowl(), **options)
+
+
+def test_a_number_of_numpy_is_a_number():
+    model = bowl()
+    optimizer = optimizer_for(model, lr=np.float32(0.25))
+    assert optimizer.step(model) > 0
 
 
 def test_frozen_parameters_stay_and_unused_ones_too():

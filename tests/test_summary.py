@@ -9,6 +9,7 @@ import dataclasses
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -511,3 +512,9 @@ def test_there_is_a_factor_for_every_group():
 def test_the_diagonal_of_a_full_third_derivative_is_its_own():
     summary = gn.Summary.from_tensors(gradient=[1.0], hessian=[[1.0]], third=[5.0], third_full=[[[2.0]]])
     assert summary.third.tolist() == [2.0]
+
+
+def test_a_limit_of_memory_is_a_number():
+    with pytest.raises(TypeError, match="expected max_memory in bytes, a number, got '1GB'; 1e9 is a gigabyte"):
+        ask(max_memory="1GB")()
+    assert torch.equal(ask(max_memory=np.int64(10**9))().gradient, ask()().gradient)

@@ -83,8 +83,8 @@ def _upcast(net, x):
     return torch.func.functional_call(net, values, (x,))
 
 
-# The dtype of most parameters, the loss, a parameter of another dtype or None, and by how much D3 and its estimate may be off: two and
-# three times the worst of twenty seeds.
+# The dtype of most parameters, the loss, a parameter of another dtype or None, and how large the error of D3 and
+# its estimate may be: two to ten, and three to eighty, times the worst of twelve seeds.
 COARSE = {
     "autocast to bfloat16": (torch.float32, lambda net, x: _in_autocast(net, x, torch.bfloat16), None, 8, 30),
     "a layer in bfloat16": (torch.float32, lambda net, x: _last_layer_in(net, x, torch.bfloat16), None, 8, 30),
