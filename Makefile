@@ -17,7 +17,8 @@ TORCH ?=
 RANKS ?= 4
 ALONE ?=
 ZOO_ARGS ?=
-NBVAL := -n $(WORKERS) --dist loadscope --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider -o addopts= -o testpaths= -o verbosity_assertions=2 notebooks
+NBVAL := -n $(WORKERS) --dist loadscope --nbval --nbval-cell-timeout=120 --nbval-sanitize-with tests/nbval_sanitize.cfg -p no:cacheprovider -o addopts= -o testpaths= -o verbosity_assertions=2
+NOTEBOOKS = $(or $(NB:%=notebooks/%-*.ipynb),notebooks)
 
 # Everything that pip, Jupyter, npm, matplotlib and torch would keep in the home folder stays in this checkout.
 CACHE := $(CURDIR)/.cache
@@ -75,8 +76,8 @@ unit: $(VENV)/.installed-test  ## unit and law tests, doctests
 # One thread each: two runners fill two cores, and more threads than cores made a network this small ten times slower.
 notebooks-test notebooks notebooks-elsewhere: export OMP_NUM_THREADS := 1
 
-notebooks-test: $(VENV)/.installed-test  ## run every notebook and compare with its saved outputs
-	$(BIN)/pytest $(NBVAL)
+notebooks-test: $(VENV)/.installed-test  ## run every notebook and compare with its saved outputs (NB="03 07" for some)
+	$(BIN)/pytest $(NBVAL) $(NOTEBOOKS)
 
 browser-test: $(VENV)/.installed-browser chromium book  ## the notebooks in JupyterLab and the book, in Chromium (BROWSER_ARGS="-k 02-summary")
 	$(BIN)/pytest tests/browser -m "browser and not wheel" -n $(WORKERS) --dist loadfile $(BROWSER_ARGS)
@@ -142,8 +143,8 @@ test-elsewhere: unit-elsewhere notebooks-elsewhere  ## unit tests and notebooks 
 unit-elsewhere: $(VENV)/.installed-test  ## the unit tests alone (VARIANT=sse, avx2 or threads; all three by default)
 	$(BIN)/python tools/elsewhere.py $(or $(VARIANT),sse avx2 threads) -- -n $(WORKERS)
 
-notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone (VARIANT=perturbed: their data, too)
-	$(BIN)/python tools/elsewhere.py $(VARIANT) -- $(NBVAL)
+notebooks-elsewhere: $(VENV)/.installed-test  ## the notebooks alone (VARIANT=perturbed: their data, too; NB="03 07" for some)
+	$(BIN)/python tools/elsewhere.py $(VARIANT) -- $(NBVAL) $(NOTEBOOKS)
 
 test-ranks: $(VENV)/.installed-test  ## the laws of several processes, with four of them (RANKS=3)
 	GNEWTON_RANKS=$(RANKS) $(BIN)/pytest tests/test_ranks.py tests/test_sharded.py tests/stacks/test_launchers.py

@@ -164,7 +164,9 @@ def test_ci_runs_the_documented_test_command() -> None:
 
 
 def test_ci_runs_the_notebooks_in_another_arithmetic_too() -> None:
-    assert re.search(r"(?m)^make notebooks-elsewhere VARIANT=\w+$", read(".ci/run"))
+    numbers = re.search(r'(?m)^make notebooks-elsewhere VARIANT=\w+ NB="([\d ]+)"$', read(".ci/run"))
+    assert numbers
+    assert all(len(list((ROOT / "notebooks").glob(f"{one}-*.ipynb"))) == 1 for one in numbers[1].split())
 
 
 # -- licences ------------------------------------------------------------------------------------------------------
