@@ -1,8 +1,9 @@
 """One rate that is found in the first steps, against tuned Adam and the rules that promise a training without tuning.
 
 The networks are the six of ``untuned``, the six of ``unseen``, with which in sight
-the policy was found; the twelve of ``fresh``, written down before the first of them was run, two of which led to the last change of
-the policy; and the twelve of ``later``, written down after that change.
+the policy was found; the twelve of ``fresh``, written down before the first of them was run, two of which led to the bounds on a
+look; the twelve of ``later``, written down after these, one of which led to the interval of t*; and the twelve of
+``small_batches``, written down after that last change.
 
 Adam is the fused one. It chooses among seven rates on a held-out fifth, from seed 0: for 3 epochs and for 10, as it is and with the
 same averaged parameters. The proposer of ours is tuned likewise, with the average alone, to tell what the rate does and what the
@@ -28,11 +29,17 @@ from gnewton.experiments.pictures import name_curves
 from gnewton.experiments.protocol import HOLD_OUT, Plan
 from gnewton.experiments.report import facts, geometric, markdown, round_numbers
 from gnewton.experiments.runs import finite, load_or_compute
+from gnewton.experiments.small_batches import SMALL_BATCHES
 from gnewton.experiments.unseen import UNSEEN
 from gnewton.experiments.untuned import BUDGETS, SOON, mean_loss, seconds_to
 
-TITLE = "a rate found in the first steps, against tuned Adam and rules without a rate, on 36 networks"
-DOZENS: dict[str, Mapping[str, Problem]] = {"in sight": SIX | UNSEEN, "fresh": FRESH, "later": LATER}
+TITLE = "a rate found in the first steps, against tuned Adam and rules without a rate, on 48 networks"
+DOZENS: dict[str, Mapping[str, Problem]] = {
+    "in sight": SIX | UNSEEN,
+    "fresh": FRESH,
+    "later": LATER,
+    "small batches": SMALL_BATCHES,
+}
 PLAIN, AVERAGED = "losses", "averaged_losses"
 
 
@@ -190,8 +197,9 @@ def report(numbers: Results) -> str:
 def _head(numbers: Results, dozen: str) -> str:
     words = {
         "in sight": "networks that were in sight when the rule was found",
-        "fresh": "fresh networks, two of which led to its last change",
-        "later": "networks written down after that change",
+        "fresh": "fresh networks, two of which led to its bounds on a look",
+        "later": "networks written down after that, one of which led to its interval of t*",
+        "small batches": "networks of small batches, written down after that last change",
     }
     return f"{len(of(numbers, dozen))} of {len(DOZENS[dozen])} {words[dozen]}"
 
@@ -277,7 +285,7 @@ def _means(numbers: Results, dozen: str, name: str) -> list[str]:
 
 def figures(numbers: Results) -> dict[str, plots.Figure]:
     """Ours over averaged Adam's, a row for each network: the losses and the time."""
-    shown = plots.new_figure(rows=len(DOZENS), columns=1, width=7.0, height=11.0)
+    shown = plots.new_figure(rows=len(DOZENS), columns=1, width=7.0, height=14.0)
     for ax, dozen in zip(shown.axes, DOZENS, strict=True):
         ratios = {key: one["reported"]["ratios"] for key, one in of(numbers, dozen).items()}
         for marker, name, words in (

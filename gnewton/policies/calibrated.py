@@ -8,10 +8,13 @@ ended, and its slope there. They determine a parabola, and its minimum is the ra
 Another batch than the one that chose u must judge it, or the noise of that batch counts as descent. A and C are sums of a and c
 over some ten steps; A / C is the rate, and t* = A / (C eta) says how many times longer it is than the rate in use.
 
-Early, A / C hardly depends on the rate in use, and comes near the one that a search would find. Later the curvature follows the
-rate (Cohen et al., Gradient descent on neural networks typically occurs at the edge of stability, ICLR 2021), so that t* lies
-between 1/2 and 1 for almost every rate and says nothing more. At t* = 1 the step is the greedy one; at t* = 1/2 the next batch
-gains nothing by it. So the rate is changed where t* leaves this interval, by a few times at first, and slowly afterwards.
+Early, A / C hardly depends on the rate in use, and comes near the one that a search would find. Later t* falls, for two reasons: the
+curvature follows the rate (Cohen et al., Gradient descent on neural networks typically occurs at the edge of stability, ICLR 2021),
+and where noise gives what the steps take, t* is 1/2 for every rate. (In a bowl, gradient descent at the rate eta comes to rest at the
+variance eta sigma^2 / (h (2 - eta h)), and there E[a] / E[c] = eta / 2.) At t* = 1 the step is the greedy one; at t* = 1/2 the next
+batch gains nothing by it. So while the rate is searched t* may lie between 0.7 and 1. Afterwards a t* below 0.9 says that the rate has
+done its work: it shrinks, by a tenth at a look at most, and not below a tenth of what was found. It grows where t* is above 2; less
+than that the noise of small batches makes by itself.
 """
 
 import math
@@ -28,7 +31,8 @@ from gnewton.policies.policy import Settings, State
 from gnewton.policies.ratio_test import backtracking_line_search, uniform_step
 from gnewton.undo import Parameters
 
-SHORTEST, LONGEST = 0.5, 1.0
+# Where t* may lie while the rate is searched, and afterwards.
+SEARCHED, GUARDED = (0.7, 1.0), (0.9, 2.0)
 # The first look may make good for the tenth below. Afterwards a look, whose batch may be an odd one, at most trebles the rate; and
 # where the minimum of the parabola lies before the start, no length fits: the rate is halved.
 _FIRST_LOOK, _FINDING, _GUARDING, _CLIMBED = (0.05, 10.0), (0.05, 3.0), (0.9, 1.1), 0.5
@@ -38,8 +42,8 @@ _FIRST = 0.1
 # The search ends early after three looks in a row that change the rate by less than a tenth, but not before the sixth: further ones
 # seldom change it.
 _CALM, _LITTLE, _FEWEST = 3, 0.1, 6
-# Noise may lower the rate a little at every look: it stops at this part of what was found.
-_FLOOR = 0.2
+# After the search it does not fall below this part of what was found: noise lowers it a little at every look.
+_FLOOR = 0.1
 
 
 class Calibrated:
@@ -153,7 +157,8 @@ class Calibrated:
         slope, curvature = (memory * old + new for old, new in zip(state["sums"], look[:2], strict=True))
         ratio = newton_ratio(slope, curvature, rate)
         lowest, highest = _bounds(early, state)
-        factor = change(ratio, lowest if ratio >= 0 else max(lowest, _CLIMBED), highest)
+        bounds = (lowest if ratio >= 0 else max(lowest, _CLIMBED), highest)
+        factor = change(ratio, SEARCHED if early else GUARDED, bounds)
         rate = factor * rate if early else max(factor * rate, _FLOOR * state["early_rate"])
         after = {"eta": torch.full_like(state["eta"], rate), "sums": [slope, curvature]}
         if early:
@@ -222,14 +227,15 @@ def newton_ratio(slope: float, curvature: float, rate: float) -> float:
     return math.inf if slope > 0 else 0.0
 
 
-def change(ratio: float, lowest: float, highest: float) -> float:
-    """The factor on the rate that brings t* back to the nearer end of [1/2, 1], between ``lowest`` and ``highest``.
+def change(ratio: float, interval: tuple[float, float], bounds: tuple[float, float]) -> float:
+    """The factor on the rate, between the bounds, that brings t* back to the nearer end of the interval.
 
-    >>> [change(ratio, 0.05, 10.0) for ratio in (3.0, 0.7, 0.25, -1.0, math.inf)]
+    >>> [change(ratio, (0.5, 1.0), (0.05, 10.0)) for ratio in (3.0, 0.7, 0.25, -1.0, math.inf)]
     [3.0, 1.0, 0.5, 0.05, 10.0]
     """
-    wanted = ratio / LONGEST if ratio > LONGEST else ratio / SHORTEST if ratio < SHORTEST else 1.0
-    return min(max(wanted, lowest), highest)
+    shortest, longest = interval
+    wanted = ratio / longest if ratio > longest else ratio / shortest if ratio < shortest else 1.0
+    return min(max(wanted, bounds[0]), bounds[1])
 
 
 def _bounds(early: bool, state: State) -> tuple[float, float]:
