@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
-from gnewton import recurrent, repeated, special, transposed
+from gnewton import margins, recurrent, repeated, special, transposed
 from gnewton.argument_names import with_torch_names
 from gnewton.assumptions import assumption, check_argument
 from gnewton.contraction import contract
@@ -634,6 +634,7 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     torch.prelu: prelu,
     **recurrent.WRITTEN_OUT,
     **transposed.WRITTEN_OUT,
+    **margins.WRITTEN_OUT,
     torch.dropout: dropout,
     torch.ops.higher_order.cond: cond,
     **{drop: partial(_drop_by_mask, drop) for drop in (torch.dropout_, torch.feature_dropout, torch.feature_dropout_)},

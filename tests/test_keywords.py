@@ -134,6 +134,19 @@ CALLS = {
         | {"weight": [None, rand(3, seed=2), rand(2, seed=2)], "ignore_index": [-100, 1, 0]}
         | {"label_smoothing": [0.0, 0.2, 1.5]},
     ),
+    F.multi_margin_loss: (
+        [(randn(5, 3), classes(5)), (randn(3), classes(1)), (randn(3), classes(1)[0]), (randn(5, 3), classes(4))],
+        {"p": [1, 2, 3], "margin": [1.0, 0.3, -0.2], "weight": [None, rand(3, seed=2), rand(2, seed=2)]} | REDUCED,
+    ),
+    F.multilabel_margin_loss: (
+        [
+            (randn(3, 4), torch.tensor([[2, 0, -1, 1], [-1, 1, 2, 3], [1, 1, 3, -1]])),
+            (randn(4), torch.tensor([2, 0, -1, 1])),
+            (randn(3, 4), torch.tensor([2, 0, -1, 1])),
+            (randn(1, 3), torch.tensor([[2, 5, -1]])),
+        ],
+        REDUCED,
+    ),
     F.layer_norm: (
         [(randn(5, 4), [4]), (randn(2, 5, 4), (5, 4)), (randn(2, 5, 4), [4]), (randn(5, 4), [3]), (randn(5, 4), [])],
         {"weight": [None, randn(4, seed=1), randn(5, 4, seed=1), randn(1, seed=1)]}

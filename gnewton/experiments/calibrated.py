@@ -41,6 +41,8 @@ DOZENS: dict[str, Mapping[str, Problem]] = {
     "small batches": SMALL_BATCHES,
 }
 PLAIN, AVERAGED = "losses", "averaged_losses"
+# Below it float32 tells no losses apart: each sample's is a difference of numbers near 1 or larger.
+LEAST = 1e-7
 
 
 def measure(plan: Plan, command: str) -> Results:
@@ -98,7 +100,8 @@ def _view(run: Results, kind: str) -> Results:
     """A run as ``untuned`` reads it; the plain one does not pay for an average."""
     paid = run["averaging_seconds"] if kind == PLAIN else [0.0] * len(run["cpu_seconds"])
     seconds = [whole - part for whole, part in zip(run["cpu_seconds"], paid, strict=True)]
-    return {"train_losses": run[kind], "cpu_seconds": seconds, "diverged": run["diverged"]}
+    losses = [loss if loss is None else max(loss, LEAST) for loss in run[kind]]
+    return {"train_losses": losses, "cpu_seconds": seconds, "diverged": run["diverged"]}
 
 
 def views(one: Results, name: str, kind: str = AVERAGED) -> list[Results]:

@@ -13,6 +13,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     "one table of laws, generated over all files of the folder": {
         "derivatives/rules/*.py": "derivatives/test_sweep.py",
         "contraction.py": "test_keywords.py",
+        "margins.py": "test_keywords.py",
         "teaching/derivations/*.py": "teaching/derivations/test_derivation.py",
         "teaching/exercises/notebook_*.py": "teaching/exercises/test_exercise.py",
     },

@@ -30,6 +30,7 @@ ORDER = (
     "contraction",
     "recurrent",
     "transposed",
+    "margins",
     "forgotten",
     "argument_names",
     "assumptions",

@@ -955,6 +955,7 @@ add("conv1d functional", partial(operation, lambda h, w: F.conv1d(h[None], w[:4]
 # -- losses --------------------------------------------------------------------------------------------------------
 
 CLASSES = torch.tensor([0, 2, 1, 3, 2, 0])
+LABELS = torch.tensor([[0, 2, -1, 1], [3, -1, 0, 0], [1, 1, -1, 2], [2, 3, 0, -1], [-1, 0, 1, 2], [0, 1, 2, 3]])
 SIGNS = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, 1.0], dtype=DTYPE)
 TARGET = RAMP.reshape(6, 4)
 PROBABILITIES = (3 * TARGET).softmax(1)
@@ -1002,6 +1003,9 @@ LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = {
     "hinge_embedding_loss": (lambda out, y: F.hinge_embedding_loss(out[:, 0].square(), y, 2.0), SIGNS),
     "soft_margin_loss": (lambda out, y: F.soft_margin_loss(out[:, 0], y), SIGNS),
     "multilabel_soft_margin_loss": (F.multilabel_soft_margin_loss, (TARGET > 0).to(DTYPE)),
+    "multi_margin_loss": (F.multi_margin_loss, CLASSES),
+    "multi_margin_loss squared": (partial(F.multi_margin_loss, p=2, margin=0.7, weight=WEIGHT), CLASSES),
+    "multilabel_margin_loss": (lambda out, y: F.multilabel_margin_loss(out.sin(), y), LABELS),
     "triplet_margin_loss": (lambda out, y: F.triplet_margin_loss(out, out.flip(0), y, margin=3.0), TARGET),
 }
 for _name, (_criterion, _y) in LOSSES.items():
@@ -1135,7 +1139,7 @@ add(
 
 # What torch.func cannot do: see random numbers, numpy, other threads, graphs within graphs and changing buffers; leave
 # frozen parameters where they are; stop at no_grad. In forward mode solve, det and instance norm with statistics have
-# wrong third derivatives, and glu, huber_loss, soft_margin_loss and lists of norms have none.
+# wrong third derivatives, and glu, huber_loss, soft_margin_loss, lists of norms and losses of margins have none.
 WITHOUT_PHI = {
     *(
         "overwritten_without_gradient",
@@ -1152,6 +1156,7 @@ WITHOUT_PHI = {
     *("spectral_norm", "sparse", "autocast inside", "autograd.functional"),
     *("fft and conjugates", "complex matrices", "complex solve", "real_part_in_place"),
     *("masked_scatter", "solve", "det", "glu", "huber_loss", "soft_margin_loss", "norm of a list"),
+    *("multi_margin_loss", "multi_margin_loss squared", "multilabel_margin_loss"),
 }
 for _name, _case in ZOO.items():
     _case.phi = _name not in WITHOUT_PHI and not _case.random
