@@ -74,7 +74,7 @@ unit: $(VENV)/.installed-test  ## unit and law tests, doctests
 	$(BIN)/pytest -n $(WORKERS)
 
 # One thread each: two runners fill two cores, and more threads than cores made a network this small ten times slower.
-notebooks-test notebooks notebooks-elsewhere: export OMP_NUM_THREADS := 1
+unit unit-elsewhere notebooks-test notebooks notebooks-elsewhere: export OMP_NUM_THREADS := 1
 
 notebooks-test: $(VENV)/.installed-test  ## run every notebook and compare with its saved outputs (NB="03 07" for some)
 	$(BIN)/pytest $(NBVAL) $(NOTEBOOKS)
