@@ -4,7 +4,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ from gnewton.experiments.methods import Method, Settings
 from gnewton.experiments.networks import Problem
 from gnewton.optimizer import GroupedNewton, StepWarning
 from gnewton.training import History, fit
+from gnewton.whole_file import write
 
 Run = dict[str, Any]
 
@@ -213,14 +213,3 @@ def load_or_compute(folder: Path, key: dict[str, Any], compute: Callable[[], Run
     run = compute()
     write(file, json.dumps({"key": key, "run": run}, allow_nan=False))
     return run
-
-
-def write(file: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)

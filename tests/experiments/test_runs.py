@@ -113,20 +113,6 @@ def test_seconds_add_up_over_epochs():
     assert np.all(np.diff(run["cpu_seconds"]) >= 0)
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
-    file = tmp_path / "one.json"
-    runs.write(file, "old")
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(type(file), "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        runs.write(file, "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["one.json"]
-    assert file.read_text() == "old"
-
-
 def test_another_key_is_another_run(tmp_path):
     count = itertools.count()
     keys = [{"method": "sgd", "seed": 0, "epochs": epochs} for epochs in (1, 2, 1)]

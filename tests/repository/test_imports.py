@@ -15,6 +15,7 @@ PACKAGE = ROOT / "gnewton"
 # A module imports only what stands before it. "gnewton" is the package itself, which imports all that stands before it.
 ORDER = (
     "caller",
+    "whole_file",
     "models",
     "datasets",
     "storage",
