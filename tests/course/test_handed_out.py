@@ -81,7 +81,7 @@ def test_any_file_that_is_not_ours_stops_everything(tmp_path, written, how, text
             PUT[how](out / name)
         course, pages = edition(tmp_path / "course", text)
         before = everything(out)
-        with pytest.raises(FileExistsError, match="which holds .* name another folder, or rename or delete") as error:
+        with pytest.raises(FileExistsError, match=r"which holds .* name another folder, or rename or delete") as error:
             written(course, out, pages)
         assert name in str(error.value)
         assert everything(out) == before
@@ -100,7 +100,7 @@ def test_a_file_in_the_place_of_a_folder_is_said(tmp_path, written):
         (out / folder).parent.mkdir(parents=True, exist_ok=True)
         (out / folder).write_text("mine")
         before = everything(tmp_path)
-        with pytest.raises(NotADirectoryError, match="expected a folder, got the file .* rename the file"):
+        with pytest.raises(NotADirectoryError, match=r"expected a folder, got the file .* rename the file"):
             written(course, out, pages)
         assert everything(tmp_path) == before
 
