@@ -16,6 +16,7 @@ PACKAGE = ROOT / "gnewton"
 ORDER = (
     "caller",
     "whole_file",
+    "console",
     "models",
     "datasets",
     "storage",
