@@ -1,7 +1,6 @@
 """``gnewton``, or ``python -m gnewton``: the course and its tools from the command line, on every system."""
 
 import argparse
-import io
 import sys
 import webbrowser
 from collections.abc import Callable, Sequence
@@ -9,6 +8,8 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from gnewton.console import print_anything, run
 
 FOLDER = Path("gnewton-course")
 EXAMPLES = """examples:
@@ -30,24 +31,15 @@ STUDENT = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status: 0 if all went well, 1 if something is missing, 2 if it was called wrongly."""
-    _print_anything()
+    """Run one command; its exit status: 0 if all went well, 1 if something is missing, 2 if it was called wrongly, 130
+    after Ctrl-C.
+    """
+    print_anything()
     parser = _parser()
     given, others = parser.parse_known_args(arguments)
     if unknown := [other for other in others if not (given.others and other.startswith(given.others))]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}; write options of JupyterLab as --name=value")
-    try:
-        return int(given.run(given, others))
-    except (OSError, ModuleNotFoundError) as error:  # of the disk: no such folder, no right to write, no room
-        sys.stderr.write(f"gnewton {given.command}: {error}\n")
-        return 1
-
-
-def _print_anything() -> None:
-    # A Windows console may know 256 characters (cp1252): a folder's name must not end the program.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    return run(f"gnewton {given.command}", lambda: int(given.run(given, others)))
 
 
 def _lab(given: argparse.Namespace, others: list[str]) -> int:
@@ -127,7 +119,7 @@ def _add_student_arguments(student: argparse.ArgumentParser) -> None:
 
 
 def _command(
-    commands: Any, name: str, run: Callable[..., int], text: str, examples: str = ""
+    commands: Any, name: str, act: Callable[..., int], text: str, examples: str = ""
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -135,9 +127,9 @@ def _command(
         description=f"{text[0].upper()}{text[1:]}.",
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=run is not _experiments,
+        add_help=act is not _experiments,
     )
-    parser.set_defaults(run=run, others=None)
+    parser.set_defaults(run=act, others=None)
     return parser
 
 

@@ -21,6 +21,8 @@ from gnewton.ranks import unwrap, world_size
 from gnewton.storage import is_dtensor
 
 Folder = str | os.PathLike[str]
+AS_SAVED = "build both as they were when it was saved, on a disk that all ranks see"
+WRITABLE = "name a new one on a disk that all ranks see, with room and the right to write"
 
 
 def save_checkpoint(folder: Folder, model: nn.Module, optimizer: GroupedNewton) -> None:
@@ -62,7 +64,7 @@ def save_checkpoint(folder: Folder, model: nn.Module, optimizer: GroupedNewton) 
     rest = io.BytesIO()
     torch.save({"state": state, "rows": list(rows)}, rest)
     entries = {"model": unwrap(model).state_dict(), "rows": rows, "optimizer": rest.getvalue()}
-    with _unwarned(), _explained(folder):
+    with _unwarned(), _explained(f"a folder to save a checkpoint in, {os.fspath(folder)}", WRITABLE):
         checkpoint.save(entries, checkpoint_id=folder, **_processes(checkpoint.save, optimizer))
 
 
@@ -82,7 +84,7 @@ def load_checkpoint(folder: Folder, model: nn.Module, optimizer: GroupedNewton) 
     _check_optimizer(optimizer)
 
     def load(entries: dict[str, Any]) -> dict[str, Any]:
-        with _unwarned(), _explained(folder):
+        with _unwarned(), _explained(f"a checkpoint of this model and optimizer in {os.fspath(folder)}", AS_SAVED):
             checkpoint.load(entries, checkpoint_id=folder, **_processes(checkpoint.load, optimizer))
         return entries
 
@@ -171,7 +173,7 @@ def _check_optimizer(optimizer: Any) -> None:
 
 
 @contextmanager
-def _explained(folder: Folder) -> Iterator[None]:
+def _explained(expected: str, advice: str) -> Iterator[None]:
     """What torch met, as an error of its kind: its CheckpointException is no Exception and ends a program past every handler."""
     from torch.distributed.checkpoint import CheckpointException
 
@@ -182,10 +184,7 @@ def _explained(folder: Folder) -> Iterator[None]:
         if not isinstance(cause, Exception):
             raise cause from error  # an interrupt
         kind = OSError if isinstance(cause, OSError) else ValueError
-        raise kind(
-            f"expected a checkpoint of this model and optimizer in {os.fspath(folder)}, got: {cause}; build both as they were when "
-            "it was saved, on a disk that all ranks see"
-        ) from error
+        raise kind(f"expected {expected}, got: {cause}; {advice}") from error
 
 
 @contextmanager

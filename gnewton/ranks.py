@@ -34,6 +34,10 @@ class RankError(RuntimeError):
     """Another rank failed. The message says which and with what; nothing has changed on this one."""
 
 
+class NotFiniteOnRank(RankError, FloatingPointError):
+    """Another rank met a number that is not finite: for whoever asks for that, it is so on this rank too."""
+
+
 class Part(NamedTuple):
     """What one rank adds to a mean.
 
@@ -226,6 +230,12 @@ class Ranks:
             self._told = None
 
     @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Before a call of all ranks: an error inside is the answer to the others' call, and Ctrl-C comes at once."""
+        with self.session(), self._interrupts.listen():
+            yield
+
+    @contextmanager
     def silence_wrapper(self) -> Iterator[None]:
         """Inside, DistributedDataParallel sends nothing of its own: neither gradients nor, in its forward pass, buffers."""
         if self._wrapper is None:
@@ -286,7 +296,8 @@ class Ranks:
     def _other_ranks_error(self) -> RankError:
         said = self._messages("")
         first = next((rank for rank, text in enumerate(said) if text), 0)
-        return RankError(f"rank {first} of {self.size} stopped with {said[first]}")
+        kind = NotFiniteOnRank if said[first].startswith("FloatingPointError") else RankError
+        return kind(f"rank {first} of {self.size} stopped with {said[first]}")
 
     def _messages(self, text: str) -> list[str]:
         """What every rank says."""

@@ -1,10 +1,10 @@
 """A training loop with a progress bar and a history, for ``GroupedNewton`` and every ``torch.optim`` optimizer alike."""
 
-import math
+import cmath
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from typing import Any
@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnewton.datasets import Dataset
-from gnewton.loss import has_rows
+from gnewton.direction import check_finite, total
+from gnewton.loss import check_value, has_rows
+from gnewton.partition import stack_numbers
 
 try:
     from tqdm import tqdm
@@ -100,9 +102,9 @@ def fit(
         full_batch: an epoch is one step of a ``GroupedNewton``, along the mean over the whole loader.
         progress: a bar while it runs, in a terminal or a notebook, then one line that says how it ended.
 
-    A loss or gradient that is not finite ends the run: ``history.diverged`` is set and the parameters stay as they are
-    then. Raises TypeError or ValueError for unfit arguments and
-    loaders without batches.
+    A loss or gradient that is not finite ends the run before the step: ``history.diverged`` is set and the parameters stay as
+    they are then, on all ranks of a ``GroupedNewton``. Raises TypeError or ValueError for unfit arguments and loaders without
+    batches, RankError for those of another rank.
 
     >>> import gnewton as gn
     >>> data = gn.datasets.teacher_student((3, 4, 1))
@@ -144,9 +146,8 @@ def _train(
 ) -> None:
     """One epoch; a step that meets a non-finite number ends it and sets ``history.diverged``."""
     start = time.perf_counter() - (history.seconds[-1] if history.seconds else 0.0)
-    total, samples = 0.0, 0
-    for batch in loader:
-        x, y = _pair(batch)
+    weighted, samples = 0.0, 0
+    for x, y in _pairs(loader, optimizer):
         before = _last_rates(optimizer)
         try:
             loss = step(x, y)
@@ -160,15 +161,35 @@ def _train(
         history.losses.append(loss)
         history.seconds.append(time.perf_counter() - start)
         n = _samples(x, y)
-        total, samples = total + loss * n, samples + n
+        weighted, samples = weighted + loss * n, samples + n
         bar.advance(loss)
-    if not samples:
-        raise ValueError(
-            "expected a loader with batches for every epoch, got none; a generator is used up after one pass: "
-            "pass a list, a DataLoader or Dataset.batches(...)"
-        )
-    history.train_losses.append(total / samples)
+    history.train_losses.append(weighted / samples)
     history.epoch_steps.append(len(history.losses))
+
+
+def _pairs(loader: Iterable[Any], optimizer: torch.optim.Optimizer) -> Iterator[tuple[Any, Any]]:
+    """The batches of one epoch; what goes wrong with one is told to the ranks that wait for its step."""
+    batches, empty = None, True
+    while True:
+        with _preparing(optimizer):
+            batches = iter(loader) if batches is None else batches
+            try:
+                pair = _pair(next(batches))
+            except StopIteration:
+                break
+        empty = False
+        yield pair
+    if empty:
+        with _preparing(optimizer):
+            raise ValueError(
+                "expected a loader with batches for every epoch, got none; a generator is used up after one pass: "
+                "pass a list, a DataLoader or Dataset.batches(...)"
+            )
+
+
+def _preparing(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+    partition = getattr(optimizer, "partition", None)
+    return nullcontext() if partition is None else partition.ranks.preparing()
 
 
 def _stepper(
@@ -190,29 +211,67 @@ def _stepper(
         _check_movable(x, y)
         return x.to(device), y.to(device)
 
+    batches = None if curvature is None else _endless(curvature)
+
+    def drawn(x: Any, y: Any) -> tuple[Any, dict[str, Any]]:
+        # Drawn here and not inside the loss, which must be the same function at each of its calls.
+        with _preparing(optimizer):
+            return on_device((x, y)), {} if batches is None else {"curvature": on_device(next(batches))}
+
     if not hasattr(optimizer, "training_step"):
-        return lambda x, y: _torch_step(optimizer, loss, on_device((x, y)))
+        return lambda x, y: _torch_step(model, optimizer, loss, on_device((x, y)))
     if data is not None:
         return lambda x, y: float(optimizer.training_step(loss, (), data=data))
-    if curvature is None:
-        return lambda x, y: float(optimizer.training_step(loss, on_device((x, y))))
-    batches = _endless(curvature)
-    # Drawn here and not inside the loss, which must be the same function at each of its calls.
-    return lambda x, y: float(optimizer.training_step(loss, on_device((x, y)), curvature=on_device(next(batches))))
+    training_step = optimizer.training_step
+
+    def step(x: Any, y: Any) -> float:
+        batch, curvature_batch = drawn(x, y)
+        return float(training_step(loss, batch, **curvature_batch))
+
+    return step
 
 
-def _torch_step(optimizer: torch.optim.Optimizer, loss: LossFunction, batch: tuple[Tensor, Tensor]) -> float:
+def _torch_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: LossFunction, batch: tuple[Tensor, Tensor]
+) -> float:
+    calls = 0
+
     def closure() -> float:
+        nonlocal calls
+        calls += 1
         optimizer.zero_grad()
         value = loss(*batch)
         _check_scalar(value)
         value.backward()  # type: ignore[no-untyped-call]
-        return value.item()
+        # Here, before the step: afterwards NaN is in the parameters. A search along a line may try such a point: it comes back.
+        return _checked(value.detach().reshape(()), model, optimizer, calls > 1 and _searches(optimizer))
 
-    value = float(optimizer.step(closure))
-    if not math.isfinite(value):
-        raise FloatingPointError(f"expected a finite loss, got {value}; check the inputs or lower the learning rate")
-    return value
+    return float(optimizer.step(closure))
+
+
+def _checked(value: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, anything: bool) -> float:
+    """The loss () as a number; FloatingPointError where it or a gradient is not finite, unless ``anything`` will do.
+
+    The host waits once; looks again where finite entries may have overflowed in their sum.
+    """
+    held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = {str(i): _entries(p.grad) for i, p in enumerate(held)}
+    number, whole = stack_numbers([value, total(gradients, value)]).tolist()
+    if not (anything or cmath.isfinite(whole)):
+        check_value(value)
+        names = {id(p): name for name, p in model.named_parameters()}
+        check_finite({names.get(id(p), f"parameter {i}"): gradients[str(i)] for i, p in enumerate(held)}, "gradient")
+    return float(number.real)
+
+
+def _entries(gradient: Tensor) -> Tensor:
+    """All that a gradient holds: one of an embedding may be sparse."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _searches(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it looks at the loss along a line before it goes there, as LBFGS can."""
+    return any(group.get("line_search_fn") for group in optimizer.param_groups)
 
 
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:

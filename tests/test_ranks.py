@@ -253,6 +253,28 @@ def test_a_failure_while_buckets_are_sent_is_one_on_all(pool, who, fault, at):
     check_failure(pool.run(jobs.in_buckets, jobs.fail, who, fault, at, 1, FIXED, seconds=20), who)
 
 
+LOOPS = [(fault, at) for fault in ("exception", "interrupt", "no pair", "no tensors", "nan") for at in (0, 2)]
+
+
+@pytest.mark.parametrize(("fault", "at"), [*LOOPS, ("no batches", 0), ("no curvature", 0)])
+@pytest.mark.parametrize("who", EVERY)
+def test_a_training_loop_that_fails_on_one_rank_ends_alike_on_all(pool, who, fault, at):
+    ends = pool.run(jobs.fit, who, fault, at, seconds=20)
+    assert all(one["seconds"] < 5 for one in ends)
+    assert all(one["unchanged"] for one in ends)
+    assert len({one["after"] for one in ends}) == 1
+    # What is not finite is recorded, anything else is raised, and by the others with the rank's name.
+    assert all(one["diverged"] == (fault == "nan") for one in ends), ends
+    for rank, one in enumerate(ends):
+        assert bool(one["raised"]) == (fault != "nan")
+        assert (f"RankError: rank {who} of {RANKS} stopped" in one["raised"]) == (rank != who and fault != "nan")
+
+
+def test_a_training_loop_in_which_nothing_fails_ends_well_on_all(pool):
+    ends = pool.run(jobs.fit, 0, "nothing", 0, seconds=20)
+    assert not any(one["diverged"] or one["raised"] or one["unchanged"] for one in ends)
+
+
 def check_failure(ranks, who):
     """All raise soon, the others name the rank, and nothing has changed on any."""
     assert all(one["raised"] for one in ranks), ranks

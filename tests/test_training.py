@@ -287,6 +287,96 @@ def test_a_run_that_diverges_ends_and_says_so():
     assert "diverged: step" in repr(history)
 
 
+class Words(nn.Module):
+    """A model with a parameter whose gradient may be sparse, and one of a gradient that may be None."""
+
+    def __init__(self, sparse=False, dtype=DTYPE):
+        super().__init__()
+        self.table = nn.Embedding(5, 3, sparse=sparse, dtype=dtype)
+        self.unused = nn.Parameter(torch.ones(2, dtype=dtype))
+
+    def forward(self, x):
+        return self.table(x)
+
+
+TORCH = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.1, eps=1e-4),  # the usual eps is 0 in float16
+    "SparseAdam": lambda p: torch.optim.SparseAdam(p, lr=0.1),
+    "LBFGS": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=1),
+}
+
+
+class Spoiled(torch.autograd.Function):
+    """Its value and its gradient times a number each."""
+
+    @staticmethod
+    def forward(ctx, value, of_value, of_gradient):
+        ctx.factor = of_gradient
+        return value * of_value
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None, None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", TORCH)
+@pytest.mark.parametrize("factors", [(math.nan, 1), (math.inf, 1), (1, math.nan), (1, -math.inf), (1, 1)], ids=str)
+def test_what_is_not_finite_never_reaches_the_parameters(name, factors, dtype):
+    torch.manual_seed(0)
+    model, steps = Words(name == "SparseAdam", dtype), iter([(1, 1), factors, (1, 1)])
+    seen = []
+
+    def loss_fn(output, y):
+        seen.append([p.detach().clone() for p in model.parameters()])
+        return Spoiled.apply((output.float() - y).square().mean(), *next(steps))
+
+    batch = (torch.tensor([0, 1, 1]), torch.ones(3, 3))
+    history = run(lambda m: TORCH[name](m.table.parameters()), model, [batch] * 3, loss_fn=loss_fn, epochs=1)
+    assert history.diverged == (factors != (1, 1))
+    assert len(history.losses) == (1 if history.diverged else 3)
+    after = list(model.parameters())
+    assert all(p.isfinite().all() for p in after)
+    assert all(map(torch.equal, seen[-1], after)) == history.diverged
+    if history.diverged:
+        what = "loss" if factors[1] == 1 else "gradient"
+        assert history.reason.startswith(f"step 1: expected a finite {what}, got")
+        assert what == "loss" or "table.weight" in history.reason
+
+
+def test_finite_gradients_whose_sum_overflows_are_taken():
+    model = Words(dtype=torch.float16)
+    history = run(
+        lambda m: sgd(m, 1e-6),
+        model,
+        [(torch.arange(5), torch.zeros(5, 3))],
+        loss_fn=lambda output, y: (6e4 * (output - output.detach())).float().sum(),
+        epochs=1,
+    )
+    assert not model.table.weight.grad.sum().isfinite()
+    assert not history.diverged
+
+
+def test_a_search_along_a_line_may_try_what_is_not_finite():
+    # -log(1 - w) from 0.5 with a first step of 1.5: the loss there is nan, and the search comes back.
+    model = nn.Linear(1, 1, bias=False, dtype=DTYPE)
+    nn.init.constant_(model.weight, 0.5)
+    values = []
+
+    def loss_fn(output, y):
+        values.append((-torch.log(1 - output)).mean() + 4 * (1 - output).mean())
+        return values[-1]
+
+    def lbfgs(m):
+        return torch.optim.LBFGS(m.parameters(), lr=1.5, max_iter=2, line_search_fn="strong_wolfe")
+
+    history = run(lbfgs, model, [(torch.ones(1, 1, dtype=DTYPE),) * 2], loss_fn=loss_fn, epochs=1)
+    assert not all(value.isfinite() for value in values)
+    assert not history.diverged
+    assert model.weight.isfinite().all()
+
+
 def test_inputs_that_are_not_finite_end_a_grouped_newton_run_with_its_reason():
     model = student()
     before = [p.clone() for p in model.parameters()]

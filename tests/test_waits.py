@@ -77,6 +77,17 @@ def test_a_calibrated_step_waits_once_and_where_it_looks_back_for_the_loss_there
     assert [len(places) for places in waits(step, times=8)] == [2, 2, 2, 2, 1, 1, 1, 2]
 
 
+@pytest.mark.parametrize("layers", [1, 6])
+def test_a_training_step_of_torch_waits_once(layers):
+    model = gn.models.perceptron([6, *[5] * layers, 3], "tanh")
+    batch = torch.randn(12, 6), torch.arange(12) % 3
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    (one, three) = (
+        len(waits(lambda n=n: gn.training.fit(model, optimizer, [batch] * n, progress=False))[0]) for n in (1, 3)
+    )
+    assert three - one == 2
+
+
 def test_waiting_for_each_parameter_is_noticed():
     counts = []
     for layers in (1, 6):

@@ -6,6 +6,7 @@ A clone of what is committed takes a minute to install, and everything together 
 others run whole elsewhere, a part is run: what may fail alone is what comes before the first test.
 """
 
+import argparse
 import os
 import pwd
 import re
@@ -75,4 +76,6 @@ def environment(home: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description="Run make targets as a newcomer would.")
+    parser.add_argument("targets", nargs="*", metavar="target", help="of make help; all of them without one")
+    sys.exit(main(parser.parse_args().targets))

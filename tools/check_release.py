@@ -4,6 +4,7 @@ The version stands in pyproject.toml; CITATION.cff and CHANGELOG.md have to name
 tag, ``v`` and the version.
 """
 
+import argparse
 import os
 import re
 import sys
@@ -29,7 +30,9 @@ def problems(root: Path, tag: str | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1] if len(sys.argv) > 1 else None
+    parser = argparse.ArgumentParser(description="Whether the files tell one story about the release.")
+    parser.add_argument("tag", nargs="?", help="v and the version")
+    given = parser.parse_args().tag
     if os.environ.get("GITHUB_REF_TYPE") == "tag":
         given = os.environ.get("GITHUB_REF_NAME")
     wrong = problems(ROOT, given)

@@ -1,7 +1,7 @@
 """Write what the package ships of the experiments' results: results/NAME.json without what no notebook reads."""
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from gnewton.experiments import load
@@ -17,4 +17,8 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    parser = argparse.ArgumentParser(description="Write what the package ships of the experiments' results.")
+    parser.add_argument("source", type=Path, help="the folder of the results")
+    parser.add_argument("target", type=Path, help="the folder of the digests")
+    given = parser.parse_args()
+    main(given.source, given.target)

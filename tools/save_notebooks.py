@@ -5,6 +5,7 @@ kernel shows every picture: no timings, no widget state, no widget views, no ver
 Nothing is saved when a cell fails, writes to stderr, or when the file would be larger than 1 MB.
 """
 
+import argparse
 import copy
 import os
 import sys
@@ -137,6 +138,8 @@ def merged(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("usage: save_notebooks.py FOLDER [NUMBER ...]")
-    sys.exit(1 if main(Path(sys.argv[1]), sys.argv[2:]) else 0)
+    parser = argparse.ArgumentParser(description="Execute notebooks and save them with clean outputs.")
+    parser.add_argument("folder", type=Path, help="of the notebooks")
+    parser.add_argument("numbers", nargs="*", metavar="number", help="such as 03; all of them without one")
+    given = parser.parse_args()
+    sys.exit(1 if main(given.folder, given.numbers) else 0)

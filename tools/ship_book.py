@@ -4,6 +4,7 @@ Built anew from this checkout, without a network, then freed of maps for debugge
 what stays are laid beside it.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,6 @@ def add_licences(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: ship_book.py TARGET")
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Build the book as it ships in the wheel.")
+    parser.add_argument("target", type=Path, help="a folder that is not there yet")
+    main(parser.parse_args().target)

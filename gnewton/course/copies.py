@@ -9,38 +9,56 @@ The pages, which stand one folder up in the book, are laid beside the notebooks,
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from gnewton.whole_file import write
 
 RECORD = ".copied.json"
 
 
 def copy_course(source: Path, target: Path, pages: Sequence[Path] = ()) -> list[str]:
     """Copy every notebook of ``source`` and every page that ``target`` lacks or has untouched; what was left alone, a line each."""
+    check_folder(target)
     target.mkdir(parents=True, exist_ok=True)
     record = target / RECORD
     copied = read_record(record)
     left = []
     for path in [*sorted(source.glob("*.ipynb")), *pages]:
-        new = in_one_folder(path.read_bytes(), source.name, pages)
-        copied[path.name], same = refresh(new, target / path.name, copied.get(path.name))
+        new, before = in_one_folder(path.read_bytes(), source.name, pages), copied.get(path.name)
+        copied[path.name], same = refresh(new, target / path.name, before)
+        # At once: what stops the next copy must not make this one the reader's.
+        if copied[path.name] != before:
+            write_record(record, copied)
         if not same:
             left.append(
                 f"{target / path.name} has your changes and the course has a newer one: "
                 "rename or delete yours, run again to get it"
             )
-    record.write_text(json.dumps(copied, indent=1) + "\n", encoding="utf-8")
     return left
+
+
+def check_folder(folder: Path) -> None:
+    """NotADirectoryError where a file stands in the place of the folder, or of one around it."""
+    for one in (folder, *folder.parents):
+        if os.path.lexists(one) and not one.is_dir():
+            raise NotADirectoryError(f"expected a folder, got the file {one}; name another folder, or rename the file")
 
 
 def read_record(record: Path) -> dict[str, str | None]:
     """The hashes by the names of what was written; nothing where there is no record, or a damaged one: all is then the reader's."""
-    with suppress(FileNotFoundError, ValueError):
+    with suppress(FileNotFoundError, ValueError, RecursionError):
         read = json.loads(record.read_text(encoding="utf-8"))
         return read if isinstance(read, dict) else {}
     return {}
+
+
+def write_record(record: Path, hashes: Mapping[str, str | None]) -> None:
+    """Keep the hashes of what was written, by the names."""
+    write(record, json.dumps(hashes, indent=1) + "\n")
 
 
 def in_one_folder(content: bytes, notebooks: str, pages: Sequence[Path]) -> bytes:
@@ -61,7 +79,7 @@ def refresh(content: bytes, copy: Path, copied: str | None) -> tuple[str | None,
     if current == new:
         return new, True
     if current is None or current == copied:
-        copy.write_bytes(content)
+        write(copy, content)
         return new, True
     return copied, copied == new
 

@@ -6,13 +6,13 @@ and holds no answer. But the solutions are public: marks from these exercises ar
 """
 
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gnewton.course.copies import in_one_folder
-from gnewton.course.student import is_solution, read, without_outputs, write, write_all
+from gnewton.course.handed_out import hand_out
+from gnewton.course.student import content, contents, is_solution, read, without_outputs
 
 STUB = re.compile(r'def (\w+)\((.*)\):\n    raise NotImplementedError\("your turn"\)\n\n\ncheck\("(\d\d\.\d)", \w+\)')
 ANSWER = re.compile(r"def solution_\w+\(.*\):\n((?:    .*\n|\n)+?)\n*check\(.*\)")
@@ -56,9 +56,7 @@ def write_otter(source: Path, target: Path, pages: Sequence[Path] = ()) -> str:
     """Masters for ``otter assign``, one a notebook, in ``target``; what was done and what to type next."""
     folder = target / "notebooks"
     paths = sorted(source.glob("*.ipynb"))
-    write_all({path.name: otter(read(path)) for path in paths}, folder)
-    for page in pages:
-        shutil.copyfile(page, target / page.name)
+    hand_out({f"{folder.name}/{path.name}": content(otter(read(path))) for path in paths} | contents(pages), target)
     command = f"otter assign {folder / FIRST} {target / 'dist' / '00-tour'}"
     return f"{len(paths)} masters for otter in {folder}; next, for each of them:\n{command}"
 
@@ -66,16 +64,13 @@ def write_otter(source: Path, target: Path, pages: Sequence[Path] = ()) -> str:
 def write_nbgrader(source: Path, target: Path, pages: Sequence[Path] = ()) -> str:
     """A course folder of nbgrader in ``target``, one assignment a notebook; what was done and what to type next."""
     paths = sorted(source.glob("*.ipynb"))
+    files = {"nbgrader_config.py": CONFIG.encode()}
     for path in paths:
-        folder = target / "source" / path.stem
-        folder.mkdir(parents=True, exist_ok=True)
-        write(nbgrader(read(path)), folder / path.name)
         # nbgrader hands out the folder of the assignment and nothing beside it: the pages go in, and the links follow.
-        for page in pages:
-            shutil.copyfile(page, folder / page.name)
-        for file in (path, *pages):
-            (folder / file.name).write_bytes(in_one_folder((folder / file.name).read_bytes(), source.name, pages))
-    (target / "nbgrader_config.py").write_text(CONFIG, encoding="utf-8")
+        assignment = {path.name: content(nbgrader(read(path)))} | contents(pages)
+        folder = f"source/{path.stem}"
+        files |= {f"{folder}/{name}": in_one_folder(one, source.name, pages) for name, one in assignment.items()}
+    hand_out(files, target)
     command = "nbgrader generate_assignment 00-tour"
     return f"{len(paths)} assignments for nbgrader in {target / 'source'}; next, in {target}, for each:\n{command}"
 

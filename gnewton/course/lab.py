@@ -27,7 +27,9 @@ def open_lab(folder: Path, options: Sequence[str] = ()) -> int:
     for line in copy_course(place.notebooks(), folder, place.pages()):
         sys.stdout.write(line + "\n")
     sys.stdout.write(f"Your copy of the course: {folder.resolve()}\n")
-    sys.stdout.write("What you do there is kept. Ctrl-C here ends JupyterLab.\n")
+    sys.stdout.write(
+        "What you do there is kept. To end JupyterLab: Ctrl-C here twice within five seconds, or once and y.\n"
+    )
     sys.stdout.flush()
     return wait(subprocess.Popen(command(folder, options), env=environment()))
 

@@ -1,50 +1,31 @@
 """The course to hand out: the notebooks without the cells tagged ``solution`` and without outputs.
 
-They go into ``student/notebooks``, and the pages they link to beside that folder, as in the book. Both are made anew at
-each run; nothing else in ``student`` is touched. ``.written.json`` beside the notebooks names those that a run wrote:
-no other is overwritten or taken away. The package still holds the solutions: this keeps them out of sight,
+They go into ``student/notebooks``, and the pages they link to beside that folder, as in the book. Each run makes anew what the
+last one wrote; nothing else in ``student`` is touched. The package still holds the solutions: this keeps them out of sight,
 not secret.
 """
 
 import copy
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gnewton.course.copies import digest, read_record
+from gnewton.course.handed_out import hand_out
 
 SOLUTION = "solution"
-RECORD = ".written.json"
 
 
 def write_student(source: Path, target: Path, pages: Sequence[Path] = ()) -> str:
     """Write the students' notebooks, and take away those that the course has no more; what was done, in a line."""
-    folder = target / source.name
-    notebooks = {path.name: for_students(read(path)) for path in sorted(source.glob("*.ipynb"))}
-    write_all(notebooks, folder)
-    for page in pages:
-        shutil.copyfile(page, target / page.name)
-    return f"{len(notebooks)} notebooks without solutions in {folder}"
+    paths = sorted(source.glob("*.ipynb"))
+    notebooks = {f"{source.name}/{path.name}": content(for_students(read(path))) for path in paths}
+    hand_out(notebooks | contents(pages), target)
+    return f"{len(notebooks)} notebooks without solutions in {target / source.name}"
 
 
-def write_all(notebooks: Mapping[str, Any], folder: Path) -> None:
-    """Write notebooks by their names, in place of those of the last run; FileExistsError, with nothing written, where others lie."""
-    folder.mkdir(parents=True, exist_ok=True)
-    record = folder / RECORD
-    written = read_record(record).keys()
-    if others := sorted(name for name in notebooks if name not in written and (folder / name).exists()):
-        raise FileExistsError(
-            f"expected a folder for the notebooks to hand out, got {folder}, which holds {', '.join(others)} from elsewhere; name "
-            "another folder, or delete them"
-        )
-    for stale in written - notebooks.keys():
-        (folder / stale).unlink(missing_ok=True)
-    for name, notebook in notebooks.items():
-        write(notebook, folder / name)
-    hashes = {name: digest((folder / name).read_bytes()) for name in notebooks}
-    record.write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
+def contents(pages: Sequence[Path]) -> dict[str, bytes]:
+    """Pages by their names, as they are."""
+    return {page.name: page.read_bytes() for page in pages}
 
 
 def read(path: Path) -> Any:
@@ -54,11 +35,11 @@ def read(path: Path) -> Any:
     return nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)  # type: ignore[no-untyped-call]
 
 
-def write(notebook: Any, path: Path) -> None:
-    """Save a notebook as the course's are saved: UTF-8, the same ends of lines on every system."""
+def content(notebook: Any) -> bytes:
+    """A notebook as the course's are saved: UTF-8, the same ends of lines on every system."""
     import nbformat
 
-    path.write_bytes((nbformat.writes(notebook) + "\n").encode())  # type: ignore[no-untyped-call]
+    return (nbformat.writes(notebook) + "\n").encode()  # type: ignore[no-untyped-call,no-any-return]
 
 
 def for_students(notebook: Any) -> Any:

@@ -6,8 +6,8 @@ from typing import Any
 
 from gnewton.experiments.protocol import Plan
 from gnewton.experiments.report import text
-from gnewton.experiments.runs import write
 from gnewton.plots import Figure, png
+from gnewton.whole_file import write
 
 Results = dict[str, Any]
 

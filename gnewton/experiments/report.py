@@ -33,9 +33,12 @@ def results(compared: Results, command: str) -> Results:
 
 def facts(command: str) -> Results:
     """Command, date, versions and machine; no path, no host name."""
+    return {"command": command, "date": datetime.now(UTC).date().isoformat()} | circumstances()
+
+
+def circumstances() -> Results:
+    """Versions and machine: with others of them the same run gives other numbers, and takes other seconds."""
     return {
-        "command": command,
-        "date": datetime.now(UTC).date().isoformat(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": _threads()},
     }

@@ -4,10 +4,10 @@ import copy
 import hashlib
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,8 +20,10 @@ from torch.optim.swa_utils import update_bn
 from gnewton.datasets import Dataset
 from gnewton.experiments.methods import Method, Settings
 from gnewton.experiments.networks import Problem
+from gnewton.experiments.report import circumstances
 from gnewton.optimizer import GroupedNewton, StepWarning
 from gnewton.training import History, fit
+from gnewton.whole_file import write
 
 Run = dict[str, Any]
 
@@ -195,32 +197,29 @@ def finite(value: float) -> float | None:
 
 
 def load_or_compute(folder: Path, key: dict[str, Any], compute: Callable[[], Run]) -> Run:
-    """The run that ``key`` determines: read from its file where it is there, else computed and written.
+    """The run that ``key``, the machine, its threads and the versions determine: read from its file, else computed and written.
 
-    The file is complete or absent, whatever interrupts.
+    So the facts that a report states are those of its runs. The file is complete or absent, whatever interrupts; one that is
+    damaged is made anew.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     [load_or_compute(Path(folder), {"method": "sgd", "seed": 0}, lambda: {"loss": loss})["loss"] for loss in (0.5, 0.7)]
     [0.5, 0.5]
     """
-    text = json.dumps(key, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    whole = key | circumstances()
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:12]
     file = folder / f"{key['method']}-seed-{key['seed']}-{digest}.json"
-    if file.exists():
-        run: Run = json.loads(file.read_text(encoding="utf-8"))["run"]
-        return run
+    if (kept := _kept(file)) is not None:
+        return kept
     run = compute()
-    write(file, json.dumps({"key": key, "run": run}, allow_nan=False))
+    write(file, json.dumps({"key": whole, "run": run}, allow_nan=False))
     return run
 
 
-def write(file: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+def _kept(file: Path) -> Run | None:
+    """The run of a file, or None: what is kept to save time can be made again."""
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        run = json.loads(file.read_text(encoding="utf-8"))["run"]
+        return run if isinstance(run, dict) else None
+    return None

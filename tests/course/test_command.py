@@ -167,6 +167,42 @@ def test_what_the_disk_refuses_is_said_in_a_line(
     assert text == f"gnewton {command}: {error}\n"
 
 
+@pytest.mark.parametrize("command", ["lab", "student"])
+def test_a_file_in_the_place_of_the_folder_is_said_with_what_to_do(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    status, text = said(capsys, command, str(file))
+    assert status == 1
+    assert re.fullmatch(rf"gnewton {command}: expected a folder, got the file .*; name another .*\n", text)
+    assert "Errno" not in text
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "experiments"])
+def test_ctrl_c_is_said_in_a_line(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"gnewton.__main__._{command}", interrupted)
+    status, text = said(capsys, command)
+    assert status == 130
+    assert re.fullmatch(rf"gnewton {command}: interrupted; .*\n", text)
+
+
+@pytest.mark.parametrize("command", [["check"], ["student"], ["experiments"]])
+def test_nobody_who_reads_is_no_error_to_tell(command: list[str], tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "gnewton", *command]
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 # -- lab -----------------------------------------------------------------------------------------------------------
 
 

@@ -70,7 +70,7 @@ def test_a_folder_is_made_anew_and_other_files_stay(tmp_path):
     write_student(course, student, [page])
     files = sorted(str(path.relative_to(student)) for path in student.rglob("*") if path.is_file())
     assert files == [
-        "notebooks/.written.json",
+        ".written.json",
         "notebooks/00-tour.ipynb",
         "notebooks/01-valleys.ipynb",
         "notes.txt",
@@ -91,13 +91,14 @@ def test_no_notebook_from_elsewhere_is_overwritten_or_taken_away(tmp_path, writt
     course, own = tmp_path / "clone" / "notebooks", tmp_path / "own"
     course.mkdir(parents=True)
     (own / "notebooks").mkdir(parents=True)
-    nbformat.write(new_notebook(cells=[new_markdown_cell("# A title", id="title")]), course / "00-tour.ipynb")
+    ran = new_code_cell("1 + 1", id="sum", outputs=[new_output("stream", text="2")])
+    nbformat.write(new_notebook(cells=[ran]), course / "00-tour.ipynb")
     (own / "notebooks" / "mine.ipynb").write_text("mine")
     (own / "notebooks" / "00-tour.ipynb").write_text("mine, too")
     (tmp_path / "link").symlink_to(tmp_path / "clone", target_is_directory=True)
     target = {"another's notebook": own, "the course itself": tmp_path / "clone", "through a link": tmp_path / "link"}
     before = everything(tmp_path)
-    with pytest.raises(FileExistsError, match=r"which holds 00-tour\.ipynb from elsewhere; name another folder"):
+    with pytest.raises(FileExistsError, match=r"which holds notebooks/00-tour\.ipynb from elsewhere or with"):
         written(course, target[where])
     assert everything(tmp_path) == before
     # The control: without that one it writes, twice, and still leaves the others.

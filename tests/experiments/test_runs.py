@@ -10,7 +10,7 @@ import torch
 from support.race import TINY, digits, method, seeded
 from torch import nn
 
-from gnewton.experiments import runs
+from gnewton.experiments import report, runs
 from gnewton.experiments.methods import METHODS
 
 INSTALLED = [one for one in METHODS.values() if one.installed]
@@ -113,22 +113,45 @@ def test_seconds_add_up_over_epochs():
     assert np.all(np.diff(run["cpu_seconds"]) >= 0)
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
-    file = tmp_path / "one.json"
-    runs.write(file, "old")
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(type(file), "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        runs.write(file, "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["one.json"]
-    assert file.read_text() == "old"
-
-
 def test_another_key_is_another_run(tmp_path):
     count = itertools.count()
     keys = [{"method": "sgd", "seed": 0, "epochs": epochs} for epochs in (1, 2, 1)]
     values = [runs.load_or_compute(tmp_path, key, lambda: {"n": next(count)})["n"] for key in keys]
     assert values == [0, 1, 0]
+
+
+OTHERS = {
+    "threads": (report, "_threads", lambda: 99),
+    "processor": (report, "_processor", lambda: "another"),
+    "cores": (report.os, "cpu_count", lambda: 99),
+    "Python": (report.platform, "python_version", lambda: "3.99"),
+    "a package": (report, "_version", lambda package: "99.0"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_the_facts_state_is_what_a_run_was_made_with(tmp_path, monkeypatch, other):
+    count, key = itertools.count(), {"method": "sgd", "seed": 0}
+
+    def value():
+        return runs.load_or_compute(tmp_path, key, lambda: {"n": next(count)})["n"]
+
+    first, before = value(), report.facts("")
+    with monkeypatch.context() as patch:
+        patch.setattr(*OTHERS[other])
+        assert report.facts("") != before
+        assert value() == 1
+    assert value() == first == 0
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "[]", "{}", '{"run": null}', '{"run": 3}', "[" * 100_000, "\xff"])
+def test_a_damaged_file_is_made_anew(tmp_path, content):
+    count, key = itertools.count(), {"method": "sgd", "seed": 0}
+
+    def value():
+        return runs.load_or_compute(tmp_path, key, lambda: {"n": next(count)})["n"]
+
+    assert [value(), value()] == [0, 0]
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(content.encode("latin-1"))
+    assert [value(), value()] == [1, 1]

@@ -52,6 +52,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
     },
     "what a command line calls: tested by typing it": {
         "__main__.py": "course/test_command.py",
+        "console.py": "course/test_command.py",
         "course/environment.py": "course/test_command.py",
         "course/lab.py": "course/test_command.py",
         "course/place.py": "course/test_command.py",

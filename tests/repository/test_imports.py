@@ -15,6 +15,8 @@ PACKAGE = ROOT / "gnewton"
 # A module imports only what stands before it. "gnewton" is the package itself, which imports all that stands before it.
 ORDER = (
     "caller",
+    "whole_file",
+    "console",
     "models",
     "datasets",
     "storage",

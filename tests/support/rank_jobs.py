@@ -220,6 +220,50 @@ def fail(rank: int, who: int, fault: str, at: int, step: int, settings: dict[str
     }
 
 
+def fit(rank: int, who: int, fault: str, at: int) -> dict[str, Any]:
+    """A training loop in which one rank fails at its step ``at``; how it ended, what it changed, and a good step afterwards."""
+    model = network()
+    optimizer = optimizer_for(gn.Partition.by_tensor(wrapped(model, "ddp")), "adam", {"cubic": 1e3, "period": 1})
+    batch = mine(rank)
+    odd: dict[str, Any] = {"no pair": batch[0], "no tensors": (1, 2), "nan": (batch[0] * float("nan"), batch[1])}
+    seen: list[list[Tensor]] = []
+
+    def batches() -> Iterator[Any]:
+        for step in range(3):
+            seen.append([p.detach().clone() for p in model.parameters()])
+            if rank == who and step == at and fault in ("exception", "interrupt"):
+                raise {"exception": OSError("no such file"), "interrupt": KeyboardInterrupt()}[fault]
+            yield odd.get(fault, batch) if rank == who and step == at else batch
+
+    def loaded() -> Iterator[Any]:
+        return iter(()) if rank == who and fault == "no batches" else batches()
+
+    curvature = [] if rank == who and fault == "no curvature" else [batch]
+    start, raised, diverged = time.monotonic(), "", False
+    try:
+        history = gn.training.fit(
+            optimizer.partition.module, optimizer, Loader(loaded), curvature=curvature, progress=False
+        )
+        diverged = history.diverged
+    except BaseException as error:
+        raised = f"{type(error).__name__}: {error}"
+    seconds, last = time.monotonic() - start, seen[-1] if seen else list(model.parameters())
+    unchanged = all(map(torch.equal, last, model.parameters()))
+    value = optimizer.step(lambda: F.cross_entropy(model(batch[0]), batch[1]), samples=len(batch[0]))
+    after = float(value)
+    return {"raised": raised, "diverged": diverged, "seconds": seconds, "unchanged": unchanged, "after": after}
+
+
+class Loader:
+    """Batches that are made anew in each pass."""
+
+    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.make()
+
+
 def everything(model: nn.Module) -> list[Tensor]:
     return [t.detach().clone() for t in (*model.parameters(), *model.buffers())]
 

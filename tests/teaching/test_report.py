@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -92,13 +93,53 @@ def test_a_folder_becomes_a_table(tmp_path):
     assert said == ""
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"exercises": {"01.1": 3}, "name": "", "notebook": "01"}', "\xff"])
+def odd_key(key):
+    return json.dumps(
+        {"exercises": {"01.1": {"result": "passed"}, key: {"result": "forged"}}, "name": "", "notebook": "01"}
+    )
+
+
+ODD = ["", "[]", "{}", '{"exercises": {"01.1": 3}, "name": "", "notebook": "01"}', "\xff", "[" * 100_000, "9" * 5000]
+KEYS = ["extra", "name", "file", "passed", "notebook", "", "1", "01.", "01.1 ", "٠١.٢", "01.1\n", "=1+1"]
+
+
+@pytest.mark.parametrize("text", [*ODD, *map(odd_key, KEYS)], ids=lambda text: text[:90])
 def test_what_is_no_report_is_left_out_and_said(tmp_path, text):
     written(tmp_path)
     (tmp_path / "odd.json").write_bytes(text.encode("latin-1"))
     rows, said = table(tmp_path)
     assert len(rows) == 1
     assert "odd.json" in said
+
+
+def test_a_folder_of_a_report_s_name_is_left_out_and_said(tmp_path):
+    written(tmp_path)
+    (tmp_path / "odd.json").mkdir()
+    rows, said = table(tmp_path)
+    assert len(rows) == 1
+    assert "odd.json" in said
+
+
+def test_a_mark_in_front_of_a_report_is_none_of_its_text(tmp_path):
+    written(tmp_path, name="Ada")
+    file = tmp_path / "report-01.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    rows, said = table(tmp_path)
+    assert [row["name"] for row in rows] == ["Ada"]
+    assert said == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("Łukasz", b"\\u0141ukasz"), ("\ud800", b"\\ud800"), ("Zoë", "Zoë".encode("cp1252"))]
+)
+def test_a_console_of_256_characters_writes_every_name(tmp_path, name, shown):
+    written(tmp_path)
+    file = tmp_path / "report-01.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"name": name}), encoding="utf-8")
+    command = [sys.executable, "-m", "gnewton.teaching.collect", str(tmp_path)]
+    console = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, env=console, check=True)
+    assert shown in done.stdout
 
 
 def test_the_collector_runs_from_the_command_line(tmp_path):

@@ -112,7 +112,7 @@ def find(number: str) -> Exercise:
         exercises: dict[str, Exercise] = {exercise.number: exercise for exercise in module.EXERCISES}
     except ModuleNotFoundError:
         exercises = {exercise.number: exercise for exercise in every()}
-    if number not in exercises:
+    if not isinstance(number, str) or number not in exercises:
         raise ValueError(f"expected the number of an exercise, one of {', '.join(exercises)}, got {number!r}")
     return exercises[number]
 
@@ -133,13 +133,15 @@ def assess(exercise: Exercise, function: Function) -> list[Finding]:
     """What ``check`` prints: that it runs, the shape, the values on both examples, and what is wrong where something is."""
     try:
         answers = [function(*exercise.arguments(seed)) for seed in SEEDS]
-    except Exception as error:
-        if isinstance(error, NotImplementedError) and YOUR_TURN in str(error):
+    except KeyboardInterrupt:
+        raise  # the learner's own, who waits no longer
+    except BaseException as error:  # sys.exit() in the answer, too, must not end the kernel
+        if isinstance(error, NotImplementedError) and YOUR_TURN in _message(error):
             return [Finding(None, f"replace the line with raise, and run this cell again; {_hint(exercise)}")]
         return [Finding(False, _explain_stop(function, error))]
     try:
         got = [numbers(answer) for answer in answers]
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:  # of what the learner returned: a number without end, a list that holds itself
         return [Finding(True, "it runs"), Finding(False, _no_numbers(answers[0]))]
     right = [numbers(exercise.solution(*exercise.arguments(seed))) for seed in SEEDS]
     tolerance = max(exercise.tolerance, SINGLE_PRECISION if got[0].dtype == torch.float32 else 0.0)
@@ -160,6 +162,7 @@ def numbers(answer: Any) -> Tensor:
     tensor = answer.detach() if isinstance(answer, Tensor) else torch.as_tensor(answer, dtype=_python_dtype(answer))
     if tensor.is_complex():
         raise TypeError("expected real numbers, got complex ones")
+    tensor = tensor.to_dense() if tensor.layout != torch.strided else tensor
     return tensor.cpu() if tensor.dtype == torch.float32 else tensor.cpu().double()
 
 
@@ -182,13 +185,21 @@ def _hint(exercise: Exercise) -> str:
     return f'gn.teaching.hint("{exercise.number}") gives a hint'
 
 
-def _explain_stop(function: Any, error: Exception) -> str:
+def _message(error: BaseException) -> str:
+    """What an error says; its class may be the learner's own, and say it wrongly."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def _explain_stop(function: Any, error: BaseException) -> str:
     if not callable(function):
         return f"expected a function, got {type(function).__name__}: hand over its name alone, without calling it"
     code = getattr(function, "__code__", None)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
     where = f" in line {frames[-1].lineno} of the cell, {frames[-1].line!r}" if frames else ""
-    return f"it stops{where} with {type(error).__name__}: {str(error) or 'no message'}"
+    return f"it stops{where} with {type(error).__name__}: {_message(error) or 'no message'}"
 
 
 def _no_numbers(answer: Any) -> str:
@@ -241,7 +252,7 @@ def _advice(exercise: Exercise, got: list[Tensor], right: list[Tensor], toleranc
 
 
 def _record(number: str, function: Any, findings: Sequence[Finding]) -> None:
-    if getattr(function, "__name__", "").startswith("solution_") or findings[0].passed is None:
+    if str(getattr(function, "__name__", "")).startswith("solution_") or findings[0].passed is None:
         return
     record = RECORDS.setdefault(number, Record())
     record.checks += 1

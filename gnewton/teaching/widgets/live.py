@@ -117,8 +117,17 @@ class LiveTraining(FigureWidget):
         self._begin(self._chosen_values())
         self.redraw()
 
+    def close(self) -> None:
+        """Stop, and take the widget off the page; what closes all widgets leaves no run behind."""
+        task = getattr(self, "_task", None)  # none where the constructor failed, whose widget is closed, too
+        if task is not None:
+            task.cancel()
+        self._task = None
+        super().close()
+
     def act(self, button: str) -> None:
         """What a button does: "Start", "Pause", "Step" or "Reset"; an error is shown in place of the sentence."""
+        self._problem = ""
         try:
             self._acts[button]()
         except Exception as error:  # a button has no cell to show it in
@@ -218,6 +227,8 @@ class LiveTraining(FigureWidget):
         return [min(max(loss, low), high) for loss in losses]
 
     def _tell(self, error: Exception) -> None:
+        self.redraw()  # it does not run any more
+        self._problem = ""  # the same error again would be no change, and not be shown
         self._problem = f"{type(error).__name__}: {error}"
 
 

@@ -177,6 +177,67 @@ def test_check_prints_and_never_raises(capsys):
     assert "got '77'" in said
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+class Nameless:
+    __name__ = 3
+
+    def __call__(self, *_):
+        return 1.0
+
+
+def throws(error):
+    def stops(*_):
+        raise error
+
+    return stops
+
+
+def holds_itself(*_):
+    answer = []
+    answer.append(answer)
+    return answer
+
+
+ODD = {
+    "a number without end": lambda *_: 10**400,
+    "a sparse tensor": lambda *_: torch.eye(3).to_sparse(),
+    "a compressed one": lambda *_: torch.eye(3).to_sparse_csr(),
+    "a tensor without numbers": lambda *_: torch.ones(3, device="meta"),
+    "a list that holds itself": holds_itself,
+    "an error without words": throws(Speechless()),
+    "your turn without words": throws(type("Turn", (Speechless, NotImplementedError), {})()),
+    "the end of the program": throws(SystemExit(3)),
+    "the end of a generator": throws(GeneratorExit()),
+    "a name that is none": Nameless(),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_check_says_a_line_whatever_it_is_given(capsys, kind):
+    check("01.1", ODD[kind])
+    assert "Exercise 01.1: not yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [None, 1.1, ["01.1"], {}, "", "..", "\0"], ids=repr)
+def test_check_says_a_line_whatever_its_number(capsys, number):
+    check(number, your_turn)
+    hint(number)
+    assert capsys.readouterr().out.count("expected the number of an exercise") == 2
+
+
+def test_a_sparse_answer_that_is_right_is_right():
+    assert is_solved(assess(TABLE, lambda x: TABLE.solution(x).to_sparse()))
+
+
+def test_a_learner_s_own_interrupt_is_heard():
+    with pytest.raises(KeyboardInterrupt):
+        check("01.1", throws(KeyboardInterrupt()))
+
+
 def test_hints_come_one_at_a_time_and_the_last_one_stays(capsys):
     hints = find("01.1").hints
     for _ in range(len(hints) + 1):

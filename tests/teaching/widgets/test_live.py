@@ -216,6 +216,52 @@ def test_an_error_behind_a_button_shows_in_the_status_line():
         widget.advance(1)
 
 
+@pytest.mark.parametrize("closing", [lambda widget: widget.close(), lambda widget: type(widget).close_all()])
+def test_what_is_closed_trains_no_more(closing):
+    async def scene():
+        widget = live(steps=10**9)
+        widget.start()
+        await until(lambda: len(widget.losses) > 1)
+        closing(widget)
+        made = len(widget.losses)
+        await asyncio.sleep(3 * CHUNK)
+        assert not widget.running
+        assert len(widget.losses) == made
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_for(scene())
+
+
+def test_a_widget_that_was_not_made_is_closed_in_silence():
+    with pytest.raises(ValueError, match="no batch left"):
+        live(lambda rate: failing(rate)())
+    LiveTraining.__new__(LiveTraining).close()
+
+
+@pytest.mark.parametrize("behind", ["a button", "a task"])
+def test_every_error_is_a_change_that_the_page_sees(behind):
+    seen = []
+
+    async def scene():
+        widget = live(failing)
+        widget.observe(lambda change: seen.append(change["new"]), names="_problem")
+        for _ in range(3):
+            widget.act("Step" if behind == "a button" else "Start")
+            await until(lambda: not widget.running)
+            assert "paused" in widget._answer["sentence"]
+
+    run_for(scene())
+    assert [bool(text) for text in seen] == [True, False, True, False, True]
+
+
+def test_a_button_that_works_again_takes_the_error_away():
+    widget = live()
+    widget.act("no button")
+    widget.act("Step")
+    assert widget._problem == ""
+    assert "1 of" in widget._answer["sentence"]
+
+
 def test_without_an_event_loop_start_says_what_to_do():
     widget = live()
     with pytest.raises(RuntimeError, match=r"advance\(n\)"):
