@@ -33,6 +33,7 @@ ORDER = (
     "forgotten",
     "argument_names",
     "assumptions",
+    "max_norm",
     "repeated",
     "special",
     "elementary",
