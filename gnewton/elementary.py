@@ -617,6 +617,8 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     torch.cdist: cdist,
     torch.einsum: contract,
     torch.linalg.norm: linalg_norm,
+    torch.linalg.vander: special.linalg_vander,
+    torch.vander: special.vander,
     torch.embedding: _embedding,
     torch.prelu: prelu,
     **recurrent.WRITTEN_OUT,
