@@ -618,7 +618,6 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     torch.einsum: contract,
     torch.linalg.norm: linalg_norm,
     torch.linalg.vander: special.linalg_vander,
-    torch.vander: special.vander,
     torch.embedding: _embedding,
     torch.prelu: prelu,
     **recurrent.WRITTEN_OUT,

@@ -213,19 +213,11 @@ def binary_cross_entropy(
 def linalg_vander(x: Tensor, *, N: int | None = None) -> Tensor:
     """``torch.linalg.vander``, which calls cumprod below Python: here it is called where it is written out."""
     count = N if N is not None else x.shape[-1] if x.dim() else 0
-    if count < 3 or not x.numel() or not may_be_differentiated(x):
+    if count < 3 or not x.dim() or not x.numel() or not may_be_differentiated(x):
         own: Tensor = torch.linalg.vander(x, N=N)
         return own
     powers = x[..., None].expand(*x.shape, count - 1).cumprod(-1)
     return torch.cat([torch.ones_like(powers[..., :1]), powers], -1)
-
-
-def vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:
-    """``torch.vander``: the same of a vector, its powers falling."""
-    if x.dim() != 1 or (N is not None and N < 3) or not may_be_differentiated(x):
-        return torch.vander(x, N, increasing)
-    powers = linalg_vander(x, N=N)
-    return powers if increasing else powers.flip(-1)
 
 
 # Those that act scalar by scalar, or have a rule of their own, are one operation to a recorder; the rest are their steps.

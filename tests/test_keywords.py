@@ -220,10 +220,6 @@ CALLS = {
         [(x,) for x in (randn(4), randn(2, 3), randn(1), randn(1)[0], torch.arange(4))],
         {"N": [None, 0, 1, 2, 3, 6]},
     ),
-    torch.vander: (
-        [(x,) for x in (randn(4), randn(2, 3), randn(2), randn(0), torch.arange(4))],
-        {"N": [None, 0, 1, 2, 3, 6, -1], "increasing": [False, True]},
-    ),
     torch.dropout: (DROPPED, {}),
     torch.feature_dropout: (DROPPED, {}),
     torch.prelu: ([(randn(4, 3), rand(n, seed=1)) for n in (1, 3, 2)], {}),
@@ -256,7 +252,6 @@ SCHEMAS = {
     F.scaled_dot_product_attention: "scaled_dot_product_attention",
     torch.linalg.norm: "linalg_norm",
     torch.linalg.vander: "linalg_vander",
-    torch.vander: "vander",
     **{getattr(torch, n): n for n in ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")},
 }
 
