@@ -6,10 +6,11 @@ points uphill, as the gradient does.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -129,12 +130,33 @@ def gradient_here(
         restore_buffers: put them back to what they were.
         finite: as in ``evaluate``.
     """
-    with partition.gathered() as whole, differentiable_mode(whole, restore_buffers=restore_buffers, higher=False):
+    with (
+        partition.gathered() as whole,
+        differentiable_mode(whole, restore_buffers=restore_buffers, higher=False),
+        _watched(loss, partition),
+    ):
         if whole.weights is not None:
             return _sharded_gradient(loss, whole, tally, data=data)
         if is_sent(partition, data):
             return _bucketed_gradient(loss, partition, tally)
         return value_and_gradient(loss, whole, data, weight=tally, finite=finite)
+
+
+# Losses without max_norm, by their code: a closure is made anew for each step, and to watch a small one costs a third more.
+_UNLIMITED: WeakKeyDictionary[Partition, set[Any]] = WeakKeyDictionary()
+
+
+@contextmanager
+def _watched(loss: Loss, partition: Partition) -> Iterator[None]:
+    """Inside, calls are checked before they write into the parameters, in the first gradient of a loss and wherever there are such."""
+    unlimited, code = _UNLIMITED.setdefault(partition, set()), getattr(loss, "__code__", type(loss))
+    if code in unlimited:
+        yield
+        return
+    with WatchedCalls() as calls:
+        yield
+    if not calls.limited:
+        unlimited.add(code)
 
 
 def value_and_gradient(

@@ -23,6 +23,7 @@ from gnewton.argument_names import with_torch_names
 from gnewton.assumptions import assumption, check_argument
 from gnewton.contraction import contract
 from gnewton.forgotten import with_forgotten
+from gnewton.max_norm import is_limited, without_limit
 
 
 class Elementary(TorchFunctionMode):
@@ -45,6 +46,8 @@ class Elementary(TorchFunctionMode):
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         args, kwargs = with_torch_names(function, args, kwargs) if kwargs else (args, {})
+        if is_limited(function, args, kwargs):
+            args, kwargs = without_limit(function, args, kwargs)
         check, parts = _treatment(function)
         if check is not None:
             check(function, args, kwargs)
@@ -374,21 +377,11 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """``F.embedding``; the row ``padding_idx`` gets no gradient from torch, and is a constant here."""
-    if max_norm is not None and not _within(weight, input, max_norm, norm_type):
-        raise ValueError(
-            "expected a loss that leaves the parameters as they are, got an embedding with max_norm that would shorten its "
-            "rows; renormalize them between the steps (torch.embedding_renorm_) and leave max_norm out"
-        )
+    """``F.embedding`` without a limit; the row ``padding_idx`` gets no gradient from torch, and is a constant here."""
     rows = F.embedding(input, weight, padding_idx, None, norm_type, scale_grad_by_freq, sparse)
     if padding_idx is None:
         return rows
     return torch.where((input == padding_idx % len(weight))[..., None], rows.detach(), rows)
-
-
-@torch.no_grad()
-def _within(weight: Tensor, indices: Tensor, max_norm: float, norm_type: float) -> bool:
-    return bool((weight[indices].norm(p=norm_type, dim=-1) <= max_norm).all())
 
 
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
@@ -438,15 +431,9 @@ def embedding_bag(
     """``F.embedding_bag``: rows of the weight, summed, averaged or their greatest entries; bags filled up to equal length."""
     places = None if weight.dim() != 2 or scale_grad_by_freq else _bags(input, offsets, include_last_offset)
     scaled = per_sample_weights is not None and (mode != "sum" or per_sample_weights.shape != input.shape)
-    if (
-        places is None
-        or max_norm is not None
-        or scaled
-        or mode not in ("sum", "mean", "max")
-        or (sparse and mode == "max")
-    ):
+    if places is None or scaled or mode not in ("sum", "mean", "max") or (sparse and mode == "max"):
         more = (scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, padding_idx)
-        return F.embedding_bag(input, weight, offsets, max_norm, norm_type, *more)
+        return F.embedding_bag(input, weight, offsets, None, norm_type, *more)
     where, inside = places
     words = input.flatten()[where]
     if padding_idx is not None:
@@ -630,6 +617,7 @@ WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     torch.cdist: cdist,
     torch.einsum: contract,
     torch.linalg.norm: linalg_norm,
+    torch.linalg.vander: special.linalg_vander,
     torch.embedding: _embedding,
     torch.prelu: prelu,
     **recurrent.WRITTEN_OUT,

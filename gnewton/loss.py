@@ -407,6 +407,10 @@ def _check_scalar(value: Any) -> None:
         )
     if value.numel() != 1:
         raise ValueError(f"expected a scalar loss, got shape {tuple(value.shape)}; take its mean or sum")
+    if value.is_complex():
+        raise TypeError(
+            f"expected a loss that is a real number, got one of {value.dtype}; take its .real, or .abs().square() for its size"
+        )
     if not value.requires_grad:
         raise ValueError(
             "expected a loss with a graph, got a detached one (no_grad, detach, .item(), or every parameter frozen; or its closure "

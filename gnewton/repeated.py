@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from gnewton.argument_names import with_torch_names
 from gnewton.assumptions import assumption, check_argument
 from gnewton.forgotten import with_forgotten
+from gnewton.max_norm import is_limited, without_limit
 
 Places = Callable[[Any, torch.Size], Tensor]
 
@@ -135,12 +136,19 @@ def _has_gradient(value: Any) -> bool:
 
 
 class WatchedCalls(TorchFunctionMode):
-    """``check_write`` and ``check_argument`` of every call, where no other mode asks them."""
+    """``check_write`` and ``check_argument`` of every call, where no other mode asks them; ``limited`` tells of a max_norm among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limited = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = with_torch_names(function, args, kwargs)
         if writes(function):
             check_write(function, args, kwargs)
+        elif is_limited(function, args, kwargs):
+            self.limited = True
+            args, kwargs = without_limit(function, args, kwargs)
         elif assumption(function):
             check_argument(function, args, kwargs)
         return function(*args, **with_forgotten(function, kwargs))

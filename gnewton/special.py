@@ -2,7 +2,7 @@
 
 torch computes the functions right; its formulas for their gradients, or the derivatives of these, are not: they cancel (sinc
 and the Bessel functions near 0, products with a factor near 0, log_ndtr and erfcx in the tail), overflow (mish, gelu, logaddexp), are kept away from a pole (binary
-cross-entropy), or lack a term that a mask hides (x^y, differentiated in both, at y = 0 and at y = 1). Here a function that
+cross-entropy), or lack a term that a mask hides (x^y, differentiated in both, at y = 0 and at y = 1; in x alone, at x = 0). Here a function that
 cancels is replaced, where it does, by a series or by an integral of positive terms, whose derivatives are again such sums.
 `tests/test_special.py` compares with mpmath.
 """
@@ -134,15 +134,34 @@ def logaddexp2(input: Tensor, other: Tensor) -> Tensor:
 
 
 def power(input: Tensor, exponent: Tensor) -> Tensor:
-    """x^y, differentiated in both: exp(y log x) where x > 0, and torch's own where there is no such logarithm."""
-    positive = input > 0
-    safe, rest = torch.where(positive, input, 1.0), torch.where(positive, 1.0, input)
-    return torch.where(positive, (exponent * safe.log()).exp(), torch.pow(rest, exponent))
+    """x^y, differentiated in both: exp(y log x) where x has that logarithm, and torch's own where it has none."""
+    if not may_be_differentiated(exponent):
+        return _fixed_power(input, exponent)
+    if not may_be_differentiated(input):
+        return torch.pow(input, exponent)
+    if input.is_complex() or exponent.is_complex():
+        # A negative base has a logarithm among the complex numbers.
+        dtype = torch.result_type(input, exponent)
+        input, exponent = input.to(dtype), exponent.to(dtype)
+        return _by_logarithm(input, exponent, input != 0)
+    return _by_logarithm(input, exponent, input > 0)
+
+
+def _by_logarithm(input: Tensor, exponent: Tensor, where: Tensor) -> Tensor:
+    safe, rest = torch.where(where, input, 1.0), torch.where(where, 1.0, input)
+    return torch.where(where, (exponent * safe.log()).exp(), torch.pow(rest, exponent))
+
+
+def _fixed_power(input: Tensor, exponent: Tensor) -> Tensor:
+    """x^y of constants y: 1 and x by themselves, as at x = 0 torch's derivatives of these are 0 times infinity."""
+    zero, one = exponent == 0, exponent == 1
+    others = torch.pow(torch.where(zero | one, 1.0, input), exponent)
+    return torch.where(zero, 1.0, torch.where(one, input, others))
 
 
 def float_power(input: Tensor, exponent: Tensor) -> Tensor:
-    """``torch.float_power``: the same in float64."""
-    return power(input.double(), exponent.double())
+    """``torch.float_power``: the same in float64, or complex128."""
+    return power(*(t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (input, exponent)))
 
 
 def prod(input: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -160,7 +179,7 @@ def prod(input: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype:
 
 def _has_factors(input: Tensor, dim: Any, dtype: torch.dtype | None) -> bool:
     """Whether there is something to multiply, along an axis with a number, into numbers that have derivatives."""
-    plain = dtype is None or dtype.is_floating_point
+    plain = dtype is None or dtype.is_floating_point or dtype.is_complex
     return plain and input.dim() > 0 and input.numel() > 0 and not isinstance(dim, str)
 
 
@@ -191,6 +210,16 @@ def binary_cross_entropy(
     return torch.where(inner, -logs if weight is None else -logs * weight, at_edge)
 
 
+def linalg_vander(x: Tensor, *, N: int | None = None) -> Tensor:
+    """``torch.linalg.vander``, which calls cumprod below Python: here it is called where it is written out."""
+    count = N if N is not None else x.shape[-1] if x.dim() else 0
+    if count < 3 or not x.dim() or not x.numel() or not may_be_differentiated(x):
+        own: Tensor = torch.linalg.vander(x, N=N)
+        return own
+    powers = x[..., None].expand(*x.shape, count - 1).cumprod(-1)
+    return torch.cat([torch.ones_like(powers[..., :1]), powers], -1)
+
+
 # Those that act scalar by scalar, or have a rule of their own, are one operation to a recorder; the rest are their steps.
 WHOLE: tuple[Callable[..., Tensor], ...] = (sinc, i0, i0e, i1, i1e, log_ndtr, erfcx, mish, gelu, logcumsumexp)
 IN_STEPS: dict[str, Callable[..., Tensor]] = {
@@ -214,16 +243,14 @@ def homes(name: str) -> Iterator[Any]:
 
 
 def written_out(own: Any, parts: Callable[..., Tensor]) -> Callable[..., Any]:
-    """A function of torch by its parts where it is differentiated, powers in both arguments, and by itself where not."""
+    """A function of torch by its parts where it is differentiated, and by itself where not."""
     name = own.overloadpacket.__name__ if isinstance(own, torch._ops.OpOverload) else own.__name__
-    least = 2 if parts in (power, float_power) else 1
     in_place = name.endswith("_") and (not name.endswith("__") or name.startswith("__i"))
 
     @wraps(own)
     def run(*args: Any, **kwargs: Any) -> Any:
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
-        fits = sum(map(may_be_differentiated, tensors)) >= least and all(t.is_floating_point() for t in tensors)
-        if not fits or kwargs.get("out") is not None:
+        if not _fits(parts, tensors) or kwargs.get("out") is not None:
             return own(*args, **kwargs)
         options = {key: value for key, value in kwargs.items() if key != "out"}
         if in_place:
@@ -232,6 +259,20 @@ def written_out(own: Any, parts: Callable[..., Tensor]) -> Callable[..., Any]:
         return parts(*args, **options)
 
     return run
+
+
+_POWERS = (power, float_power)
+_OF_COMPLEX_NUMBERS = (*_POWERS, sinc, prod, cumprod, logaddexp, logcumsumexp)
+
+
+def _fits(parts: Callable[..., Tensor], tensors: list[Tensor]) -> bool:
+    """Whether there is something to differentiate, in numbers that the parts take: a power by another tensor, which may be of integers."""
+    if not any(map(may_be_differentiated, tensors)):
+        return False
+    parts = getattr(parts, "__wrapped__", parts)
+    if parts in _POWERS:
+        return len(tensors) == 2
+    return all(t.is_floating_point() or (t.is_complex() and parts in _OF_COMPLEX_NUMBERS) for t in tensors)
 
 
 def may_be_differentiated(t: Tensor) -> bool:

@@ -229,10 +229,14 @@ CALLS = {
         {"attn_mask": MASKS, "dropout_p": [0.0, 0.4], "is_causal": [False, True], "scale": [None, 0.3]}
         | {"enable_gqa": [False, True]},
     ),
+    torch.linalg.vander: (
+        [(x,) for x in (randn(4), randn(2, 3), randn(1), randn(1)[0], torch.arange(4))],
+        {"N": [None, 0, 1, 2, 3, 6]},
+    ),
     torch.dropout: (DROPPED, {}),
     torch.feature_dropout: (DROPPED, {}),
     torch.prelu: ([(randn(4, 3), rand(n, seed=1)) for n in (1, 3, 2)], {}),
-    # A max_norm that would shorten rows is refused: tests/test_storage.py.
+    # A max_norm that would shorten rows is refused: tests/test_max_norm.py.
     F.embedding: (
         [(PADDED, randn(5, 3))],
         {"padding_idx": [None, 2, 0, -1, 7, -9], "max_norm": [None, 100.0], "norm_type": [2.0, 1.0]}
@@ -260,6 +264,7 @@ SCHEMAS = {
     **{getattr(torch, n): n for n in ("dropout", "feature_dropout", "prelu")},
     F.scaled_dot_product_attention: "scaled_dot_product_attention",
     torch.linalg.norm: "linalg_norm",
+    torch.linalg.vander: "linalg_vander",
     **{getattr(torch, n): n for n in ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")},
 }
 

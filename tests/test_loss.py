@@ -38,6 +38,7 @@ UNFIT = {
     "a value instead of a callable": (STORED, TypeError, "callable that returns the loss, got Tensor"),
     "no tensor": (lambda: CASE.loss().item(), TypeError, "as a tensor, got float"),
     "not a scalar": (lambda: CASE.model(CASE.x), ValueError, r"scalar loss, got shape \(12, 3\)"),
+    "complex": (lambda: CASE.loss() * (1 + 1j), TypeError, r"a real number, got one of torch.complex.*\.real"),
     "detached": (lambda: CASE.loss().detach(), ValueError, "got a detached one"),
     "under no_grad": (under_no_grad, ValueError, "got a detached one"),
     "stored value": (lambda: STORED, ValueError, "computed outside the closure"),

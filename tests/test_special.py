@@ -8,6 +8,7 @@ written out.
 
 import functools
 import math
+import warnings
 from itertools import product
 
 import mpmath as mp
@@ -364,23 +365,243 @@ def test_the_control_torchs_own_products_lose_their_third_derivative_near_zero(n
     assert (own - expected).abs().max() > 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("engine", ["tape", "nested"])
-@pytest.mark.parametrize(("least", "order"), [(r, o) for r in (0.1, 1e-3, 1e-6, 1e-11) for o in (2, 3)])
-def test_products_by_scatter_are_right_or_refused(least, order, engine):
-    def product_by_scatter(x):
-        return torch.ones(1, dtype=DTYPE).scatter_reduce(0, torch.zeros(3, dtype=torch.long), x, "prod").sum()
+INTO = torch.zeros(2, dtype=torch.long)
+REDUCTIONS = {
+    "scatter_reduce": lambda before, x, **options: before.scatter_reduce(0, INTO, x, "prod", **options),
+    "index_reduce": lambda before, x, **options: before.index_reduce(0, INTO, x, "prod", **options),
+}
+# What is multiplied with what, and the factor of the three that may be small: before the reduction, or among what is reduced.
+REDUCED = {
+    "source": (lambda f, x: f(torch.ones(1, dtype=DTYPE), x[:2]) * x[2], 1),
+    "before": (lambda f, x: f(x[:1], x[1:]), 0),
+    "constant before": (lambda f, x: f(torch.full((1,), 1e-12, dtype=DTYPE), x[:2]) * x[2] * 1e12, None),
+    "excluded": (lambda f, x: f(x[2:], x[:2], include_self=False) * x[2], 2),
+    "constant source": (lambda f, x: f(x[:1], torch.tensor([1e-12, 1e12], dtype=DTYPE)) * x[1] * x[2], None),
+}
 
-    x = nn.Parameter(torch.tensor([1.0, least, -0.7], dtype=DTYPE))
-    partition = gn.Partition.by_scalar(nn.ParameterList([x]))
-    u = {n: torch.tensor([1.0, -0.7, 0.4], dtype=DTYPE) for n in partition.parameters}
-    if {2: least < 1e-9, 3: least < 1e-5}[order]:
-        with pytest.raises(NotImplementedError, match=r"ScatterReduce.*torch\.prod"):
-            gn.summarize(lambda: product_by_scatter(x), partition, u, order=order, engine=engine)
-        return
-    summary = gn.summarize(lambda: product_by_scatter(x), partition, u, order=order, engine=engine)
-    expected = gn.summarize(lambda: x[0] * x[1] * x[2], partition, u, order=order)
-    for ours, theirs in zip(summary.tensors(), expected.tensors(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+@pytest.mark.filterwarnings("ignore:index_reduce")
+@pytest.mark.parametrize("engine", ["tape", "nested"])
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+@pytest.mark.parametrize("name", REDUCED)
+def test_products_by_reduction_are_right_or_refused(name, reduce, engine):
+    """Torch divides by each factor that is differentiated, what was there before among them."""
+    function, place = REDUCED[name]
+    for least, order in product((0.1, 1e-3, 1e-6, 1e-11), (2, 3)):
+        x = nn.Parameter(torch.tensor([1.0, 0.8, -0.7], dtype=DTYPE))
+        if place is not None:
+            x.data[place] = least
+        partition = gn.Partition.by_scalar(nn.ParameterList([x]))
+        u = {n: torch.tensor([1.0, -0.7, 0.4], dtype=DTYPE) for n in partition.parameters}
+        loss = lambda x=x: function(REDUCTIONS[reduce], x).sum()  # noqa: E731
+        if place is not None and name != "excluded" and least < {2: 1e-9, 3: 1e-5}[order]:
+            with pytest.raises(NotImplementedError, match=r"Reduce.*torch\.prod"):
+                gn.summarize(loss, partition, u, order=order, engine=engine)
+            continue
+        summary = gn.summarize(loss, partition, u, order=order, engine=engine)
+        expected = gn.summarize(lambda x=x: x[0] * x[1] * x[2], partition, u, order=order)
+        for ours, theirs in zip(summary.tensors(), expected.tensors(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:index_reduce")
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+@pytest.mark.parametrize("name", ["source", "before"])
+def test_the_control_products_by_reduction_lose_their_digits(name, reduce):
+    function, place = REDUCED[name]
+    third = []
+    for f in (lambda x: function(REDUCTIONS[reduce], x).sum(), lambda x: x[0] * x[1] * x[2]):
+        x = nn.Parameter(torch.tensor([1.0, 0.8, -0.7], dtype=DTYPE))
+        x.data[place] = 1e-11
+        partition = gn.Partition.by_scalar(nn.ParameterList([x]))
+        u = {n: torch.tensor([1.0, -0.7, 0.4], dtype=DTYPE) for n in partition.parameters}
+        third.append(nested.summary(f(x).sin(), partition, u, full_third=True)[3])
+    assert not torch.allclose(third[0], third[1], rtol=1e-3)
+
+
+# -- complex numbers: the same formulas, with the same holes -----------------------------------------------------------------
+
+
+def both_parts(z):
+    """A real number of complex ones that is smooth wherever they are."""
+    z = z.reshape(-1)
+    return (z.real * torch.arange(1, len(z) + 1).cos() + z.imag * torch.arange(2, len(z) + 2).sin()).sum().sin()
+
+
+def by_log(base, exponent):
+    return (exponent * (base + 0j).log()).exp()
+
+
+def series_of_sinc(z):
+    return sum((-1) ** k * (math.pi * z) ** (2 * k) / float(math.factorial(2 * k + 1)) for k in range(25))
+
+
+# function of z (3,), the same in sums, products, exponentials and logarithms, and a point at which most of torch's own derivatives are wrong
+COMPLEX = {
+    "prod": (torch.prod, lambda z: z[0] * z[1] * z[2], [1e-9 + 1e-9j, 2 + 1j, 3 - 1j]),
+    "prod, dim": (
+        lambda z: torch.stack([z, 2 * z]).prod(1, keepdim=True),
+        lambda z: torch.stack([z[0] * z[1] * z[2], 8 * z[0] * z[1] * z[2]]),
+        [1e-9 + 1e-9j, 2 + 1j, 3 - 1j],
+    ),
+    "prod into complex": (
+        lambda z: z.real.prod(dtype=torch.complex128),
+        lambda z: z.real[0] * z.real[1] * z.real[2] + 0j,
+        [1e-9 + 1e-9j, 2 + 1j, 3 - 1j],
+    ),
+    "cumprod": (
+        lambda z: z.cumprod(0),
+        lambda z: torch.stack([z[0], z[0] * z[1], z[0] * z[1] * z[2]]),
+        [1e-9 + 1e-9j, 2 + 1j, 3 - 1j],
+    ),
+    "cumprod_": (
+        lambda z: (z * 1.0).cumprod_(0),
+        lambda z: torch.stack([z[0], z[0] * z[1], z[0] * z[1] * z[2]]),
+        [1e-9 + 1e-9j, 2 + 1j, 3 - 1j],
+    ),
+    "vander": (
+        lambda z: torch.linalg.vander(z, N=4),
+        lambda z: torch.stack([0 * z + 1, z, z * z, z * z * z], -1),
+        [1e-9 + 1e-9j, 2 + 1j, 0.3 - 1j],
+    ),
+    "sinc": (torch.sinc, series_of_sinc, [1e-9 + 1e-9j, 0.4 + 0.3j, 0.6 - 0.5j]),
+    "logcumsumexp": (
+        lambda z: z.logcumsumexp(0),
+        lambda z: torch.stack([z[0], z[:2].exp().sum().log(), z.exp().sum().log()]),
+        [0.3 + 0.1j, 0.4 + 0.5j, -0.2j],
+    ),
+    "logaddexp": (
+        lambda z: torch.logaddexp(z[0], z[1] - 1000 * z[2]),
+        lambda z: z[0] + (z[1] - 1000 * z[2] - z[0]).exp().log1p(),
+        [0.3 + 0.1j, 0.4 + 0.5j, 1 - 0.2j],
+    ),
+    **{
+        f"pow at {y}": (
+            lambda z: z[0] ** (z[1] * z[2]),
+            lambda z: by_log(z[0], z[1] * z[2]),
+            [0.7 + 0.4j, y + 0j, 1 + 0j],
+        )
+        for y in (0, 1)
+    },
+    "pow of a negative base": (lambda z: z[0] ** z[1], lambda z: by_log(z[0], z[1]), [-0.7 + 0.1j, 0j, 0j]),
+    "float_power": (lambda z: torch.float_power(z[0], z[1]), lambda z: by_log(z[0], z[1]), [0.7 + 0.4j, 0j, 0j]),
+    "a real base": (lambda z: z[0].real ** z[1], lambda z: by_log(z[0].real, z[1]), [0.7 + 0.4j, 0j, 0j]),
+    "a negative real base": (lambda z: z[0].real ** z[1], lambda z: by_log(z[0].real, z[1]), [-0.7 + 0.4j, 0j, 0j]),
+    "a real exponent": (lambda z: z[0] ** z[1].real, lambda z: by_log(z[0], z[1].real), [0.7 + 0.4j, 0j, 0j]),
+    "pow_": (lambda z: (z[:1] * 1.0).pow_(z[1:2]), lambda z: by_log(z[:1], z[1:2]), [0.7 + 0.4j, 0j, 0j]),
+    "fixed exponents": (
+        lambda z: z[:, None] ** torch.arange(4),
+        lambda z: torch.stack([0 * z + 1, z, z * z, z * z * z], -1),
+        [1e-9 + 0j, 1e-3j, 0.3 - 1j],
+    ),
+}
+
+
+def complex_problem(function, point):
+    z = torch.tensor(point, dtype=torch.complex128)
+    parts = {name: {name: nn.Parameter(getattr(z, name).clone())} for name in ("real", "imag")}
+    partition = gn.Partition.from_groups(parts)
+    u = {"real": torch.tensor([1.0, -0.7, 0.4], dtype=DTYPE), "imag": torch.tensor([0.3, 0.8, -0.5], dtype=DTYPE)}
+    x, y = partition.parameters.values()
+    return (lambda: both_parts(function(torch.complex(x, y)))), partition, u
+
+
+@pytest.mark.parametrize("engine", ["tape", "nested"])
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_numbers_where_torchs_derivatives_fail(name, engine):
+    function, formula, point = COMPLEX[name]
+    # There, and where nothing special is.
+    for where in (point, [0.7 + 0.2j, 0.4 - 0.3j, 1.3 + 0.1j]):
+        summary = gn.summarize(*complex_problem(function, where), full_third=True, engine=engine)
+        expected = gn.summarize(*complex_problem(formula, where), full_third=True, engine="nested")
+        for ours, theirs in zip(summary.tensors(), expected.tensors(), strict=True):
+            # Some dozen roundings of the largest entry.
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10 * max(1.0, theirs.abs().max().item()))
+
+
+@pytest.mark.parametrize("name", sorted(set(COMPLEX) - {"prod into complex", "logcumsumexp", "fixed exponents"}))
+def test_the_control_torchs_own_complex_derivatives_are_wrong(name):
+    function, formula, point = COMPLEX[name]
+    third = []
+    for f in (function, formula):
+        loss, partition, u = complex_problem(f, point)
+        third.append(nested.summary(loss(), partition, u, full_third=True)[3])
+    assert not torch.allclose(third[0], third[1], rtol=1e-6, atol=1e-6)
+
+
+# -- products below Python, and powers of zero -------------------------------------------------------------------------------
+
+BELOW = {
+    "linalg.vander": (
+        lambda x: torch.linalg.vander(x, N=4),
+        lambda x: torch.stack([0 * x + 1, x, x * x, x * x * x], -1),
+    ),
+    "powers of integers": (
+        lambda x: x[:, None] ** torch.arange(4),
+        lambda x: torch.stack([0 * x + 1, x, x * x, x * x * x], -1),
+    ),
+    "powers of numbers": (
+        lambda x: torch.pow(x, torch.tensor([0.0, 1.0, 2.0])),
+        lambda x: torch.stack([0 * x[0] + 1, x[1], x[2] * x[2]]),
+    ),
+    "powers in float64": (
+        lambda x: torch.float_power(x, torch.tensor([1, 0, 1])),
+        lambda x: torch.stack([x[0], 0 * x[1] + 1, x[2]]),
+    ),
+    "powers in place": (
+        lambda x: (x * 1.0).pow_(torch.tensor([1, 0, 1])),
+        lambda x: torch.stack([x[0], 0 * x[1] + 1, x[2]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["tape", "nested"])
+@pytest.mark.parametrize("name", BELOW)
+def test_products_below_python_and_powers_of_zero(name, engine):
+    function, formula = BELOW[name]
+    for point in TIES:
+        x = nn.Parameter(torch.tensor(point, dtype=DTYPE))
+        partition = gn.Partition.by_scalar(nn.ParameterList([x]))
+        u = {n: torch.tensor([1.0, -0.7, 0.4], dtype=DTYPE) for n in partition.parameters}
+        options = {"full_third": True, "engine": engine}
+        summary = gn.summarize(lambda f=function, x=x: spread(f(x)).sin(), partition, u, **options)
+        expected = gn.summarize(lambda f=formula, x=x: spread(f(x)).sin(), partition, u, full_third=True)
+        for ours, theirs in zip(summary.tensors(), expected.tensors(), strict=True):
+            # Some dozen roundings of the largest entry.
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10 * max(1.0, theirs.abs().max().item()))
+
+
+@pytest.mark.parametrize("name", BELOW)
+def test_the_control_torchs_own_derivatives_are_wrong_or_nan(name):
+    third = []
+    for f in BELOW[name]:
+        x = nn.Parameter(torch.tensor([1e-9, 0.0, 2.0] if "power" in name else [1e-9, 2e-9, 2.0], dtype=DTYPE))
+        partition = gn.Partition.by_scalar(nn.ParameterList([x]))
+        u = {n: torch.tensor([1.0, -0.7, 0.4], dtype=DTYPE) for n in partition.parameters}
+        third.append(nested.summary(spread(f(x)).sin(), partition, u, full_third=True)[3])
+    assert not torch.allclose(third[0], third[1], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("function", [torch.prod, lambda x: x.cumprod(0)[2]])
+@pytest.mark.parametrize("engine", ["auto", "nested"])
+def test_products_in_a_script_are_right_or_refused(function, engine):
+    """Scripts call torch's own products, whose node stands in the graph."""
+    script = torch.jit.trace(function, torch.ones(3, dtype=DTYPE), check_trace=False)
+    for least in (0.5, 1e-3, 1e-6, 1e-11, 0.0):
+        x = nn.Parameter(torch.tensor([1.0, least, -0.7], dtype=DTYPE))
+        partition = gn.Partition.by_scalar(nn.ParameterList([x]))
+        u = {n: torch.tensor([1.0, -0.7, 0.4], dtype=DTYPE) for n in partition.parameters}
+        if least < 1e-5:
+            with pytest.raises(NotImplementedError, match=r"(Cump|P)rodBackward.*torch\.prod"):
+                gn.summarize(lambda x=x: script(x), partition, u, engine=engine)
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of nested passes in the place of the tape
+            summary = gn.summarize(lambda x=x: script(x), partition, u, engine=engine)
+        expected = gn.summarize(lambda x=x: x[0] * x[1] * x[2], partition, u)
+        for ours, theirs in zip(summary.tensors(), expected.tensors(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 SHAPES = [(1,), (2,), (7,), (4, 5), (2, 3, 5), (3, 0)]

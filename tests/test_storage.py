@@ -110,38 +110,3 @@ def test_a_group_without_entries_is_refused():
     net[0].empty = nn.Parameter(torch.zeros(0))
     with pytest.raises(ValueError, match="at least one scalar in every group"):
         gn.Partition.from_groups({"layer": {"w": net[0].weight}, "none": {"e": net[0].empty}})
-
-
-# -- embeddings with max_norm ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("how", ["module", "function"])
-@pytest.mark.parametrize("ask", ["tape", "nested", "gradient", "step", "differences"])
-def test_an_embedding_that_would_shorten_its_rows_is_refused_and_nothing_changes(how, ask):
-    net, words = nn.Embedding(5, 3, max_norm=0.5 if how == "module" else None).double(), torch.tensor([[0, 2], [1, 2]])
-    if how == "function" and ask in ("gradient", "step", "differences"):
-        pytest.skip("torch's own function writes before anybody can ask")
-    partition = gn.Partition.single(net)
-    before = net.weight.detach().clone()
-
-    def loss():
-        limit = {} if how == "module" else {"max_norm": 0.5}
-        return (net(words) if how == "module" else F.embedding(words, net.weight, **limit)).sin().sum()
-
-    u = {"weight": torch.ones_like(net.weight)}
-    asks = {
-        "gradient": lambda: gn.direction.gradient(loss, partition),
-        "step": lambda: gn.GroupedNewton(partition).step(loss),
-    }
-    with pytest.raises(ValueError, match="max_norm"):
-        asks.get(ask, lambda: gn.summarize(loss, partition, u, engine=ask))()
-    assert torch.equal(net.weight, before)
-
-
-@pytest.mark.parametrize("engine", ["tape", "nested", "differences"])
-def test_an_embedding_within_its_limit_is_taken(engine):
-    net, words = nn.Embedding(5, 3, max_norm=100.0).double(), torch.tensor([[0, 2], [1, 2]])
-    partition = gn.Partition.single(net)
-    s = gn.summarize(lambda: net(words).sin().sum(), partition, order=2, engine=engine)
-    expected = gn.summarize(lambda: net.weight[words].sin().sum(), partition, order=2)
-    torch.testing.assert_close(s.hessian, expected.hessian, rtol=1e-6, atol=1e-6)

@@ -6,7 +6,7 @@ same node. See https://github.com/pytorch/pytorch/issues/175754 for the third de
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -123,9 +123,8 @@ def _wrong_from(node: Any, reached: list[Any]) -> float:
 @cache
 def _suspicious_part(name: str) -> str | None:
     kernel = name.partition("Backward")[0]
-    return next(
-        (part for part in (*_BY_VALUES, *_WRONG_FROM) if part in name), kernel if kernel in spectra.NAMES else None
-    )
+    whole = kernel if kernel in spectra.NAMES or kernel in _BY_VALUES else None
+    return whole or next((part for part in (*_IN_PART, *_WRONG_FROM) if part in name), None)
 
 
 def _det_wrong_from(node: Any) -> float:
@@ -138,15 +137,30 @@ def _det_wrong_from(node: Any) -> float:
     return _lost_from(float((pivots.amin(-1) / pivots.amax(-1)).nan_to_num(0).amin()), (1, 2), 1, lu.dtype)
 
 
-def _product_wrong_from(node: Any) -> float:
-    """scatter_reduce and index_reduce divide the product by each factor, and lose the same where one is r times the largest."""
+def _reduction_wrong_from(node: Any) -> float:
+    """scatter_reduce and index_reduce divide the product by each factor, by what was there before too where that has a part in it."""
     if node._saved_reduce != "prod":
         return float("inf")
-    factors = node._saved_src if hasattr(node, "_saved_src") else node._saved_source
-    sizes = factors.detach().abs()
-    if not sizes.numel() or sizes.is_meta:
+    source = node._saved_src if hasattr(node, "_saved_src") else node._saved_source
+    factors = [node._saved_self, source] if node._saved_include_self else [source]
+    # An input that is not differentiated is not divided by.
+    edges = node.next_functions[-len(factors) :]
+    return _divided_by([f for f, (child, _) in zip(factors, edges, strict=True) if child is not None])
+
+
+def _product_wrong_from(node: Any) -> float:
+    """So do prod and cumprod where they are called below Python, and are not written out: by a script, or inside another kernel."""
+    return _divided_by([node._saved_self])
+
+
+def _divided_by(factors: Sequence[Tensor]) -> float:
+    """A product that is divided by each of its factors loses what a determinant does, where one is r times the largest."""
+    if not factors or any(f.is_meta for f in factors):
         return float("inf")
-    return _lost_from(float((sizes.amin() / sizes.amax()).nan_to_num(0)), (1, 2), 1, factors.dtype)
+    sizes = torch.cat([f.detach().abs().flatten() for f in factors])
+    if not sizes.numel():
+        return float("inf")
+    return _lost_from(float((sizes.amin() / sizes.amax()).nan_to_num(0)), (1, 2), 1, factors[0].dtype)
 
 
 def _embedding_wrong_from(node: Any) -> float:
@@ -154,12 +168,14 @@ def _embedding_wrong_from(node: Any) -> float:
     return 2 if getattr(node, "_saved_scale_grad_by_freq", False) else float("inf")
 
 
-_BY_VALUES: dict[str, Callable[[Any], float]] = {
+# By a part of the name of the kernel, and by the whole of it.
+_IN_PART: dict[str, Callable[[Any], float]] = {
     "LinalgDet": _det_wrong_from,
-    "ScatterReduce": _product_wrong_from,
-    "IndexReduce": _product_wrong_from,
+    "ScatterReduce": _reduction_wrong_from,
+    "IndexReduce": _reduction_wrong_from,
     "Embedding": _embedding_wrong_from,
 }
+_BY_VALUES = _IN_PART | {"Prod": _product_wrong_from, "Cumprod": _product_wrong_from}
 
 
 def _lost_from(ratio: float, powers: tuple[int, int], share: float, dtype: torch.dtype) -> float:

@@ -60,6 +60,14 @@ _INSTEAD = [
     ("Embedding", _NOTHING, "leave scale_grad_by_freq out"),
     ("LinalgDet", _WRONG, "write the determinant of a matrix that is all but singular as products of its entries"),
     ("Linalg", _CLOSE, _OF_A_MATRIX),
+    *(
+        (
+            kernel,
+            _WRONG,
+            "call torch.prod and torch.cumprod outside torch.jit, where gnewton writes their derivatives out",
+        )
+        for kernel in ("ProdBackward", "CumprodBackward")
+    ),
     (
         "Reduce",
         _WRONG,

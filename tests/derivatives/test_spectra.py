@@ -212,3 +212,132 @@ def by_powers(a):
     for _ in range(7):
         squares = squares @ squares
     return squares.trace() ** (1 / 256)
+
+
+# -- matrices that are not normal, and triangular factors ------------------------------------------------------------------------
+
+
+def cube_by_eigenvectors(a):
+    values, vectors = linalg.eig(a)
+    return ((vectors * values**3) @ linalg.inv(vectors)).real
+
+
+NOT_NORMAL = {
+    "eig": (cube_by_eigenvectors, lambda a: a @ a @ a),
+    "eigvals": (lambda a: linalg.eigvals(a).square().sum().real, lambda a: (a @ a).trace()),
+}
+
+
+def rotated(matrix, seed):
+    """The matrix in another basis, and as it is with the seed 0."""
+    g = torch.Generator().manual_seed(seed)
+    basis = linalg.qr(torch.randn(3, 3, generator=g, dtype=torch.float64))[0] if seed else torch.eye(3)
+    return basis.double() @ matrix @ basis.double().mT
+
+
+def defective(small, seed):
+    """Of two eigenvalues 1 +- small, whose vectors are parallel up to small."""
+    return rotated(torch.tensor([[1, 1, 0], [small**2, 1, 0], [0, 0, 2]], dtype=torch.float64), seed)
+
+
+def triangular(small, seed, gap=0.3):
+    """Of eigenvalues that lie apart, and of entries 1 / small beside them."""
+    upper = torch.tensor([[0.0, 0.9, -0.6], [0.0, 0.0, 0.7], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    return rotated(torch.diag(torch.tensor([1.0, 1.0 - gap, 0.4], dtype=torch.float64)) + upper / small, seed)
+
+
+def of_matrix(function, matrix, seed):
+    g = torch.Generator().manual_seed(seed + 10)
+    parameter = nn.Parameter(matrix.clone())
+    weight, u = (torch.randn(matrix.shape, generator=g, dtype=torch.float64) for _ in range(2))
+    partition = gn.Partition.from_groups({"matrix": {"matrix": parameter}})
+    return (lambda: (function(parameter) * weight).mean().sin()), partition, {"matrix": u}
+
+
+def refused_or_right(pair, matrix, seed, order):
+    """Whether it was taken; if so, it is right."""
+    summary = error = None
+    try:
+        summary = gn.summarize(*of_matrix(pair[0], matrix, seed), order=order)
+    except NotImplementedError as raised:
+        error = str(raised)
+    if summary is None:
+        assert re.search('close together.*engine="differences"', error)
+        return False
+    assert largest_error(summary, gn.summarize(*of_matrix(pair[1], matrix, seed))) < ALLOWED[torch.float64]
+    return True
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("family", [defective, triangular])
+@pytest.mark.parametrize("name", NOT_NORMAL)
+def test_eigenvectors_that_are_all_but_parallel_are_right_or_refused(name, family, order):
+    for seed in range(4):
+        taken = {s: refused_or_right(NOT_NORMAL[name], family(s, seed), seed, order) for s in (0.5, *GAPS)}
+        assert taken[0.5]
+        assert not taken[1e-8]
+
+
+FACTORS = {
+    "qr": (lambda a: torch.matmul(*linalg.qr(a)), lambda a: a),
+    "r": (lambda a: linalg.qr(a).R.square().sum(), lambda a: a.square().sum()),
+    "lu": (lambda a: torch.chain_matmul(*linalg.lu(a)), lambda a: a),
+    "lu_factor": (lambda a: _multiplied(*linalg.lu_factor(a)), lambda a: a),
+}
+
+
+def _multiplied(lu, pivots):
+    p, lower, upper = torch.lu_unpack(lu, pivots)
+    return p @ lower @ upper
+
+
+def all_but_singular(smallest, seed, shape=(3, 3)):
+    g = torch.Generator().manual_seed(seed)
+    left, right = (linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))[0] for n in shape)
+    size = min(shape)
+    values = torch.linspace(1, 0.6, size, dtype=torch.float64)
+    values[-1] = smallest
+    return (left[:, :size] * values) @ right[:, :size].mT
+
+
+@pytest.mark.filterwarnings("ignore:torch.chain_matmul")
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("shape", [(3, 3), (5, 3), (3, 5)], ids=str)
+@pytest.mark.parametrize("name", FACTORS)
+def test_factors_of_an_all_but_singular_matrix_are_right_or_refused(name, shape, order):
+    for seed in range(4):
+        taken = {
+            s: refused_or_right(FACTORS[name], all_but_singular(s, seed, shape), seed, order)
+            for s in (0.25, 1e-2, *GAPS)
+        }
+        assert taken[0.25]
+        assert taken[1e-2]
+        # Beside other columns a small last singular value makes no triangle small.
+        assert not taken[1e-11] or shape == (3, 5)
+
+
+LOST = {
+    "eigvals": (NOT_NORMAL["eigvals"], defective(1e-4, 0)),
+    "qr": (FACTORS["qr"], all_but_singular(1e-9, 0)),
+    "lu": (FACTORS["lu"], all_but_singular(1e-9, 0)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.chain_matmul")
+@pytest.mark.parametrize("name", LOST)
+def test_the_control_these_digits_are_lost(name):
+    pair, matrix = LOST[name]
+    third = [nested.summary(f(), partition, u)[2] for f, partition, u in (of_matrix(f, matrix, 0) for f in pair)]
+    assert not torch.allclose(*third, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda a: linalg.qr(a).R, lambda a: linalg.lu(a).U, lambda a: linalg.eigvals(a).abs()]
+)
+@pytest.mark.parametrize("count", [5, 20])
+def test_random_matrices_are_taken_at_both_orders(function, count):
+    for seed in range(4):
+        matrix = torch.randn(count, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        parameter = nn.Parameter(matrix)
+        partition = gn.Partition.from_groups({"matrix": {"matrix": parameter}})
+        assert gn.summarize(lambda p=parameter: function(p).square().sum(), partition, {"matrix": matrix.cos()}).exact

@@ -64,7 +64,7 @@ def test_a_digest_leaves_out_keys_at_any_depth_and_nothing_else():
 def test_what_is_shipped_is_small():
     sizes = {name: len((results.DIGESTS / f"{name}.json").read_bytes()) for name in REGISTRY}
     # The wheel's code takes 0.8 MB; compressed in the wheel the digests take less than a third of what is counted here.
-    assert sum(sizes.values()) < 520_000
+    assert sum(sizes.values()) < 540_000
     assert max(sizes.values()) < 130_000
 
 

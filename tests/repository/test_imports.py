@@ -36,6 +36,7 @@ ORDER = (
     "forgotten",
     "argument_names",
     "assumptions",
+    "max_norm",
     "repeated",
     "special",
     "elementary",
