@@ -1,4 +1,4 @@
-r"""One learning rate, found in the first steps, then held and guarded: the price of the proposer and little more.
+r"""One learning rate, found in the first steps, then held, and lowered when it has done its work: the price of the proposer and little more.
 
 After a step of length tau along u, the next batch b tells three numbers: its loss where the step began, its loss where the step
 ended, and its slope there. They determine a parabola, and its minimum is the rate that b would have chosen:
