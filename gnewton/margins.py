@@ -53,7 +53,7 @@ def multilabel_margin_loss(
         return own
     rows, labels = (t.reshape(-1, input.shape[-1]) for t in (input, target))
     counts = (labels >= 0).cumprod(1)  # they end at the first -1
-    index = (labels * counts).to(counts)
+    index = labels * counts
     is_label = counts.new_zeros(rows.shape).scatter_add(1, index, counts) > 0
     gaps = (1 - rows.gather(1, index)[:, :, None] + rows[:, None, :]).relu()
     pairs = counts[:, :, None] * ~is_label[:, None, :]

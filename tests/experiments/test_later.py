@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.problems import unmoved_by_a_character
 
 from gnewton.experiments import later
 from gnewton.experiments.fresh import FRESH
@@ -41,10 +42,6 @@ def test_counts_are_whole_and_rare_digits_are_few():
 
 def test_a_causal_convolution_sees_nothing_that_comes_later():
     model = later.Causal(8)
-    x = torch.zeros(1, 32, dtype=torch.long)
-    other = x.clone()
-    other[0, 20] = 5
-    with torch.no_grad():
-        same = (model(x) == model(other)).all(1)[0]
+    same = unmoved_by_a_character(model, at=20)
     assert same[:20].all()
     assert not same[20:].all()

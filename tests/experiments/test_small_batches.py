@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.problems import unmoved_by_a_character
 
 from gnewton.experiments import small_batches
 from gnewton.experiments.calibrated import DOZENS
@@ -31,11 +32,7 @@ def test_no_network_is_in_two_dozens():
 
 def test_a_convolution_over_characters_sees_nothing_that_comes_later():
     model = small_batches.Convolved(8)
-    x = torch.zeros(1, 32, dtype=torch.long)
-    other = x.clone()
-    other[0, 20] = 5
-    with torch.no_grad():
-        same = (model(x) == model(other)).all(1)[0]
+    same = unmoved_by_a_character(model, at=20)
     assert same[:20].all()
     assert not same[20:25].any()
     assert same[25:].all()

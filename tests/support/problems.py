@@ -123,3 +123,12 @@ PARTITIONS: dict[str, Callable[[nn.Module], gn.Partition]] = {
     "by kind": gn.Partition.by_kind,
     "by row": gn.Partition.by_row,
 }
+
+
+@torch.no_grad()
+def unmoved_by_a_character(model, at, length=32):
+    """Where the scores of a model of characters, (1, 96, length), stay what they are when the one at a place changes: (length,)."""
+    x = torch.zeros(1, length, dtype=torch.long)
+    other = x.clone()
+    other[0, at] = 5
+    return (model(x) == model(other)).all(1)[0]
