@@ -14,8 +14,8 @@ and where noise gives what the steps take, t* is 1/2 for every rate. (In a bowl 
 the variance sigma^2, gradient descent at the rate eta comes to rest at the variance eta sigma^2 / (h (2 - eta h)), and there
 E[a] / E[c] = eta / 2.) At t* = 1 the step is the greedy one; at t* = 1/2 the next
 batch gains nothing by it. So while the rate is searched t* may lie between 0.7 and 1. Afterwards a t* below 0.9 says that the rate has
-done its work: it shrinks, by a tenth at a look at most, and not below a tenth of what was found. It grows where t* is above 2; less
-than that the noise of small batches makes by itself.
+done its work: it shrinks, by a tenth at a look at most, and not below a tenth of what was found. It grows where t* is above 2; above 1
+or 1.5 already, the noise of small batches made it grow.
 """
 
 import math
