@@ -303,8 +303,9 @@ def descent(gradients: Mapping[str, Tensor], before: Mapping[str, Tensor], parti
         return slopes({name: gradients[name] for name in names}, last, partition).sum()
     products = torch._foreach_sub([before[name] for name in names], here)
     torch._foreach_mul_(products, [gradients[name] for name in names])
-    # In a dtype with few digits they would be lost in the sum.
-    return torch.cat([p.flatten() for p in products]).sum(dtype=accumulator_dtype(partition.device))
+    every = torch.cat([p.flatten() for p in products])
+    # In a dtype with few digits they would be lost in the sum. Float32 has as many as the losses that it is compared with.
+    return every.sum(dtype=torch.promote_types(every.dtype, torch.float32)).to(accumulator_dtype(partition.device))
 
 
 def _products(a: Tensor, b: Tensor, partition: Partition, name: str) -> Tensor:

@@ -122,6 +122,11 @@ class Objective:
         """Whether the next summary needs no evaluation: it comes from the recording of the gradient's."""
         return self._tape is not None and self._tape.missing is None
 
+    def call_again(self) -> None:
+        """See whether the closure is the same function when it is called again; where nothing was recorded, the summary does."""
+        if self.is_recorded and self.value is not None:
+            self._compare(float(self.value), self.value_here())
+
     def forget_recording(self) -> None:
         """Let the next summary evaluate the loss anew, by the engine that can."""
         self._tape = None

@@ -166,10 +166,13 @@ class GroupedNewton(torch.optim.Optimizer):
             objective = Objective(
                 partition, closure, data, engine=self.engine, samples=samples, plain=plain, first=first
             )
-            # The first step calls the closure twice, to see whether it is the same function.
-            record = curvature is None and memory["step"] > 0 and self._policy.needs_summary(settings, memory["policy"])
+            is_first, needs = memory["step"] == 0, self._policy.needs_summary(settings, memory["policy"])
+            # Among ranks the first step does not record: its summary calls the closure again, on all of them.
+            record = curvature is None and needs and (partition.is_alone or not is_first)
             # Whether they are finite is asked with the first number that a policy needs, so that the host waits once.
             value, gradients = objective.differentiate(record, restore_buffers=False, finite=False)
+            if is_first:
+                objective.call_again()
             self._step_along(value, gradients, objective.of(curvature) if curvature else objective)
         return value
 

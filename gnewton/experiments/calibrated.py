@@ -7,7 +7,7 @@ look; the twelve of ``later``, written down after these, one of which led to the
 
 Adam is the fused one. It chooses among seven rates on a held-out fifth, from seed 0: for 3 epochs and for 10, as it is and with the
 same averaged parameters. The proposer of ours is tuned likewise, with the average alone, to tell what the rate does and what the
-proposer does. Every other method has its documented defaults. Losses are those of the whole training part, as geometric means over
+proposer does; and so is Adam whose rate falls by a cosine over the 10 epochs, as it is. Every other method has its documented defaults. Losses are those of the whole training part, as geometric means over
 the seeds; seconds are processor time, an epoch of each method in turn in one process.
 """
 
@@ -24,7 +24,7 @@ from gnewton.experiments.fresh import FRESH
 from gnewton.experiments.later import LATER
 from gnewton.experiments.lockstep import race
 from gnewton.experiments.networks import SIX, Problem
-from gnewton.experiments.peers import ADAM, DEFAULTS, OURS, PROPOSER, RATES, Peer
+from gnewton.experiments.peers import ADAM, ANNEALED, DEFAULTS, OURS, PROPOSER, RATES, Peer
 from gnewton.experiments.pictures import name_curves
 from gnewton.experiments.protocol import HOLD_OUT, Plan
 from gnewton.experiments.report import facts, geometric, markdown, round_numbers
@@ -41,6 +41,18 @@ DOZENS: dict[str, Mapping[str, Problem]] = {
     "small batches": SMALL_BATCHES,
 }
 PLAIN, AVERAGED = "losses", "averaged_losses"
+TEST = {PLAIN: "test", AVERAGED: "averaged_test"}
+# Who chooses a rate, by the loss of which parameters, after how many epochs.
+CHOICES = tuple(
+    (peer, kind, budget)
+    for peer, kind, budgets in (
+        (ADAM, PLAIN, BUDGETS),
+        (ADAM, AVERAGED, BUDGETS),
+        (PROPOSER, AVERAGED, BUDGETS),
+        (ANNEALED, PLAIN, BUDGETS[-1:]),
+    )
+    for budget in budgets
+)
 # Below it float32 tells no losses apart: each sample's is a difference of numbers near 1 or larger.
 LEAST = 1e-7
 
@@ -60,7 +72,7 @@ def trials(problem: Problem, plan: Plan) -> Results:
     """The tuning of Adam, and every method from every seed, of one network."""
     chosen = _tuned(problem, plan)
     entries: dict[str, tuple[Peer, float | None]] = {OURS.name: (OURS, None)}
-    for peer in (ADAM, PROPOSER):
+    for peer in (ADAM, PROPOSER, ANNEALED):
         rates = {rate for what, rate in chosen.items() if what.startswith(peer.name)}
         entries |= {f"{peer.name} {lr:g}": (peer, lr) for lr in sorted(rates)}
     entries |= {peer.name: (peer, None) for peer in DEFAULTS}
@@ -73,13 +85,12 @@ def trials(problem: Problem, plan: Plan) -> Results:
 
 def _tuned(problem: Problem, plan: Plan) -> dict[str, float]:
     """The rates of Adam and of the proposer alone, by what they are chosen for: "adam, losses, 3 epochs"."""
-    entries = {f"{peer.name} {lr:g}": (peer, lr) for peer in (ADAM, PROPOSER) for lr in RATES}
+    entries = {f"{peer.name} {lr:g}": (peer, lr) for peer in (ADAM, PROPOSER, ANNEALED) for lr in RATES}
     tried = _kept(problem, plan, "tuning", entries, 0)
     chosen = {}
-    for peer, kind in ((ADAM, PLAIN), (ADAM, AVERAGED), (PROPOSER, AVERAGED)):
-        for budget in BUDGETS:
-            ends = [mean_loss([_view(tried[f"{peer.name} {lr:g}"], kind)], budget) for lr in RATES]
-            chosen[f"{peer.name}, {kind}, {budget} epochs"] = RATES[int(np.argmin(ends))]
+    for peer, kind, budget in CHOICES:
+        ends = [mean_loss([_view(tried[f"{peer.name} {lr:g}"], kind)], budget) for lr in RATES]
+        chosen[f"{peer.name}, {kind}, {budget} epochs"] = RATES[int(np.argmin(ends))]
     return chosen
 
 
@@ -110,15 +121,20 @@ def views(one: Results, name: str, kind: str = AVERAGED) -> list[Results]:
 
 
 def tuned(one: Results, kind: str, budget: int, peer: Peer = ADAM) -> list[Results]:
-    """The runs of Adam, or of the proposer alone, at the rate that was chosen for a kind of loss and a budget."""
-    return views(one, f"{peer.name} {one['tuned'][f'{peer.name}, {kind}, {budget} epochs']:g}", kind)
+    """The runs of Adam, or of another that is tuned, at the rate that was chosen for a kind of loss and a budget."""
+    return views(one, _name(one, kind, budget, peer), kind)
+
+
+def _name(one: Results, kind: str, budget: int, peer: Peer) -> str:
+    return f"{peer.name} {one['tuned'][f'{peer.name}, {kind}, {budget} epochs']:g}"
 
 
 def ratios(one: Results) -> dict[str, float]:
     """Ours over tuned Adam's: the loss after 3 and 10 epochs, the time to its loss after 5, both with the same average.
 
     "steps": the same in steps; "plain time": against Adam without an average; "step": the time of a step; "best after 10": over the
-    better one of its rates for 3 and for 10 epochs. "proposer after 3" and so on: over the proposer alone, tuned.
+    better one of its rates for 3 and for 10 epochs. "proposer after 3" and so on: over the proposer alone, tuned; "annealed after 10":
+    over Adam whose rate falls by a cosine, without an average.
     """
     ours, quotients = views(one, OURS.name), {}
     for before, peer in (("", ADAM), ("proposer ", PROPOSER)):
@@ -132,6 +148,8 @@ def ratios(one: Results) -> dict[str, float]:
         quotients[f"{before}step"] = _seconds(ours) / _seconds(theirs_soon)
     quotients["steps"] = _time_to(*(_in_epochs(runs) for runs in (ours, tuned(one, AVERAGED, BUDGETS[0]))))
     quotients["plain time"] = _time_to(ours, tuned(one, PLAIN, BUDGETS[0]))
+    last = BUDGETS[-1]
+    quotients[f"annealed after {last}"] = mean_loss(ours, last) / mean_loss(tuned(one, PLAIN, last, ANNEALED), last)
     return quotients
 
 
@@ -161,6 +179,23 @@ def against(one: Results, name: str) -> dict[str, float]:
     return quotients | {"time": min(seconds_to(runs, target) for runs in both) / own}
 
 
+def on_test(one: Results) -> dict[str, list[float | None]]:
+    """Loss and accuracy of the test part after 10 epochs, means over the seeds: ours, averaged Adam's, and Adam's with a cosine.
+
+    The accuracy is None where there are no classes, the loss infinite where a run diverged.
+    """
+    last, entries = BUDGETS[-1], {OURS.name: (OURS.name, AVERAGED)}
+    for peer, kind in ((ADAM, AVERAGED), (ANNEALED, PLAIN)):
+        entries[peer.name] = _name(one, kind, last, peer), kind
+    return {key: _mean_test([run[TEST[kind]] for run in one["runs"][name]]) for key, (name, kind) in entries.items()}
+
+
+def _mean_test(ends: Sequence[Sequence[float | None]]) -> list[float | None]:
+    losses, rights = zip(*ends, strict=True)
+    loss = math.inf if None in losses else geometric([max(loss, LEAST) for loss in losses])
+    return [loss, None if None in rights else float(np.mean(rights))]
+
+
 def condense(one: Results, problem: Problem) -> Results:
     """What the report says of a network: numbers that are infinite are None."""
     ours, sooner, later = views(one, OURS.name), *(tuned(one, AVERAGED, budget) for budget in BUDGETS)
@@ -172,6 +207,7 @@ def condense(one: Results, problem: Problem) -> Results:
             mean_loss(runs, n) for n, peer in zip(BUDGETS, (sooner, later), strict=True) for runs in (ours, peer)
         ],
         "milliseconds": [1000 * _seconds(runs) / steps for runs in (ours, sooner)],
+        "test": on_test(one),
         "rate": geometric([run["rate"] for run in one["runs"][OURS.name]]),
         "against": {peer.name: against(one, peer.name) for peer in DEFAULTS},
     }
@@ -194,7 +230,12 @@ def report(numbers: Results) -> str:
     dozens = [dozen for dozen in DOZENS if of(numbers, dozen)]
     tables = [f"{_head(numbers, dozen)}:\n\n{_table(numbers, dozen)}\n\n{verdict(numbers, dozen)}" for dozen in dozens]
     notes = [f"{note}." for note in numbers.get("notes", [])]
-    return "\n\n".join([*tables, "Over ours, geometric means:", _others(numbers), *notes])
+    others = ["Over ours, geometric means:", _others(numbers)]
+    tests = [
+        f"After {BUDGETS[-1]} epochs, on the test part (accuracy in per cent where there are classes):",
+        _tests(numbers),
+    ]
+    return "\n\n".join([*tables, *others, *tests, *notes])
 
 
 def _head(numbers: Results, dozen: str) -> str:
@@ -255,8 +296,49 @@ def verdict(numbers: Results, dozen: str) -> str:
             f"* Time to plain Adam's loss at most 1.0 on {those('plain time', 1.0)}.",
             f"* A step at most 1.15 times its proposer's on {those('proposer step', 1.15)}, Adam's on {those('step', 1.15)}.",
             f"* Over its proposer, averaged and tuned, geometric means: {_proposer(ratios)}.",
+            f"* Loss after {BUDGETS[-1]} over that of Adam, tuned, with a cosine and no average: {_against_annealed(networks)}.",
+            f"* On the test part after {BUDGETS[-1]}, beside averaged Adam: {_say_tests(networks, ADAM.name)}.",
+            f"* There, beside Adam with a cosine: {_say_tests(networks, ANNEALED.name)}.",
         ]
     )
+
+
+def _against_annealed(networks: Mapping[str, Results]) -> str:
+    name = f"annealed after {BUDGETS[-1]}"
+    ratios = [one["reported"]["ratios"][name] for one in networks.values()]
+    kept = [ratio for ratio in ratios if ratio]
+    mean = f"{geometric(kept):.2f}" if kept else "-"
+    return f"{mean} in the mean, at most 1.0 on {sum(ratio <= 1 for ratio in kept)} of {len(ratios)}"
+
+
+def compare_tests(networks: Mapping[str, Results], name: str) -> dict[str, list[float]]:
+    """Ours beside another on the test part: "losses", ours over theirs; "accuracies", ours minus theirs, where there are classes."""
+    pairs = [(one["reported"]["test"][OURS.name], one["reported"]["test"][name]) for one in networks.values()]
+    return {
+        "losses": [ours[0] / theirs[0] for ours, theirs in pairs if ours[0] and theirs[0]],
+        "accuracies": [ours[1] - theirs[1] for ours, theirs in pairs if None not in (ours[1], theirs[1])],
+    }
+
+
+def _say_tests(networks: Mapping[str, Results], name: str) -> str:
+    compared = compare_tests(networks, name)
+    losses, gains = compared["losses"], compared["accuracies"]
+    mean = f"{geometric(losses):.2f}" if losses else "-"
+    higher, equal = sum(gain > 0 for gain in gains), sum(gain == 0 for gain in gains)
+    return (
+        f"{mean} times its loss in the mean, lower on {sum(loss < 1 for loss in losses)} of {len(losses)}; accuracy higher on "
+        f"{higher}, equal on {equal}, lower on {len(gains) - higher - equal}"
+    )
+
+
+def _tests(numbers: Results) -> str:
+    head = ["network", "loss", "averaged Adam", "Adam, cosine", "accuracy", "averaged Adam", "Adam, cosine"]
+    rows = []
+    for one in numbers["networks"].values():
+        ends = [one["reported"]["test"][name] for name in (OURS.name, ADAM.name, ANNEALED.name)]
+        losses = ["diverged" if loss is None else f"{loss:.3g}" for loss, _ in ends]
+        rows.append([one["title"], *losses, *("" if right is None else f"{100 * right:.1f}" for _, right in ends)])
+    return markdown(head, rows)
 
 
 def _proposer(ratios: Mapping[str, Mapping[str, float | None]]) -> str:

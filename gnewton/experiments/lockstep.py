@@ -24,7 +24,8 @@ def race(problem: Problem, data: Dataset, entries: Entries, seed: int, epochs: i
 
     Each run has, per epoch: losses, averaged_losses (at the averaged parameters), cpu_seconds with the averaging, and
     averaging_seconds, its share. Statistics of batch norm are renewed before a loss is measured. rate is the last one,
-    diverged whether a loss stopped being finite.
+    diverged whether a loss stopped being finite. test and averaged_test are the loss and the accuracy (None where there are
+    no classes) of the test part after the last epoch.
     """
     _Runner(problem, data, *next(iter(entries.values())), seed, 1).epoch(0, most=2)  # what is loaded once
     runners = {name: _Runner(problem, data, *entry, seed, epochs) for name, entry in entries.items()}
@@ -32,6 +33,8 @@ def race(problem: Problem, data: Dataset, entries: Entries, seed: int, epochs: i
         for runner in runners.values():
             runner.epoch(epoch)
             runner.measure(part)
+    for runner in runners.values():
+        runner.test()
     return {name: runner.run for name, runner in runners.items()}
 
 
@@ -64,17 +67,29 @@ class _Runner:
         """The loss of a whole part of the data, as trained and at the average."""
         self._mode(train=False)
         for name, model in (("losses", self.model), ("averaged_losses", self.averaged.module)):
-            self.run[name].append(None if self.run["diverged"] else round_numbers(self._loss(model, part)))
+            self.run[name].append(self._evaluate(model, part)[0])
         if isinstance(self.optimizers[0], GroupedNewton) and self.optimizers[0].learning_rates is not None:
             self.run["rate"] = round_numbers(float(self.optimizers[0].learning_rates[0]))
 
+    def test(self) -> None:
+        """Loss and accuracy of the test part, as trained and at the average."""
+        self._mode(train=False)
+        self.run["test"] = self._evaluate(self.model, "test")
+        self.run["averaged_test"] = self._evaluate(self.averaged.module, "test")
+
     @torch.no_grad()
-    def _loss(self, model: nn.Module, part: str) -> float | None:
+    def _evaluate(self, model: nn.Module, part: str) -> list[float | None]:
+        """Loss and accuracy of a whole part; None where the run has diverged, and for the accuracy where there are no classes."""
+        if self.run["diverged"]:
+            return [None, None]
         data = self.data
         x, y = (data.train_x, data.train_y) if part == "train" else (data.test_x, data.test_y)
         if any(isinstance(module, BATCH_NORM) for module in model.modules()):
             model = renew_statistics(model, data.train_x.chunk(len(data.train_x) // self.problem.batch))
-        return finite(float(self.problem.loss(model.eval()(x), y)))
+        output = model.eval()(x)
+        has_classes = not y.is_floating_point() and output.dim() == y.dim() + 1
+        right = float((output.argmax(1) == y).double().mean()) if has_classes else None
+        return round_numbers([finite(float(self.problem.loss(output, y))), right])  # type: ignore[no-any-return]
 
     def _step(self, x: torch.Tensor, y: torch.Tensor) -> float:
         first = self.optimizers[0]

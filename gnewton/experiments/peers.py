@@ -1,6 +1,6 @@
 """Who takes part beside ``Calibrated``: the optimizers that people pick, each from a maintained package.
 
-Adam and the proposer of ours are tuned, the others have their documented defaults. Prodigy, schedule-free AdamW and D-Adaptation come
+Adam, with a constant rate and with one that falls by a cosine, and the proposer of ours are tuned, the others have their documented defaults. Prodigy, schedule-free AdamW and D-Adaptation come
 from the packages of their authors: prodigyopt, schedulefree, dadaptation.
 """
 
@@ -50,6 +50,11 @@ def _adam(model: nn.Module, steps: int, lr: float | None) -> Optimizers:
     return [torch.optim.Adam(model.parameters(), lr=0.0 if lr is None else lr, fused=True)], None
 
 
+def _annealed(model: nn.Module, steps: int, lr: float | None) -> Optimizers:
+    (adam,), _ = _adam(model, steps, lr)
+    return [adam], torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+
+
 def _proposer(model: nn.Module, steps: int, lr: float | None) -> Optimizers:
     return [proposer(model, 0.0 if lr is None else lr)], None
 
@@ -76,6 +81,7 @@ def _of_package(package: str, name: str) -> Build:
 
 OURS = Peer("calibrated", "Calibrated", _calibrated)
 ADAM = Peer("adam", "Adam, tuned", _adam)
+ANNEALED = Peer("annealed", "Adam, cosine, tuned", _annealed)
 PROPOSER = Peer("proposer", "CautiousAdam, tuned", _proposer)
 DEFAULTS = (
     Peer("adamw-cosine", "AdamW, cosine", _cosine),

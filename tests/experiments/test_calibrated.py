@@ -5,13 +5,14 @@ import math
 
 import pytest
 import torch
-from support.race import TINY
+from support.race import TINY, digits
 
 from gnewton import experiments
 from gnewton.experiments import calibrated, lockstep
 from gnewton.experiments.fresh import FRESH
 from gnewton.experiments.peers import ADAM, DEFAULTS, OURS, RATES
 from gnewton.experiments.protocol import Plan
+from gnewton.experiments.runs import network
 
 # torch has Muon from 2.9 on.
 OF_TORCH = [
@@ -28,17 +29,14 @@ def run(losses, averaged=None, seconds=1.0, share=0.0, diverged=False):
         "averaging_seconds": [share * epoch for epoch in epochs],
         "diverged": diverged,
         "rate": 0.01,
+        "test": [0.5, 0.75],
+        "averaged_test": [0.25, 0.5],
     }
 
 
 def one(ours, adam, others=None):
-    names = [
-        f"{peer}, {kind}, {budget} epochs"
-        for peer in ("adam", "proposer")
-        for kind in ("losses", "averaged_losses")
-        for budget in (3, 10)
-    ]
-    runs = {"calibrated": [ours], "adam 0.01": [adam], "proposer 0.01": [adam]}
+    names = [f"{peer.name}, {kind}, {budget} epochs" for peer, kind, budget in calibrated.CHOICES]
+    runs = {"calibrated": [ours], "adam 0.01": [adam], "proposer 0.01": [adam], "annealed 0.01": [adam]}
     runs |= {peer.name: [others or adam] for peer in DEFAULTS}
     about = {"dozen": "fresh", "title": "a network", "parameters": 1, "steps_per_epoch": 10}
     return about | {"tuned": dict.fromkeys(names, 0.01), "runs": runs}
@@ -50,7 +48,8 @@ FALLING = [0.5**epoch for epoch in range(1, 11)]
 def test_a_network_against_itself_has_the_ratio_one():
     quotients = calibrated.ratios(one(run(FALLING), run(FALLING)))
     of_each = {"after 3": 1, "after 10": 1, "best after 10": 1, "time": 1, "step": 1}
-    assert quotients == of_each | {f"proposer {key}": 1 for key in of_each} | {"steps": 1, "plain time": 1}
+    others = {"steps": 1, "plain time": 1, "annealed after 10": 1}
+    assert quotients == of_each | {f"proposer {key}": 1 for key in of_each} | others
     assert calibrated.against(one(run(FALLING), run(FALLING)), "prodigy") == {"after 3": 1, "after 10": 1, "time": 1}
 
 
@@ -65,6 +64,14 @@ def test_whoever_never_arrives_has_no_time():
     quotients = calibrated.ratios(one(run([0.5] * 10), run(FALLING)))
     assert quotients["time"] == math.inf
     assert quotients["after 10"] == pytest.approx(0.5 / FALLING[-1])
+
+
+def test_the_test_part_is_that_of_the_parameters_which_each_would_use():
+    ends = calibrated.on_test(one(run(FALLING), run(FALLING)))
+    assert ends == {"calibrated": [0.25, 0.5], "adam": [0.25, 0.5], "annealed": [0.5, 0.75]}
+    networks = {"a": condensed(one(run(FALLING), run(FALLING)))}
+    assert calibrated.compare_tests(networks, "adam") == {"losses": [1], "accuracies": [0]}
+    assert calibrated.compare_tests(networks, "annealed") == {"losses": [0.5], "accuracies": [-0.25]}
 
 
 def condensed(one, dozen="fresh"):
@@ -107,6 +114,26 @@ def test_clocks_run_and_a_wild_rate_diverges(small):
     assert [name for name, one_run in raced.items() if one_run["diverged"]] == ["wild"]
     assert raced["wild"]["losses"] == [None] * 3
     assert raced["calibrated"]["rate"] > 0
+    assert raced["wild"]["test"] == raced["wild"]["averaged_test"] == [None, None]
+    # Regression: no classes.
+    assert raced["adam"]["test"][0] > 0
+    assert raced["adam"]["test"][1] is None
+
+
+def test_the_test_part_has_an_accuracy_where_there_are_classes():
+    problem = digits()
+    raced = lockstep.race(problem, problem.data(), {"adam": (ADAM, 0.01)}, 0, 2)["adam"]
+    model, data = network(problem, 0), problem.data()
+    (adam,), _ = ADAM.build(model, 0, 0.01)
+    order = torch.Generator().manual_seed(1000)
+    loader = data.batches(problem.batch, order)
+    for x, y in (batch for _ in range(2) for batch in loader):
+        adam.zero_grad()
+        problem.loss(model(x), y).backward()
+        adam.step()
+    output = model(data.test_x)
+    accuracy = (output.argmax(1) == data.test_y).double().mean().item()
+    assert raced["test"] == pytest.approx([problem.loss(output, data.test_y).item(), accuracy], rel=1e-4)
 
 
 def test_a_network_is_tuned_on_the_held_out_part_and_run_from_every_seed(tmp_path, monkeypatch):

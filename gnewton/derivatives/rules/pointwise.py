@@ -208,6 +208,15 @@ def _elu(o: Operation, order: int) -> list[Tensor]:
     return [slope, curvature, curvature][:order]
 
 
+def _silu(o: Operation, order: int) -> list[Tensor]:
+    # x s(x), s the sigmoid: its first derivative is s1 = s (1 - s), its second s1 (1 - 2 s), its third s1 (1 - 6 s1).
+    x = o.inputs[0].value
+    s = x.sigmoid()
+    s1 = s * (1 - s)
+    functions = [torch.addcmul(s, x, s1), (1 - 2 * s).mul_(x).add_(2).mul_(s1)][:order]
+    return [*functions, torch.addcmul(3 - 6 * s, x, 1 - 6 * s1).mul_(s1)] if order > 2 else functions
+
+
 def _gelu(o: Operation, order: int) -> list[Tensor]:
     x = o.inputs[0].value
     density = (x * x).mul_(-0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
@@ -227,4 +236,5 @@ _BY_HAND: dict[str, Callable[[Operation, int], list[Tensor]]] = {
     "exp": _exp,
     "elu": _elu,
     "gelu": _gelu,
+    "silu": _silu,
 }
