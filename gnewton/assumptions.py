@@ -1,8 +1,8 @@
-"""What torch's gradient assumes of an argument without a word: that a matrix is symmetric, a factor triangular, a row normalized.
+"""What torch's gradient assumes of an argument: that a matrix is symmetric, a factor triangular, a row normalized, a view whole.
 
 ``cholesky`` and ``eigh`` never look at the upper triangle, yet their gradient says that it counts for half. ``cholesky_solve`` and
 ``cholesky_inverse`` take a triangular factor, and their gradient reads all of it. That of ``ctc_loss`` is right for probabilities
-that sum to 1. Where the argument is what it is meant to be, it is right along every direction in which it stays so. Where it is not,
+that sum to 1, that of ``as_strided`` where it reads no memory but its argument's. Where the argument is what it is meant to be, it is right along every direction in which it stays so. Where it is not,
 the gradient is that of another function, and the loss is refused.
 """
 
@@ -40,6 +40,9 @@ _TRIANGULAR = _Assumption(0, "input", _other_triangle, "a triangular matrix", "L
 _NORMALIZED = _Assumption(
     0, "log_probs", lambda rows, upper: rows.logsumexp(-1, keepdim=True), "normalized log_probs", "x.log_softmax(-1)"
 )
+_WHOLE = _Assumption(
+    0, "input", lambda t, _: t, "an argument that holds all that is read", "slices of the whole tensor"
+)
 # By the name of the function; torch's own tests of gradients keep to the same ones. matrix_sqrth came with torch 2.14.
 _ASSUMED: dict[str, _Assumption] = {
     **{f"linalg_{name}": _symmetric("A") for name in ("cholesky", "cholesky_ex", "eigh", "eigvalsh", "matrix_sqrth")},
@@ -48,6 +51,7 @@ _ASSUMED: dict[str, _Assumption] = {
     "cholesky_inverse": _TRIANGULAR,
     "cholesky_solve": _TRIANGULAR._replace(place=1, keyword="input2"),
     "ctc_loss": _NORMALIZED,
+    "as_strided": _WHOLE,
 }
 
 
@@ -75,16 +79,41 @@ def check_argument(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     if assumed is None or (name == "linalg_pinv" and True not in (kwargs.get("hermitian"), *args[2:3])):
         return
     argument = args[assumed.place] if len(args) > assumed.place else kwargs.get(assumed.keyword)
-    if not _can_be_wrong(argument) or (assumed is not _NORMALIZED and not _is_square(argument)):
+    if not _can_be_wrong(argument):
         return
-    upper = kwargs.get("upper", args[assumed.place + 1] if len(args) > assumed.place + 1 else False)
-    values = argument.detach()
-    allowed = _TOLERANCES.get(values.dtype, _LOOSE) * (1 if assumed is _NORMALIZED else values.abs().max())
-    if bool((assumed.gap(values, upper is True).abs() > allowed).any()):
+    if assumed is _WHOLE:
+        holds = _reads_within(argument.detach(), function(*args, **kwargs).detach())
+    else:
+        upper = kwargs.get("upper", args[assumed.place + 1] if len(args) > assumed.place + 1 else False)
+        holds = _is_met(assumed, argument.detach(), upper is True)
+    if not holds:
         raise ValueError(
             f"expected {assumed.word} in {name}, got another, for which torch's gradient is not the derivative; "
             f"write {assumed.instead} in its place"
         )
+
+
+def _is_met(assumed: _Assumption, values: Tensor, upper: bool) -> bool:
+    if assumed is not _NORMALIZED and not _is_square(values):
+        return True
+    allowed = _TOLERANCES.get(values.dtype, _LOOSE) * (1 if assumed is _NORMALIZED else values.abs().max())
+    return not bool((assumed.gap(values, upper).abs() > allowed).any())
+
+
+def _reads_within(argument: Tensor, read: Tensor) -> bool:
+    """Whether the argument has an entry at each place of the memory where one is read."""
+    fills = argument.numel() * argument.element_size() == argument.untyped_storage().nbytes()
+    if fills and argument.is_contiguous():
+        return True
+    return bool(torch.isin(_places(read), _places(argument)).all())
+
+
+def _places(t: Tensor) -> Tensor:
+    """Where in the memory the entries of a tensor lie, counted in entries."""
+    places = torch.tensor([t.storage_offset()])
+    for size, stride in zip(t.shape, t.stride(), strict=True):
+        places = (places[:, None] + torch.arange(size) * stride).flatten()
+    return places
 
 
 def _can_be_wrong(argument: Any) -> TypeGuard[Tensor]:

@@ -33,8 +33,8 @@ class History:
 
     Per step: losses, the batch's loss before the step; seconds, the time since the start when the step was done, without
     the evaluations. Per epoch: epoch_steps, the number of steps done when it ended; train_losses, the mean of its losses
-    weighted by batch size; test_losses and test_accuracies (0 to 1; empty unless targets are classes, one for each column of
-    scores in the output's second axis). Per update of a
+    weighted by batch size; test_losses and test_accuracies (0 to 1, without targets that are the ``ignore_index`` of the loss;
+    empty unless targets are classes, one for each column of scores in the output's second axis). Per update of a
     ``GroupedNewton``: learning_rate_steps, its step; learning_rates, eta (S,) without lambda_1; group_names are the S
     groups. diverged: whether a loss stopped being finite; reason: then what happened, else "". Only finite losses of
     completed steps are kept, so that ``losses`` may end before its epoch does.
@@ -302,7 +302,9 @@ def _measure(model: nn.Module, loss_fn: LossFunction, evaluate: Evaluation | Non
         output = model(x)
         history.test_losses.append(float(loss_fn(output, y)))
     if _are_classes(y, output):
-        history.test_accuracies.append(float((output.argmax(1) == y).double().mean()))
+        # A label that the loss leaves out (padding) is no class; no whole number is NaN.
+        counted = y != getattr(loss_fn, "ignore_index", torch.nan)
+        history.test_accuracies.append(float((output.argmax(1) == y)[counted].double().mean()))
 
 
 def _are_classes(y: Tensor, output: Any) -> bool:

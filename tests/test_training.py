@@ -173,6 +173,23 @@ def test_classes_have_an_accuracy():
     assert len(history.test_accuracies) == 5
 
 
+def test_a_class_that_the_loss_ignores_has_no_part_in_the_accuracy():
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=DTYPE)
+    y = (x[:, 0] > 0).long()
+    y[::3] = 2
+
+    def accuracy(loss_fn, x, y):
+        model = gn.models.perceptron([3, 3], generator=torch.Generator().manual_seed(1), dtype=DTYPE)
+        return fit(model, sgd(model, 0.0), [(x, y)], loss_fn=loss_fn, evaluate=(x, y), progress=False).test_accuracies[
+            0
+        ]
+
+    known = y != 2
+    ignoring = accuracy(nn.CrossEntropyLoss(ignore_index=2), x, y)
+    assert ignoring == accuracy(nn.CrossEntropyLoss(), x[known], y[known])
+    assert ignoring != accuracy(nn.CrossEntropyLoss(), x, y)
+
+
 def test_an_optimizer_of_some_of_the_parameters_is_enough():
     # The control of the refusal: a frozen body, a head that is trained.
     run(make=lambda model: sgd(model[2]))
