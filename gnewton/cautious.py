@@ -46,12 +46,18 @@ class CautiousAdam(torch.optim.Optimizer):
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, *, betas: tuple[float, float] = (0.9, 0.9), eps: float = 1e-8
     ) -> None:
-        if not lr >= 0:
-            raise ValueError(f"expected lr of at least 0, got {lr!r}; 1e-3 is usual")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"expected betas with 0 <= beta < 1, got {betas!r}; (0.9, 0.9) suits averaged parameters")
-        if not eps >= 0:
-            raise ValueError(f"expected eps of at least 0, got {eps!r}; 1e-8 is usual")
+        if not (_is_number(lr) and 0 <= lr < math.inf):
+            raise ValueError(f"expected lr of at least 0 and finite, got {lr!r}; 1e-3 is usual")
+        if not (
+            isinstance(betas, tuple | list)
+            and len(betas) == 2
+            and all(_is_number(beta) and 0 <= beta < 1 for beta in betas)
+        ):
+            raise ValueError(
+                f"expected betas with 0 <= beta < 1, two of them, got {betas!r}; (0.9, 0.9) suits averaged parameters"
+            )
+        if not (_is_number(eps) and 0 <= eps < math.inf):
+            raise ValueError(f"expected eps of at least 0 and finite, got {eps!r}; 1e-8 is usual")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
         self._packs: dict[int, tuple[list[int], list[_Pack]]] = {}
 
@@ -153,8 +159,11 @@ class _Pack:
         return [part.view(p.shape) for part, p in zip(parts, self._parameters, strict=True)]
 
     def holds(self, states: States) -> bool:
-        """Whether the states are still the pack's."""
-        return all(states[p].get("exp_avg") is mean for p, mean in zip(self._parameters, self._means, strict=True))
+        """Whether the states are still the pack's, and of the parameters' dtype and device, which the model may have changed."""
+        return all(
+            states[p].get("exp_avg") is mean and mean.dtype == p.dtype and mean.device == p.device
+            for p, mean in zip(self._parameters, self._means, strict=True)
+        )
 
     def read(self, gradients: Mapping[Tensor, Tensor]) -> None:
         """Take the gradients of the parameters in."""
@@ -200,6 +209,10 @@ def _pack(parameters: list[Tensor], states: States) -> list[_Pack]:
         steps = float(states[p]["step"]) if states[p] else 0.0
         alike.setdefault((p.device, p.dtype, steps), []).append(p)
     return [_Pack(some, states) for some in alike.values()]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Tensor)
 
 
 def _check(kind: str, has: bool) -> None:

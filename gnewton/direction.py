@@ -22,6 +22,7 @@ from gnewton.loss import (
     Weight,
     batches,
     check_partition,
+    check_surroundings,
     check_value,
     differentiable_mode,
     differentiate,
@@ -237,7 +238,7 @@ def _sharded_gradient(
 def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]:
     """Loss () and gradient of a closure that has been checked before, for the price of any training loop's.
 
-    Whether they are finite is left to the caller.
+    Whether they are finite is left to the caller. Raises ValueError inside autocast, and where no parameter has a part in the loss.
 
     >>> import gnewton as gn
     >>> model = gn.models.Rosenbrock(2)
@@ -245,15 +246,18 @@ def plain_gradient(loss: Loss, partition: Partition) -> tuple[Tensor, Direction]
     {'theta': tensor([-215.6000,  -88.0000])}
     """
     trainable = _trainable(partition)
+    check_surroundings(partition)
     with torch.enable_grad():
         value = loss()
         try:
             entries = torch.autograd.grad(value, list(trainable.values()), allow_unused=True)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError, AssertionError):
             differentiate(evaluate(loss, partition), list(trainable.values()))  # says what is wrong with the closure
             raise
+        if all(g is None for g in entries):
+            evaluate(loss, partition)  # refuses a loss of another model
     value = value.detach().clone()  # the loss may be a parameter itself, which moves
     value = value.reshape(()) if value.ndim else value
     if len(entries) == len(partition.parameters) and not any(g is None or g.is_sparse for g in entries):

@@ -155,6 +155,9 @@ class GroupedNewton(torch.optim.Optimizer):
         itself: ValueError or TypeError for an unfit loss or data, FloatingPointError for a loss or gradient that is not finite,
         RankError where another rank raised.
         """
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):  # what is made there could never be written to again
+                return self.step(closure, curvature=curvature, data=data, samples=samples)
         if curvature is None and data is None and (value := take_held_step(self, closure)) is not None:
             return value
         settings, memory, partition = self.param_groups[0], self._memory, self.partition

@@ -14,6 +14,7 @@ from gnewton.caller import warn
 from gnewton.cautious import CautiousAdam
 from gnewton.direction import Direction, check_finite, normalize, total
 from gnewton.hooks import is_watched
+from gnewton.interrupts import DeferredInterrupts
 from gnewton.loss import check_value
 from gnewton.partition import Partition
 from gnewton.sharded import lend_rows, local_part, own_rows
@@ -72,13 +73,24 @@ class Proposer:
     @property
     def _from_zero(self) -> bool:
         # Asked each time: weight decay may be scheduled, or come with a loaded state.
-        decays = any(group.get("weight_decay", 0) for group in self.optimizer.param_groups)
-        return type(self.optimizer) in _TRANSLATION_INVARIANT and not decays
+        optimizer = self.optimizer
+        decays = any(group.get("weight_decay", 0) for group in optimizer.param_groups)
+        # A hook may read the parameters.
+        hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        return type(optimizer) in _TRANSLATION_INVARIANT and not (decays or hooks)
 
     def propose(self, gradients: Mapping[str, Tensor]) -> Direction:
         """The proposed direction for these gradients (by parameter name); shapes and dtypes are the parameters'."""
         _check_held(self.optimizer, self._partition)
         self._before = _state_copy(self.optimizer)
+        try:
+            with DeferredInterrupts():  # in the middle parameters lie elsewhere
+                return self._propose(gradients)
+        except BaseException:
+            self.undo()
+            raise
+
+    def _propose(self, gradients: Mapping[str, Tensor]) -> Direction:
         held = [p for group in self.optimizer.param_groups for p in group["params"]]
         rows = [own_rows(p) for p in held]
         before = {id(p): p.detach() for p in held}
@@ -96,9 +108,6 @@ class Proposer:
                 else torch.zeros_like(p)
                 for name, p in self._partition.parameters.items()
             }
-        except BaseException:
-            self.undo()
-            raise
         finally:
             for p, own in zip(held, rows, strict=True):
                 lend_rows(p, own)
@@ -110,7 +119,11 @@ class Proposer:
 
     def take(self, gradients: Mapping[str, Tensor], rate: float) -> None:
         """Let the optimizer take ``rate`` times its step, at its own price; the gradients are used up."""
-        (self._take_directly if self.is_direct else self._take_by_grad)(gradients, rate)
+        if self.is_direct:
+            self._take_directly(gradients, rate)
+            return
+        with DeferredInterrupts():  # in the middle lr and .grad are others
+            self._take_by_grad(gradients, rate)
 
     @torch.no_grad()
     def _take_by_grad(self, gradients: Mapping[str, Tensor], rate: float) -> None:
@@ -163,6 +176,7 @@ class Proposer:
         self.optimizer.state.update(self._before["state"])
         for group, saved in zip(self.optimizer.param_groups, self._before["groups"], strict=True):
             group.update(saved)
+        vars(self.optimizer).update(self._before["own"])
         self._before = None
 
 
@@ -299,6 +313,8 @@ def _state_copy(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {
         "state": {p: {key: _copy(x) for key, x in state.items()} for p, state in optimizer.state.items()},
         "groups": [{k: _copy(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
+        # A counter of its own, say.
+        "own": {k: _copy(v) for k, v in vars(optimizer).items() if isinstance(v, int | float | complex | str | Tensor)},
     }
 
 

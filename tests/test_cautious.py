@@ -229,7 +229,7 @@ def test_any_strides_and_shared_memory():
 @pytest.mark.parametrize(
     ("build_one", "error", "words"),
     [
-        (lambda p: CautiousAdam([p], lr=-1.0), ValueError, "expected lr of at least 0, got -1.0"),
+        (lambda p: CautiousAdam([p], lr=-1.0), ValueError, "expected lr of at least 0 and finite, got -1.0"),
         (lambda p: CautiousAdam([p], betas=(1.0, 0.9)), ValueError, "expected betas with 0 <= beta < 1"),
         (lambda p: CautiousAdam([p], eps=-1.0), ValueError, "expected eps of at least 0"),
     ],
@@ -343,3 +343,42 @@ def test_steps_of_an_embedding_do_not_grow_with_the_words_that_are_absent():
         moves.append(model.weight.detach()[:2].clone())
         assert bool((model.weight.detach()[2:] == 1).all())
     torch.testing.assert_close(*moves, rtol=1e-12, atol=0)
+
+
+def test_a_model_that_changes_its_dtype_has_a_state_of_the_new_one():
+    w = nn.Parameter(torch.tensor([3.0, -2.0]))
+    optimizer = CautiousAdam([w], lr=0.1)
+    for _ in range(3):
+        w.grad = w.detach().clone()
+        optimizer.step()
+    before = {key: value.clone() for key, value in optimizer.state[w].items()}
+    w.data, w.grad = w.data.double(), w.detach().double()
+    other = nn.Parameter(w.detach().clone())
+    fresh = CautiousAdam([other], lr=0.1)
+    fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    other.grad = w.grad.clone()
+    optimizer.step()
+    fresh.step()
+    assert optimizer.state[w]["exp_avg"].dtype == torch.float64
+    assert optimizer.state[w]["step"] == before["step"] + 1
+    assert torch.equal(w, other)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr": "a"},
+        {"lr": None},
+        {"lr": float("inf")},
+        {"lr": float("nan")},
+        {"eps": None},
+        {"eps": float("nan")},
+        {"betas": 0.9},
+        {"betas": (0.9,)},
+        {"betas": (0.9, 0.9, 0.9)},
+        {"betas": ("a", 0.9)},
+    ],
+)
+def test_what_is_no_number_or_no_pair_is_refused(settings):
+    with pytest.raises(ValueError, match=f"expected {next(iter(settings))}"):
+        CautiousAdam([nn.Parameter(torch.ones(2))], **settings)

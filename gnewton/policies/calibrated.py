@@ -25,11 +25,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gnewton.caller import warn
+from gnewton.cubic import Status, Step
 from gnewton.line import Line
 from gnewton.partition import Partition
 from gnewton.policies.outcome import Outcome
-from gnewton.policies.policy import Settings, State
+from gnewton.policies.policy import Settings, State, model_of, no_step
 from gnewton.policies.ratio_test import backtracking_line_search, uniform_step
+from gnewton.summary import Summary, is_finite
 from gnewton.undo import Parameters
 
 # Where t* may lie while the rate is searched, and afterwards.
@@ -45,6 +48,8 @@ _FIRST = 0.1
 _CALM, _LITTLE, _FEWEST = 3, 0.1, 6
 # After the search it does not fall below this part of what was found: noise lowers it a little at every look.
 _FLOOR = 0.1
+# From so many steps in a row on that find no first rate it says so.
+_PATIENCE = 3
 
 
 class Calibrated:
@@ -62,7 +67,8 @@ class Calibrated:
 
     State: eta (S,); step, how many were taken; sums, A and C; early_rate, what the search found so far or None; looked, how many looks it
     took, and calm, how many of them in a row changed it by less than a tenth; taken, the length of the last step, and previous, the parameters
-    before it, or None where the next step does not look back.
+    before it, or None where the next step does not look back. Before the first rate: failed, how many steps in a row found none; from the
+    third on each is an outcome that was not accepted.
 
     Raises ValueError for numbers out of range.
 
@@ -79,8 +85,7 @@ class Calibrated:
         for name, number in (("steps", steps), ("period", period)):
             if not (isinstance(number, int) and number >= 1):
                 raise ValueError(f"expected {name} of at least 1, got {number!r}; Calibrated() has {name} that fit")
-        if not 0 <= weight_decay < 1:
-            raise ValueError(f"expected 0 <= weight_decay < 1, got {weight_decay!r}; 1e-4 is usual")
+        _check_decay(weight_decay)
         self.steps, self.period, self.weight_decay = steps, period, weight_decay
 
     def __repr__(self) -> str:
@@ -114,10 +119,12 @@ class Calibrated:
         return int(state["step"]) <= self.steps and not calm
 
     def step(self, line: Line, settings: Settings, state: State) -> tuple[Outcome | None, State]:
+        _check_decay(settings["weight_decay"])  # it may have been changed since
         if state.get("eta") is None:
-            return self._start(line, settings)
+            return self._start(line, settings, state)
         look = look_back(line, state["previous"], state["taken"])
         if look is None:
+            self._say_if_blind(state)
             return None, self._advance(line, settings, state)
         searches = self._searches(state)
         state, ratio, factor = self._judge(look, state)
@@ -128,18 +135,18 @@ class Calibrated:
             return outcome, state | {"previous": None, "step": state["step"] + 1}
         return outcome, self._advance(line, settings, state)
 
-    def _start(self, line: Line, settings: Settings) -> tuple[Outcome | None, State]:
+    def _start(self, line: Line, settings: Settings, before: State) -> tuple[Outcome | None, State]:
         summary = line.summary(order=2)
         if summary is None:
             return None, {}
         eta, lr = line.from_first(_FIRST * uniform_step(summary)), float(settings["lr"])
-        # A batch of its own may see u climb; another one will not.
         if not eta[0] > 0:
-            return None, {}
+            return _no_start(summary, settings, before, _obstacle(summary))
         search = backtracking_line_search(lambda t: line.loss_at(t * eta), line.value, 0.0, 1.0, lr)
         line.objective.restore()
         if search.rate == 0 < lr:
-            return None, {}
+            obstacle = Status.UNBOUNDED, "no length of a step along the proposer's direction lowers the loss"
+            return _no_start(summary, settings, before, obstacle)
         state = {
             "eta": eta * 0.5**search.halvings,
             "step": 0,
@@ -149,6 +156,16 @@ class Calibrated:
             "calm": 0,
         }
         return None, self._advance(line, settings, state)
+
+    def _say_if_blind(self, state: State) -> None:
+        """Warns, at the end of the search, where no look has said anything."""
+        if state["step"] == self.steps and not state["looked"]:
+            warn(
+                f"the rate was not found: in {self.steps} steps no look said anything, as the loss changes by less than its rounding, "
+                "or on a straight line; return a loss in float32 (logits.float()) and without large constants. Until a look says "
+                "something, the first rate stays, a tenth of Newton's",
+                UserWarning,
+            )
 
     def _judge(self, look: "Look", state: State) -> tuple[State, float, float]:
         """The state with the new rate, t*, and the factor on the rate."""
@@ -178,6 +195,40 @@ class Calibrated:
             previous = (Parameters(line.partition) if settings["weight_decay"] else line.objective.start).values
         line.take(after["taken"])
         return after | {"previous": previous}
+
+
+def _check_decay(weight_decay: Any) -> None:
+    if not (isinstance(weight_decay, int | float | Tensor) and 0 <= weight_decay < 1):
+        raise ValueError(f"expected 0 <= weight_decay < 1, got {weight_decay!r}; 1e-4 is usual")
+
+
+def _obstacle(summary: Summary) -> tuple[Status, str]:
+    """Why there is no first rate along u."""
+    slope = float(summary.gradient.sum())
+    if not is_finite(summary):
+        return (
+            Status.NOT_FINITE,
+            "slope or curvature along the proposer's step is not a finite number: rescale the loss",
+        )
+    if slope == 0:
+        return (
+            Status.STATIONARY,
+            "the loss does not change along the proposer's step: its lr is 0, the gradient is, or the loss too large or small for its dtype",
+        )
+    return Status.UNBOUNDED, "the loss climbs along the proposer's step: it maximizes, or another batch chose it"
+
+
+def _no_start(
+    summary: Summary, settings: Settings, before: State, obstacle: tuple[Status, str]
+) -> tuple[Outcome | None, State]:
+    """What becomes of a step without a first rate. Raises NewtonStepError with on_failure="raise"."""
+    failed = before.get("failed", 0) + 1
+    # Some proposers (SOAP) begin with a step of zero, and a batch of its own may see u climb.
+    if failed < _PATIENCE:
+        return None, {"failed": failed}
+    status, message = obstacle
+    step = Step(torch.zeros(len(summary), dtype=torch.float64), status, math.nan, 0.0, message)
+    return no_step(model_of(summary, settings, 0.0), step, settings), {"failed": failed}
 
 
 class Look(NamedTuple):

@@ -3,6 +3,8 @@
 import io
 import itertools
 import math
+import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import gnewton as gn
+from gnewton.cubic import NewtonStepError
 from gnewton.experiments.twins import Twin
 from gnewton.line import Line, Objective
+from gnewton.optimizer import StepWarning
 from gnewton.policies.calibrated import GUARDED, SEARCHED, Calibrated, Look, change, look_back, newton_ratio, parabola
 from gnewton.proposer import Proposal
 
@@ -150,7 +154,7 @@ def test_the_unit_of_the_parameters_of_the_loss_and_of_the_proposer_s_rate_drop_
 
 def test_a_rate_with_a_unit_is_noticed():
     class Fixed(Calibrated):
-        def _start(self, line, settings):
+        def _start(self, line, settings, before):
             state = {"eta": torch.tensor([1e-3], dtype=DTYPE), "step": 0, "sums": [0.0, 0.0], "early_rate": None}
             return None, self._advance(line, settings, state)
 
@@ -658,7 +662,80 @@ def test_a_rate_that_rounding_hid_from_every_early_look_is_found_by_a_later_one(
     optimizer = gn.GroupedNewton(gn.Partition.single(model), adam(model.parameters()), policy=Calibrated(steps=3))
     for step, (x, y) in enumerate(batches(12)):
         far = 1e20 if 1 <= step < 6 else 0.0  # beside which no step is seen
-        optimizer.step(lambda x=x, y=y, far=far: F.cross_entropy(model(x), y) + far)
+        with pytest.warns(UserWarning, match="the rate was not found: in 3 steps") if step == 3 else nullcontext():
+            optimizer.step(lambda x=x, y=y, far=far: F.cross_entropy(model(x), y) + far)
     state = optimizer.state_dict()["state"]["grouped_newton"]["policy"]
     assert [look.step for look in optimizer.history] == [10]
     assert state["early_rate"] > 0
+
+
+# -- where there is no first rate --------------------------------------------------------------------------------------
+
+# What the optimizer is built of, a factor on the loss, and what the warning says.
+OBSTACLES = {
+    "a proposer at 0": (lambda p: torch.optim.Adam(p, lr=0.0), 1.0, "its lr is 0"),
+    "a gradient of 0": (adam, 0.0, "the gradient is"),
+    "a proposer that maximizes": (lambda p: torch.optim.SGD(p, maximize=True), 1.0, "climbs along"),
+    "a slope that overflows": (torch.optim.SGD, 1e200, "not a finite number"),
+}
+
+
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_who_finds_no_first_rate_says_so_at_the_third_step_and_stays(name):
+    proposer, factor, words = OBSTACLES[name]
+    for on_failure in ("report", "raise"):
+        model = network()
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer = gn.GroupedNewton(
+            gn.Partition.single(model), proposer(model.parameters()), policy=Calibrated(), on_failure=on_failure
+        )
+        steps = [lambda x=x, y=y, model=model: factor * F.cross_entropy(model(x), y) for x, y in batches(3)]
+        for step in steps[:2]:
+            optimizer.step(step)
+        error = pytest.warns(StepWarning, match=words)
+        if on_failure == "raise":
+            error = pytest.raises(NewtonStepError, match=words)
+        with error:
+            optimizer.step(steps[2])
+        assert all(map(torch.equal, before, model.parameters()))
+        assert [outcome.accepted for outcome in optimizer.history] == ([False] if on_failure == "report" else [])
+        assert optimizer.learning_rates is None
+
+
+def test_one_step_of_zero_is_no_obstacle():
+    # SOAP's first step makes its preconditioner and moves nothing.
+    losses, optimizer = trained(network(), 12, proposer=lambda p: SOAP(p, lr=1.0))
+    assert losses[-1] < losses[0]
+    assert all(outcome.accepted for outcome in optimizer.history)
+
+
+@pytest.mark.parametrize("decay", [math.nan, 1.0, -1.0, math.inf, "a", None])
+@pytest.mark.parametrize("steps", [0, 3, 20])
+def test_a_weight_decay_that_was_changed_is_asked_again(decay, steps):
+    model = network()
+    optimizer = gn.GroupedNewton(
+        gn.Partition.single(model), adam(model.parameters()), policy=Calibrated(weight_decay=0.1)
+    )
+    drawn = [lambda x=x, y=y: F.cross_entropy(model(x), y) for x, y in batches(steps + 1)]
+    for step in drawn[:-1]:
+        optimizer.step(step)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.param_groups[0]["weight_decay"] = decay
+    with pytest.raises(ValueError, match="expected 0 <= weight_decay < 1"):
+        optimizer.step(drawn[-1])
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_a_loss_that_rounding_hides_is_said_once():
+    model = network(torch.float32)
+    optimizer = gn.GroupedNewton(
+        gn.Partition.single(model), gn.CautiousAdam(model.parameters()), policy=Calibrated(steps=4)
+    )
+    said = []
+    for x, y in batches(10, torch.float32):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            # Beside this constant float32 sees the first step's descent, and no look its bend.
+            optimizer.step(lambda x=x, y=y: F.cross_entropy(model(x), y) + 2e4)
+        said.append([str(one.message) for one in caught if "was not found" in str(one.message)])
+    assert [len(one) for one in said] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]

@@ -2,12 +2,14 @@
 
 import copy
 import re
+import signal
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 import torch
-from support.problems import build
+from support.problems import DTYPE, build
+from torch import nn
 from torch.optim import lr_scheduler
 
 import gnewton as gn
@@ -414,3 +416,150 @@ def test_a_held_step_that_fails_changes_nothing():
     with pytest.raises(TypeError, match="expected a closure"):
         optimizer.step()
     assert [repr(model.state_dict()), repr(optimizer.state_dict()), torch.get_rng_state().tolist()] == before
+
+
+# -- what every kind of step asks, held or not -------------------------------------------------------------------------
+
+POLICIES = {
+    "held": lambda model: {"policy": gn.policies.Calibrated(period=1000)},
+    "looks": lambda model: {"policy": gn.policies.Calibrated(steps=1000)},
+    "adaptive": lambda model: {"cubic": "adaptive", "period": 3},
+    "a number": lambda model: {"cubic": 1.0, "period": 3},
+}
+TAKEN_BY = {
+    "CautiousAdam": lambda p: gn.CautiousAdam(p),
+    "Adam": lambda p: torch.optim.Adam(p),
+    "SGD": lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9),
+}
+kinds_of_steps = pytest.mark.parametrize(
+    ("policy", "proposer"), [(policy, proposer) for policy in POLICIES for proposer in TAKEN_BY]
+)
+
+
+class Trained:
+    """A network on fixed numbers, a few steps into its training."""
+
+    def __init__(self, policy, proposer, steps):
+        self.model = gn.models.perceptron([3, 4, 2], generator=torch.Generator().manual_seed(0), dtype=DTYPE)
+        self.x = torch.randn(20, 3, generator=torch.Generator().manual_seed(1), dtype=DTYPE)
+        self.y = (self.x[:, 0] > 0).long()
+        self.optimizer = gn.GroupedNewton(
+            gn.Partition.single(self.model), TAKEN_BY[proposer](self.model.parameters()), **POLICIES[policy](self.model)
+        )
+        for _ in range(steps):
+            self.optimizer.step(self.loss)
+
+    def loss(self):
+        return nn.functional.cross_entropy(self.model(self.x), self.y)
+
+    def values(self):
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+
+@kinds_of_steps
+@pytest.mark.parametrize("steps", [1, 17, 18, 19])
+def test_no_step_is_taken_inside_autocast(policy, proposer, steps):
+    run = Trained(policy, proposer, steps)
+    before = run.values()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="expected no active autocast"):
+        run.optimizer.step(run.loss)
+    assert torch.equal(before, run.values())
+
+
+@kinds_of_steps
+def test_the_loss_of_another_model_is_refused_at_every_step(policy, proposer):
+    run = Trained(policy, proposer, 0)
+    other = Trained(policy, proposer, 0)
+    for _ in range(22):
+        before = run.values()
+        with pytest.raises(ValueError, match="reaches none of them"):
+            run.optimizer.step(other.loss)
+        assert torch.equal(before, run.values())
+        run.optimizer.step(run.loss)
+
+
+@kinds_of_steps
+def test_a_loop_in_inference_mode_is_the_same_run_and_can_be_left(policy, proposer):
+    inside, outside = Trained(policy, proposer, 0), Trained(policy, proposer, 25)
+    with torch.inference_mode():
+        for _ in range(20):
+            inside.optimizer.step(inside.loss)
+    for _ in range(5):
+        inside.optimizer.step(inside.loss)
+    assert torch.equal(inside.values(), outside.values())
+
+
+@kinds_of_steps
+def test_what_is_no_loss_is_named_at_every_step(policy, proposer):
+    run = Trained(policy, proposer, 0)
+    for _ in range(22):
+        with pytest.raises(TypeError, match="expected the closure to return the loss as a tensor"):
+            run.optimizer.step(lambda: (run.loss(), 0))
+        run.optimizer.step(run.loss)
+
+
+class Counting(torch.optim.Optimizer):
+    """Keeps numbers of its own, outside its state."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+        self.count, self.sum = 0, torch.zeros((), dtype=DTYPE)
+
+    @torch.no_grad()
+    def step(self):
+        self.count += 1
+        for p in self.param_groups[0]["params"]:
+            self.sum += p.grad.sum()
+            p.sub_(0.1 * p.grad / self.count)
+
+
+def test_a_proposer_forgets_what_it_keeps_in_attributes_too():
+    model = gn.models.Rosenbrock(2, dtype=DTYPE)
+    counting, partition = Counting(model.parameters()), gn.Partition.single(model)
+    proposer = Proposer(counting, partition)
+    gradients = gn.direction.gradient(model, partition)
+    proposer.propose(gradients)
+    assert counting.count == 1
+    assert counting.sum != 0
+    proposer.undo()
+    assert (counting.count, float(counting.sum)) == (0, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["pre", "post"])
+def test_a_hook_of_the_proposer_sees_parameters_and_not_zeros(kind):
+    model = gn.models.Rosenbrock(2, dtype=DTYPE)
+    sgd, partition, seen = torch.optim.SGD(model.parameters(), lr=1e-3), gn.Partition.single(model), []
+    gradients = gn.direction.gradient(model, partition)
+    plain = Proposer(sgd, partition).propose(gradients)
+    getattr(sgd, f"register_step_{kind}_hook")(lambda *_: seen.append(model.theta.detach().clone()))
+    hooked = Proposer(sgd, partition).propose(gradients)
+    expected = model.theta.detach() - (hooked["theta"] if kind == "post" else 0)
+    torch.testing.assert_close(seen, [expected], rtol=1e-15, atol=0)
+    torch.testing.assert_close(hooked, plain, rtol=1e-12, atol=1e-15)
+
+
+class Interrupting(torch.optim.SGD):
+    """Ctrl-C comes in the middle of its step."""
+
+    def step(self, closure=None):
+        signal.raise_signal(signal.SIGINT)
+        return super().step(closure)
+
+
+def test_an_interrupt_waits_until_the_proposer_has_put_everything_back():
+    model = gn.models.Rosenbrock(2, dtype=DTYPE)
+    sgd, partition = Interrupting(model.parameters(), lr=1e-3, momentum=0.9), gn.Partition.single(model)
+    proposer, gradients = Proposer(sgd, partition), gn.direction.gradient(model, partition)
+    before, memory = model.theta.detach().clone(), model.theta.data_ptr()
+    with pytest.raises(KeyboardInterrupt):
+        proposer.propose(gradients)
+    assert torch.equal(model.theta, before)
+    assert model.theta.data_ptr() == memory
+    assert model.theta.grad is None
+    assert not sgd.state
+    with pytest.raises(KeyboardInterrupt):
+        proposer.take(gradients, 5.0)
+    assert sgd.param_groups[0]["lr"] == 1e-3
+    assert model.theta.grad is None
+    # A step that was begun is taken whole.
+    torch.testing.assert_close(model.theta.detach(), before - 5e-3 * gradients["theta"], rtol=1e-14, atol=0)

@@ -68,7 +68,9 @@ class SampleSpectrum(FigureWidget):
         whole = Axis(limits=(0, size), ticks=(0, *starts[1:], size))
         downwards = Axis("row of H", limits=(size, 0), ticks=(0, *starts[1:], size))
         values = Axis("eigenvalue + ρ", (-300, 300), "symlog", 10 * EDGE)
-        cosines = Panel(Axis("damping ρ", (DAMPINGS[0], DAMPINGS[-1]), "log"), Axis("cosine with −g", (-1.05, 1.05)))
+        cosines = Panel(
+            Axis("damping ρ", (DAMPINGS[0], DAMPINGS[-1]), "log"), Axis("cosine with −g, or share", (-1.05, 1.05))
+        )
         panels = (
             Panel(Axis("column of H", limits=whole.limits, ticks=whole.ticks), downwards, "H, a line where a layer ends", height=200),
             Panel(Axis("index of the eigenvalue", (-1, 34)), values),

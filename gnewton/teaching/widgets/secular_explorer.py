@@ -42,7 +42,7 @@ class SecularExplorer(FigureWidget):
             slider("along", "gradient along it", ALONG, along, "{:g}".format),
             slider("strength", "cubic strength λ_int", STRENGTHS, strength, "{:g}".format),
         )
-        equation = Panel(Axis("σ = λ_int |y| / 2", (0, REACH)), Axis("length of the step", (0, 1.3 * REACH)))
+        equation = Panel(Axis("σ, added to the curvature", (0, REACH)), Axis("length of the step", (0, 1.3 * REACH)))
         plane = [
             Axis(label, view) for label, view in (("y along the lowest curvature", VIEW[:2]), ("y across it", VIEW[2:]))
         ]
