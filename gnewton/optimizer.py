@@ -150,9 +150,9 @@ class GroupedNewton(torch.optim.Optimizer):
                 means over all samples, read one batch at a time, in one pass after another.
             samples: the number of samples of this rank's batch, where the partition is over several.
 
-        A closure must give the same loss when it is called again. Buffers (batch norm) advance once per step and batch. An
-        error leaves parameters and state as they were, but for one that the proposer raises half way through a step that it takes by
-        itself: ValueError or TypeError for an unfit loss or data, FloatingPointError for a loss or gradient that is not finite,
+        A closure must give the same loss when it is called again. Buffers (batch norm) of the partition's module advance once per
+        step and batch. An error leaves parameters and state as they were, but for one that the proposer raises half way through a
+        step that it takes by itself: ValueError or TypeError for an unfit loss or data, FloatingPointError for a loss or gradient that is not finite,
         RankError where another rank raised.
         """
         if torch.is_inference_mode_enabled():

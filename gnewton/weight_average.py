@@ -31,7 +31,8 @@ def average_weights(model: nn.Module, optimizer: torch.optim.Optimizer | None = 
         torch.optim.swa_utils.update_bn(loader, averaged)       # where there is batch norm
         averaged.eval()(x)
 
-    ``averaged.state_dict()`` and ``load_state_dict`` save and resume it.
+    ``averaged.state_dict()`` and ``load_state_dict`` save and resume it. A copy or a pickle of the optimizer has no hooks, as torch leaves
+    them out: hang the copy's average on it anew.
 
     >>> import torch, gnewton as gn
     >>> model = gn.models.perceptron([2, 1])
