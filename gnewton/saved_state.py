@@ -86,6 +86,8 @@ def _read(state_dict: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
     check_whole(state, [*_WORDS, "groups", "proposer", "history"])
     _check_kind(state, _kind_of(optimizer))
     _check_proposer(state, _proposer_of(optimizer))
+    if optimizer.partition.shards is None:
+        _check_moments(state["proposer"], _proposer_of(optimizer))
     check_groups(state, optimizer.param_groups)
     # A setting that came with a later version has its own default.
     state["param_groups"] = [optimizer.defaults | group for group in state["param_groups"]]
@@ -159,6 +161,35 @@ def _check_proposer(state: Mapping[str, Any], proposer: torch.optim.Optimizer | 
         raise ValueError(
             f"expected a proposer with parameter groups of {here} tensors, got a state of {saved}; build the proposer as it was then"
         )
+
+
+# What torch's optimizers keep of each parameter in its own shape.
+_MOMENTS = (
+    "exp_avg",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "exp_inf",
+    "momentum_buffer",
+    "square_avg",
+    "grad_avg",
+    "acc_delta",
+    "sum",
+)
+
+
+def _check_moments(state: Any, proposer: torch.optim.Optimizer | None) -> None:
+    """Raises ValueError where the saved proposer had its parameters in another order, as far as their shapes tell."""
+    if proposer is None:
+        return
+    saved = [index for group in state["param_groups"] for index in group["params"]]
+    held = [p for group in proposer.param_groups for p in group["params"]]
+    for place, (index, p) in enumerate(zip(saved, held, strict=True)):
+        for name, value in state["state"].get(index, {}).items():
+            if name in _MOMENTS and isinstance(value, Tensor) and value.shape != p.shape:
+                raise ValueError(
+                    f"expected a proposer whose parameter {place} has the shape {list(value.shape)}, as when the state was saved, got "
+                    f"{list(p.shape)}; build it on model.parameters(), in the same order"
+                )
 
 
 def _check_kind(state: Mapping[str, Any], kind: Mapping[str, Any]) -> None:

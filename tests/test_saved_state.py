@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import saved_runs
+from support.problems import build
 from torch import nn
 
 import gnewton as gn
@@ -195,3 +196,31 @@ def test_a_setting_that_a_state_does_not_know_has_its_default():
     optimizer.load_state_dict(saved)
     step()
     assert optimizer.param_groups[0]["ridge"] == 0
+
+
+@pytest.mark.parametrize(
+    "proposer",
+    [
+        lambda p: torch.optim.Adam(p, amsgrad=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.RMSprop(p, centered=True, momentum=0.9),
+        lambda p: torch.optim.Adadelta(p),
+        lambda p: torch.optim.Adagrad(p),
+        lambda p: torch.optim.Adamax(p),
+        lambda p: gn.CautiousAdam(p),
+    ],
+    ids=["Adam", "SGD", "RMSprop", "Adadelta", "Adagrad", "Adamax", "CautiousAdam"],
+)
+def test_a_proposer_of_another_order_is_refused_where_shapes_tell(proposer):
+    states = {}
+    for turned in (False, True):
+        case = build("perceptron")
+        held = list(case.model.parameters())
+        partition = gn.Partition.single(case.model)
+        optimizer = gn.GroupedNewton(partition, proposer(held[::-1] if turned else held), cubic=1.0)
+        for _ in range(2):
+            optimizer.step(case.loss)
+        states[turned] = optimizer.state_dict()
+    with pytest.raises(ValueError, match=r"expected a proposer whose parameter \d has the shape"):
+        optimizer.load_state_dict(states[False])
+    optimizer.load_state_dict(states[True])
