@@ -1,9 +1,9 @@
-"""What torch's gradient assumes of an argument: that a matrix is symmetric, a factor triangular, a row normalized, a view whole.
+"""What torch's gradient assumes of an argument without a word: that a matrix is symmetric, a factor triangular, a row normalized.
 
 ``cholesky`` and ``eigh`` never look at the upper triangle, yet their gradient says that it counts for half. ``cholesky_solve`` and
 ``cholesky_inverse`` take a triangular factor, and their gradient reads all of it. That of ``ctc_loss`` is right for probabilities
-that sum to 1, that of ``as_strided`` where it reads no memory but its argument's. Where the argument is what it is meant to be, it is right along every direction in which it stays so. Where it is not,
-the gradient is that of another function, and the loss is refused.
+that sum to 1, that of ``as_strided`` where it reads no memory but its argument's. Where the argument is what it is meant to be, it is
+right along every direction in which it stays so. Where it is not, the gradient is that of another function, and the loss is refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -152,8 +152,8 @@ class GroupedNewton(torch.optim.Optimizer):
 
         A closure must give the same loss when it is called again. Buffers (batch norm) of the partition's module advance once per
         step and batch. An error leaves parameters and state as they were, but for one that the proposer raises half way through a
-        step that it takes by itself: ValueError or TypeError for an unfit loss or data, FloatingPointError for a loss or gradient that is not finite,
-        RankError where another rank raised.
+        step that it takes by itself: ValueError or TypeError for an unfit loss or data, FloatingPointError for a loss or gradient
+        that is not finite, RankError where another rank raised.
         """
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):  # what is made there could never be written to again

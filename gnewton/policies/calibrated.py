@@ -159,7 +159,7 @@ class Calibrated:
 
     def _say_if_blind(self, state: State) -> None:
         """Warns, at the end of the search, where no look has said anything."""
-        if state["step"] == self.steps and not state["looked"]:
+        if state["step"] == self.steps and not state.get("looked", 0):
             warn(
                 f"the rate was not found: in {self.steps} steps no look said anything, as the loss changes by less than its rounding, "
                 "or on a straight line; return a loss in float32 (logits.float()) and without large constants. Until a look says "
