@@ -1,5 +1,6 @@
 """Several methods from one seed, an epoch of each in turn, in one process: what slows the machine down slows them all."""
 
+import gc
 import math
 import time
 from collections.abc import Mapping
@@ -29,10 +30,13 @@ def race(problem: Problem, data: Dataset, entries: Entries, seed: int, epochs: i
     """
     _Runner(problem, data, *next(iter(entries.values())), seed, 1).epoch(0, most=2)  # what is loaded once
     runners = {name: _Runner(problem, data, *entry, seed, epochs) for name, entry in entries.items()}
+    gc.collect()
+    gc.freeze()  # a collection of all that was there before takes as long as ten epochs of a small network
     for epoch in range(epochs):
         for runner in runners.values():
             runner.epoch(epoch)
             runner.measure(part)
+    gc.unfreeze()
     for runner in runners.values():
         runner.test()
     return {name: runner.run for name, runner in runners.items()}
