@@ -78,7 +78,11 @@ def read(state_dict: Mapping[str, Any], optimizer: Any, *, gathered: bool = Fals
             "expected the state of a GroupedNewton, got another optimizer's; load what its state_dict() returned"
         )
     with explained():
-        return _read(state_dict, optimizer)
+        state = _read(state_dict, optimizer)
+        # A checkpoint's tensors come later.
+        if not (gathered or optimizer.partition.shards):
+            _check_moments(state["proposer"], _proposer_of(optimizer))
+        return state
 
 
 def _read(state_dict: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
@@ -86,8 +90,6 @@ def _read(state_dict: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
     check_whole(state, [*_WORDS, "groups", "proposer", "history"])
     _check_kind(state, _kind_of(optimizer))
     _check_proposer(state, _proposer_of(optimizer))
-    if optimizer.partition.shards is None:
-        _check_moments(state["proposer"], _proposer_of(optimizer))
     check_groups(state, optimizer.param_groups)
     # A setting that came with a later version has its own default.
     state["param_groups"] = [optimizer.defaults | group for group in state["param_groups"]]
