@@ -98,6 +98,8 @@ class Dataset:
         torch.float64
         """
 
+        _check_dtype(dtype)
+
         def convert(t: Tensor) -> Tensor:
             return t.to(device=device, dtype=dtype if t.is_floating_point() else None)
 
@@ -165,6 +167,7 @@ def digits(
     split = train_test_split(pixels, labels, test_size=test_fraction, stratify=labels, random_state=seed)
     train_x, test_x = (torch.from_numpy(part) / 16 for part in split[:2])
     mean = train_x.mean()
+    _check_dtype(dtype)
     dtype, device = dtype or torch.get_default_dtype(), device or default_device()
     source = (
         "The test part of the UCI 'Optical Recognition of Handwritten Digits' data (Alpaydin and Kaynak, 1998), "
@@ -263,6 +266,7 @@ def teacher_student(
     if not 0 <= noise < float("inf"):
         raise ValueError(f"expected noise >= 0 and finite, got {noise}; 0 means exact targets")
     generator = torch.Generator("cpu").manual_seed(seed)
+    _check_dtype(dtype)
     dtype, device = dtype or torch.get_default_dtype(), device or default_device()
     # In float64 on the CPU, then converted: one seed gives one data set on every device.
     with torch.no_grad(), torch.device("cpu"):
@@ -338,6 +342,7 @@ def _pictures(
     device: torch.device | str | None,
 ) -> Dataset:
     """The data set of uint8 pixels x, training and test part, divided by 255 and centred on the training part."""
+    _check_dtype(dtype)
     dtype, device = dtype or torch.get_default_dtype(), device or default_device()
     # A pixel is one of 256 greys: each is worked out once, in float64, and the pictures look it up in their own dtype.
     greys = torch.arange(256, dtype=torch.float64, device="cpu") / 255 - x[0].mean(dtype=torch.float64) / 255
@@ -360,6 +365,13 @@ def _turns(classes: Tensor) -> Tensor:
         here = classes == label
         times[here] = (torch.arange(int(here.sum()), dtype=torch.float64, device=classes.device) + 0.5) / here.sum()
     return times.argsort(stable=True)
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(
+            f"expected a floating dtype, got {dtype}, in which all pixels are 0; write torch.float32 or torch.float64"
+        )
 
 
 def _check_fraction(fraction: float) -> None:

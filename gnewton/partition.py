@@ -86,6 +86,7 @@ class Partition:
         self._held = _names_held(self.module, self.parameters)
         self._here: Partition | None = None
         self._gathered: Partition | None = None
+        _check_labels(self.parameters, labels, len(self.names))
         self._labels = {name: _simplify(labels[name]) for name in self.parameters}
         self._groups_in: dict[str, tuple[int, ...]] = {}
         self.sizes = self._count()
@@ -576,6 +577,8 @@ def merged_groups(groups: Groups, names: Sequence[str]) -> dict[str, list[int]]:
         raise TypeError(
             "expected a list of lists of group names or indices, got a bare name or number; write [[0, 1], [2]]"
         )
+    if not all(len(group) for group in listed):
+        raise ValueError("expected at least one group in each of the lists, got an empty one; leave it out")
     indices = [[_group_index(g, names) for g in group] for group in listed]
     seen = sorted(i for group in indices for i in group)
     if seen != list(range(len(names))):
@@ -669,14 +672,45 @@ def _check_shaped(parameters: Mapping[str, Tensor]) -> None:
             )
 
 
+def _check_labels(parameters: Mapping[str, Tensor], labels: Mapping[str, Label], groups: int) -> None:
+    """Raises ValueError unless each parameter has the index of a group, or one for each of its scalars; the last index is no group."""
+    for name, p in parameters.items():
+        label = labels.get(name)
+        if not _is_label(label, p, groups):
+            got = f"{label.dtype} of shape {tuple(label.shape)}" if isinstance(label, Tensor) else repr(label)
+            raise ValueError(
+                f"expected as the label of {name} a number from 0 to {groups}, or an int64 tensor of such numbers and of shape "
+                f"{tuple(p.shape)}, got {got}; write Partition.from_groups, which makes them"
+            )
+
+
+def _is_label(label: Label | None, parameter: Tensor, groups: int) -> bool:
+    if isinstance(label, int):
+        return 0 <= label <= groups
+    if not isinstance(label, Tensor) or label.dtype != torch.int64 or label.shape != parameter.shape:
+        return False
+    return label.is_meta or not label.numel() or bool(((label >= 0) & (label <= groups)).all())
+
+
 def _check_groups(names: Sequence[str], sizes: Sequence[int]) -> None:
     if not names:
         raise ValueError("expected at least one group, got none; give a group of parameters")
+    check_names(names)
     if len(set(names)) != len(names):
         raise ValueError(f"expected distinct group names, got {_shorten(names)}; rename the repeated ones")
     for name, size in zip(names, sizes, strict=True):
         if size == 0:
             raise ValueError(f"expected at least one scalar in every group, got none in {name!r}; drop it or fill it")
+
+
+def check_names(names: Sequence[Any]) -> None:
+    """Raises TypeError for group names that are no strings.
+
+    >>> check_names(["first", "second"])
+    """
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"expected group names as strings, got {name!r}; write {str(name)!r}")
 
 
 def _check_rest(rest: str) -> None:

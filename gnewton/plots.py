@@ -405,11 +405,18 @@ def taylor_models(t: ArrayLike, loss: ArrayLike, models: Mapping[int, ArrayLike]
     ax.plot(where, truth, color="black", linewidth=2.6, label="true loss")
     for order, values in sorted(models.items()):
         look = style(order - 1, marker=True) | {"linestyle": DASHES[order % len(DASHES)]}
-        ax.plot(where, _same_length(array(values), where), **look, markevery=0.1, linewidth=1.5, label=f"order {order}")
+        curve = _same_length(array(values), where)
+        every = _spaced(0.1, where, curve)
+        ax.plot(where, curve, **look, markevery=every, linewidth=1.5, label=f"order {order}")
     ax.set_ylim(*loss_range(truth))
     ax.set(xlabel="t (multiple of η)", ylabel="loss")
     ax.legend(frameon=False)
     return ax
+
+
+def _spaced(distance: float, x: Array, y: Array) -> float | None:
+    # matplotlib spaces markers along the finite part of a curve, and fails where there is none.
+    return distance if np.isfinite(x + y).any() else None
 
 
 def loss_range(truth: Array) -> tuple[float, float]:
@@ -509,8 +516,7 @@ def training_curves(
     for index, (name, (x, y)) in enumerate(runs.items()):
         where = array(x)
         values = _same_length(array(y), where)
-        # matplotlib spaces markers along the finite part of a curve, and fails where there is none.
-        every = 0.12 if np.isfinite(where + values).any() else None
+        every = _spaced(0.12, where, values)
         ax.plot(where, values, **style(index, marker=True), markevery=every, linewidth=1.6, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale=scale)
     ax.grid(color="#dddddd", linewidth=0.6)

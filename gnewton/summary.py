@@ -26,7 +26,7 @@ from gnewton.derivatives.recorder import HOOKED
 from gnewton.derivatives.tape import Tape
 from gnewton.direction import Direction, check_direction, gradient, lengths
 from gnewton.loss import Loss, Tally, Weight, batches, check_partition, differentiable_mode, evaluate
-from gnewton.partition import Groups, Partition, accumulator_dtype, merged_groups
+from gnewton.partition import Groups, Partition, accumulator_dtype, check_names, merged_groups
 from gnewton.ranks import Part
 from gnewton.repeated import WatchedCalls
 from gnewton.undo import Start
@@ -196,7 +196,7 @@ class Summary:
         >>> s.taylor([0.4, 0.1])
         tensor(0.1000, dtype=torch.float64)
         """
-        if order not in (0, 1, 2, 3):
+        if not isinstance(order, int) or order not in (0, 1, 2, 3):
             raise ValueError(f"expected an order from 0 to 3, got {order!r}")
         eta = torch.as_tensor(eta, dtype=self.gradient.dtype, device=self.gradient.device)
         if eta.shape[-1:] != self.gradient.shape:
@@ -243,7 +243,7 @@ class Summary:
                 )
             third = m @ self.third
         hessian = None if self.hessian is None else m @ self.hessian @ m.T
-        names = tuple(merged) if self.names else None
+        names = tuple(merged) if self.names or isinstance(groups, Mapping) else None
         # Errors add up at worst: each entry of order d sums as many as the d-th power of the largest merged group.
         most = max(map(len, merged.values()))
         errors = {name: error * most ** _ORDERS[name] for name, error in self.errors.items()}
@@ -257,7 +257,7 @@ class Summary:
         >>> s.rescaled(torch.tensor([10.0, 1.0])).hessian.tolist()
         [[200.0, 10.0], [10.0, 2.0]]
         """
-        f = factors.to(self.gradient)
+        f = torch.as_tensor(factors).to(self.gradient)
         if f.shape != self.gradient.shape:
             raise ValueError(
                 f"expected factors of shape ({len(self)},), got {tuple(f.shape)}; give one factor per group"
@@ -304,13 +304,15 @@ class Summary:
         tensors = {name: state[name] for name in _TENSORS}
         # States of earlier versions say nothing of the engine: it was an exact one.
         engine, errors = state.get("engine"), dict(state.get("errors", {}))
-        return cls(
+        out = cls(
             **tensors,
             names=None if names is None else tuple(names),
             engine=engine,
             errors=errors,
             curvature=state.get("curvature", "hessian"),
         )
+        _check_shapes(out)
+        return out
 
     def _map(self, function: Any) -> "Summary":
         tensors = {name: getattr(self, name) for name in _TENSORS}
@@ -694,14 +696,17 @@ def _check_shapes(summary: Summary) -> None:
             )
     if s == 0:
         raise ValueError("expected at least one group, got an empty gradient")
-    if summary.names is not None and len(summary.names) != s:
-        raise ValueError(f"expected {s} names, got {len(summary.names)}; give one per group")
+    if summary.names is not None:
+        if len(summary.names) != s:
+            raise ValueError(f"expected {s} names, got {len(summary.names)}; give one per group")
+        check_names(summary.names)
 
 
 def _float64(values: Any) -> Tensor:
     # Python numbers go to float64 at once; through the default dtype they would lose half of their digits.
     tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64, device="cpu")
-    return tensor.detach().to(accumulator_dtype(tensor.device))
+    # A copy: a summary does not follow the numbers that it was made of.
+    return tensor.detach().to(accumulator_dtype(tensor.device), copy=True)
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

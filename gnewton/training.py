@@ -392,6 +392,8 @@ def _check_callables(loss_fn: Any, scheduler: Any) -> None:
     if not callable(loss_fn):
         raise TypeError(f"expected loss_fn(output, y), got {type(loss_fn).__name__}; F.cross_entropy is one")
     for one in _listed(scheduler):
+        if isinstance(one, type):
+            raise TypeError(f"expected a scheduler, got the class {one.__name__}; write {one.__name__}(optimizer, ...)")
         if one is not None and not callable(getattr(one, "step", None)):
             raise TypeError(f"expected a scheduler of torch.optim.lr_scheduler, got {type(one).__name__}; drop it")
 

@@ -357,3 +357,14 @@ def test_an_unfit_shape_is_refused_before_anything_is_fetched(monkeypatch):
     with pytest.raises(ValueError, match='"flat" or "image"'):
         gn.datasets.cifar10(shape="square", download=True)
     assert not fetched
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_pixels_in_whole_numbers_are_refused(dtype):
+    for make in (
+        lambda: datasets.digits(dtype=dtype),
+        lambda: datasets.digits().to(dtype=dtype),
+        lambda: datasets.teacher_student((3, 4, 1), dtype=dtype),
+    ):
+        with pytest.raises(ValueError, match="expected a floating dtype"):
+            make()

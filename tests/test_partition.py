@@ -328,3 +328,36 @@ def test_truth_values_are_no_group_indices():
 def test_a_whole_number_of_numpy_is_one():
     model = gn.models.perceptron([4, 3, 2])
     assert gn.Partition.blocks(model, np.int64(2)).names == gn.Partition.blocks(model, 2).names
+
+
+@pytest.mark.parametrize(
+    "label",
+    [-2, 3, torch.tensor([0, 1]), torch.zeros(3, 4), torch.full((3, 4), 3), torch.full((3, 4), -1), None, "0"],
+    ids=[
+        "negative",
+        "too large",
+        "another shape",
+        "another dtype",
+        "too large inside",
+        "negative inside",
+        "none",
+        "text",
+    ],
+)
+def test_labels_that_are_no_groups_are_refused(label):
+    w = torch.zeros(3, 4, requires_grad=True)
+    with pytest.raises((ValueError, TypeError), match="expected as the label of w a number from 0 to 2"):
+        gn.Partition(["a", "b"], {"w": w}, {} if label is None else {"w": label})
+
+
+def test_names_of_groups_are_strings():
+    model = gn.models.perceptron([3, 2, 1])
+    groups = {0: dict(model[0].named_parameters()), 1: {f"2.{n}": p for n, p in model[2].named_parameters()}}
+    for make in (
+        lambda: gn.Partition.by_name(model, {0: "0.*", 1: "2.*"}),
+        lambda: gn.Partition.from_groups(groups),
+        lambda: gn.Partition.by_tensor(model).coarsen({0: [0, 1], 1: [2, 3]}),
+        lambda: gn.Summary.from_tensors([1.0, 4.0], names=[0, 1]),
+    ):
+        with pytest.raises(TypeError, match="expected group names as strings, got 0; write '0'"):
+            make()

@@ -336,3 +336,8 @@ def test_the_same_numbers_give_the_same_bytes():
 def test_numbers_that_do_not_fit_are_refused(draw, text):
     with pytest.raises(ValueError, match=text):
         draw()
+
+
+def test_a_model_without_a_finite_value_is_drawn():
+    axes = plots.taylor_models([0.0, 1.0, 2.0], [1.0, 2.0, 3.0], {3: [float("nan")] * 3})
+    assert plots.png(axes.figure)

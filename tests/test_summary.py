@@ -518,3 +518,32 @@ def test_a_limit_of_memory_is_a_number():
     with pytest.raises(TypeError, match="expected max_memory in bytes, a number, got '1GB'; 1e9 is a gigabyte"):
         ask(max_memory="1GB")()
     assert torch.equal(ask(max_memory=np.int64(10**9))().gradient, ask()().gradient)
+
+
+def test_a_summary_does_not_follow_the_numbers_it_was_made_of():
+    g, array = torch.tensor([1.0, 2.0], dtype=torch.float64), np.array([1.0, 2.0])
+    for numbers in (g, array):
+        s = gn.Summary.from_tensors(numbers)
+        numbers *= 0
+        assert s.gradient.tolist() == [1.0, 2.0]
+
+
+def test_merging_keeps_given_names_and_refuses_an_empty_group():
+    s = gn.Summary.from_tensors([1.0, 4.0], [[1.0, 0.0], [0.0, 2.0]])
+    assert s.coarsen({"x": [0], "y": [1]}).names == ("x", "y")
+    with pytest.raises(ValueError, match="expected at least one group in each of the lists"):
+        s.coarsen([[0], [1], []])
+
+
+def test_factors_may_be_a_list_and_an_order_is_a_whole_number():
+    s = gn.Summary.from_tensors([1.0, 4.0], [[1.0, 0.0], [0.0, 2.0]])
+    assert s.rescaled([1.0, 2.0]).gradient.tolist() == [1.0, 8.0]
+    with pytest.raises(ValueError, match="expected an order from 0 to 3, got 2"):
+        s.taylor([1.0, 1.0], order=2.0)
+
+
+def test_a_state_of_other_shapes_is_refused():
+    state = gn.Summary.from_tensors([1.0, 4.0], [[1.0, 0.0], [0.0, 2.0]]).state_dict()
+    state["gradient"] = torch.ones(3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"expected hessian of shape \(3, 3\)"):
+        gn.Summary.from_state_dict(state)

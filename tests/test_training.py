@@ -646,3 +646,12 @@ def test_what_is_no_loader_or_pair_is_refused_before_the_first_step(options, err
     with pytest.raises(error, match=message):
         run(model=model, **options)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_the_class_of_a_scheduler_is_refused_before_anything_moves():
+    model = gn.models.perceptron([3, 2])
+    before = [p.detach().clone() for p in model.parameters()]
+    batch = torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"got the class StepLR; write StepLR\(optimizer, ...\)"):
+        fit(model, sgd(model, 0.1), [batch], scheduler=torch.optim.lr_scheduler.StepLR, progress=False)
+    assert all(map(torch.equal, before, model.parameters()))

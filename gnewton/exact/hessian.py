@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gnewton.exact.passes import Passes
+from gnewton.exact.passes import Passes, check_finite
 from gnewton.exact.sample_directions import Extra, SampleDirections, by_layer, output_changes
 
 
@@ -153,6 +153,7 @@ def _torch_order(passes: Passes, i: int) -> Tensor:
 
 
 def _check_theorem(passes: Passes) -> None:
+    check_finite(passes)
     hint = "count eigenvalues with spectrum.count_below and count_above instead"
     for i, layer in enumerate(passes.network.layers):
         if i and layer.bias_name is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,15 +52,20 @@ class Network:
             self._append(name, module)
         _check_parameters(self.parameters, model)
         self._model = model
+        self._read = _describe(model)
 
     def check(self) -> None:
         """Raises ValueError where the model was altered since it was read: a hook, another forward, other layers."""
         _check_model(self._model)
-        linear = [m for _, m in _leaves(self._model) if type(m) in (nn.Linear, ScaledLinear)]
-        if len(linear) != len(self.layers) or any(
-            m is not layer.linear for m, layer in zip(linear, self.layers, strict=True)
+        now = _describe(self._model)
+        if len(now) != len(self._read) or any(
+            m is not before or options != then for (m, options), (before, then) in zip(now, self._read, strict=True)
         ):
-            raise ValueError("expected the layers that were read, got others in the model; build the optimizer anew")
+            raise ValueError(
+                "expected the layers and activations that were read, got others in the model, or other options of theirs; build the "
+                "optimizer anew"
+            )
+        _check_parameters(self.parameters, self._model)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -122,6 +128,14 @@ def _leaves(module: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.M
             yield from _leaves(child, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", child
+
+
+def _describe(model: nn.Sequential) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """All leaves, and the plain options of each, such as a slope or a threshold."""
+    return [
+        (m, {key: v for key, v in vars(m).items() if isinstance(v, int | float | str) and key != "training"})
+        for _, m in _leaves(model)
+    ]
 
 
 def _check_model(model: nn.Module) -> None:

@@ -20,7 +20,7 @@ from gnewton.exact.gauss_newton import gauss_newton_direction
 from gnewton.exact.joint import joint_direction
 from gnewton.exact.network import Network
 from gnewton.exact.newton import newton_direction
-from gnewton.exact.passes import Passes, run_passes
+from gnewton.exact.passes import Passes, check_finite, run_passes
 from gnewton.exact.saddle_free import Adjustment, saddle_free_direction
 from gnewton.exact.sample_directions import SampleDirections
 from gnewton.partition import Partition, accumulator_dtype
@@ -192,7 +192,7 @@ class ExactNewton(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``, for a network and loss alike. Raises ValueError, and changes nothing, for another state."""
-        if "exact_newton" not in (state_dict.get("state") or {}):
+        if not isinstance(state_dict, Mapping) or "exact_newton" not in (state_dict.get("state") or {}):
             raise ValueError(
                 "expected the state of an ExactNewton, got another optimizer's; load what its state_dict() returned"
             )
@@ -205,6 +205,8 @@ class ExactNewton(torch.optim.Optimizer):
         state = copy.deepcopy(dict(state_dict))
         with saved_state.explained():
             history = [StepRecord(**one) for one in state["history"]]
+            int(state["state"]["exact_newton"]["step"])
+            _check_settings(self.param_groups[0] | state["param_groups"][0])
         super().load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
         self.history.clear()
         self.history.extend(history)
@@ -262,9 +264,7 @@ def _direction(passes: Passes, settings: Mapping[str, Any]) -> tuple[SampleDirec
 
 
 def _reason(passes: Passes) -> str:
-    for what, tensors in (("loss", [passes.values]), ("gradient", passes.deltas)):
-        if not all(bool(torch.isfinite(t).all()) for t in tensors):
-            return f"expected a finite {what}, got NaN or infinity; check the inputs or lower the learning rate"
+    check_finite(passes)
     return "expected a finite direction, got NaN or infinity; H + damping is singular, or the numbers are too large: raise the damping"
 
 
@@ -277,6 +277,10 @@ def _check_mean(settings: Mapping[str, Any], ranks: int) -> None:
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
+    if settings["method"] not in _DAMPINGS:
+        raise ValueError(
+            f"expected a method among {', '.join(_DAMPINGS)}, got {settings['method']!r}; choose one of them"
+        )
     for name in _NUMBERS:
         if not isinstance(settings[name], int | float | Tensor):
             raise TypeError(f"expected a number for {name}, got {settings[name]!r}")

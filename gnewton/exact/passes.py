@@ -7,7 +7,10 @@ Layer l = 1..L (index l - 1 in code) has the pre-activation z_l = V_l abar_{l-1}
 from delta_L, the gradient of the loss, and C_L, its Hessian. The gradient with respect to V_l is delta_l abar_{l-1}^T.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +110,7 @@ def run_passes(network: Network, x: Tensor, y: Tensor, loss: losses.Loss) -> Pas
     """The passes on the weights themselves, for use before they move."""
     network.check()
     a = _check_inputs(network, x)
+    _check_targets(x, y)
     loss.check(y, len(a), network.layers[-1].shape[0])
     weights = [layer.linear.weight.detach() for layer in network.layers]
     biases: list[Tensor | None] = [
@@ -131,9 +135,42 @@ def run_passes(network: Network, x: Tensor, y: Tensor, loss: losses.Loss) -> Pas
     return Passes(network, weights, biases, inputs, lengths, z, slopes, curvatures, deltas, terms)
 
 
+@contextmanager
+def solvable(passes: Passes) -> Iterator[None]:
+    """An eigenvalue problem inside: what it cannot solve is a FloatingPointError where the passes are not finite."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        check_finite(passes, error)
+        raise
+
+
+def check_finite(passes: Passes, error: Exception | None = None) -> None:
+    """Raises FloatingPointError for a loss or gradient that is not finite."""
+    for what, tensors in (("loss", [passes.values]), ("gradient", passes.deltas)):
+        if not all(bool(torch.isfinite(t).all()) for t in tensors):
+            raise FloatingPointError(
+                f"expected a finite {what}, got NaN or infinity; check the inputs or lower the learning rate"
+            ) from error
+
+
 def _length(a: Tensor, b: Tensor | None) -> Tensor:
     squares = a.square().sum(1, keepdim=True)
     return squares if b is None else squares + 1
+
+
+def _check_targets(x: Tensor, y: Any) -> None:
+    if not isinstance(y, Tensor):
+        raise TypeError(f"expected y as a tensor, got {type(y).__name__}; write torch.as_tensor(y)")
+    if y.is_floating_point() and y.dtype != x.dtype:
+        raise ValueError(f"expected y of {x.dtype} as x is, got {y.dtype}; write y.to(x.dtype)")
+    if y.device != x.device:
+        raise ValueError(f"expected y on {x.device} as x is, got {y.device}; write y.to(x.device)")
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        raise ValueError(
+            "expected no active autocast, got one around the passes, which have no digits to lose; leave it away"
+        )
 
 
 def _check_inputs(network: Network, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gnewton.exact.passes import Passes
+from gnewton.exact.passes import Passes, solvable
 from gnewton.exact.sample_directions import Extra, SampleDirections
 
 
@@ -59,7 +59,9 @@ def backward(passes: Passes, rho: list[Tensor], extras: list[Extra], absolute: b
     """The pivots from the last layer to the first."""
     Q, h = passes.loss.hessian(), passes.deltas[-1]
     for i in range(len(passes) - 1, -1, -1):
-        Q = absolute_value(Q) if absolute else Q
+        if absolute:
+            with solvable(passes):
+                Q = absolute_value(Q)
         r = -1 / rho[i]
         ratio = r * passes.lengths[i]
         A = Q * -ratio[:, :, None]

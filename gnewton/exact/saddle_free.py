@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gnewton.exact.newton import right_hand_side
 from gnewton.exact.passes import Passes
-from gnewton.exact.sample_directions import SampleDirections, of_samples
+from gnewton.exact.sample_directions import SampleDirections, check_damping, of_samples
 from gnewton.exact.spectrum import decompose
 
 
@@ -69,6 +69,7 @@ def saddle_free_direction(
     >>> bool((gn.exact.saddle_free_direction(passes, damping=0.1).slope() < 0).all())
     True
     """
+    check_damping(damping, weight_decay)
     adjustment = adjustment or Adjustment()
     rho = of_samples(passes, damping) + weight_decay
     extras = right_hand_side(passes, weight_decay)

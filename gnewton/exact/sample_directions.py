@@ -156,10 +156,12 @@ def output_changes(passes: Passes, own: list[Tensor]) -> list[Tensor]:
 
 
 def check_damping(damping: float | Tensor, kappa: float) -> None:
-    """ValueError for a number rho + kappa that is not above 0; tensors are taken as they are: looking at one makes the host wait."""
-    if isinstance(damping, int | float) and not damping + kappa > 0:
+    """ValueError for rho + kappa that is not above 0; tensors on a GPU are taken as they are: looking at one makes the host wait."""
+    rho = damping if isinstance(damping, Tensor) else torch.as_tensor(damping, dtype=torch.float64)
+    # NaN in a tensor comes from the passes, and is met with their results.
+    if rho.device.type == "cpu" and bool((rho + kappa <= 0).any() if rho is damping else not (rho + kappa > 0).all()):
         raise ValueError(
-            f"expected damping > 0, got {damping}; H alone is singular: write 10.0, or safe_damping(passes)"
+            f"expected damping > 0, got {damping}; H alone is singular: write 10.0, or safe_damping(passes) + 1.0"
         )
 
 
@@ -183,6 +185,7 @@ def dampings(passes: Passes, damping: float | Tensor, kappa: float = 0.0) -> lis
 
 def of_samples(passes: Passes, damping: float | Tensor) -> Tensor:
     """rho of each sample, (B, 1), from a number or (B,); ValueError for other shapes."""
-    if isinstance(damping, Tensor) and damping.shape not in ((), (passes.samples,)):
-        raise ValueError(f"expected a damping for each of {passes.samples} samples, got shape {tuple(damping.shape)}")
+    shape = tuple(torch.as_tensor(damping).shape)
+    if shape not in ((), (passes.samples,)):
+        raise ValueError(f"expected a damping for each of {passes.samples} samples, got shape {shape}")
     return dampings(passes, damping)[0]

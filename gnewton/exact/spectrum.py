@@ -11,10 +11,12 @@ from torch import Tensor
 
 from gnewton.exact.bound import safe_damping
 from gnewton.exact.hessian import layer_hessians
-from gnewton.exact.passes import Passes
+from gnewton.exact.passes import Passes, check_finite, solvable
 from gnewton.exact.reduced import Basis, basis
 from gnewton.exact.riccati import backward
 from gnewton.exact.sample_directions import SampleDirections, dampings
+
+_MOVES = 8  # away from an eigenvalue, each twice as far
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,8 @@ def eigenvalues(passes: Passes) -> Tensor:
     >>> gn.exact.spectrum.eigenvalues(passes).shape
     torch.Size([1, 10])
     """
-    values: Tensor = torch.linalg.eigvalsh(basis(passes).hessian())
+    with solvable(passes):
+        values: Tensor = torch.linalg.eigvalsh(basis(passes).hessian())
     return values
 
 
@@ -50,7 +53,8 @@ def eigenvalues(passes: Passes) -> Tensor:
 def decompose(passes: Passes) -> Spectrum:
     """The same eigenvalues with their eigenvectors."""
     frame = basis(passes)
-    values, vectors = torch.linalg.eigh(frame.hessian())
+    with solvable(passes):
+        values, vectors = torch.linalg.eigh(frame.hessian())
     return Spectrum(values, vectors, frame)
 
 
@@ -136,8 +140,17 @@ def highest(passes: Passes) -> Tensor:
 
 
 def _count(passes: Passes, rho: Tensor) -> Tensor:
-    pivots = [pivot.A for pivot in backward(passes, dampings(passes, rho), [])]
-    return torch.stack([(torch.linalg.eigvalsh(A) < 0).sum(1) for A in pivots]).sum(0)
+    step = 4 * torch.finfo(rho.dtype).eps
+    for _ in range(_MOVES):
+        pivots = [pivot.A for pivot in backward(passes, dampings(passes, rho), [])]
+        solved = torch.stack([A.isfinite().flatten(1).all(1) for A in pivots]).all(0)
+        if bool(solved.all()):
+            return torch.stack([(torch.linalg.eigvalsh(A) < 0).sum(1) for A in pivots]).sum(0)
+        # A pivot is singular where -rho is an eigenvalue to the last digit: beside it the count is defined.
+        rho = torch.where(solved, rho, rho * (1 + step))
+        step *= 2
+    check_finite(passes)
+    raise FloatingPointError("expected pivots that can be inverted, got singular ones; write the passes in float64")
 
 
 def _last(passes: Passes, count: Callable[[Tensor], Tensor]) -> Tensor:

@@ -134,3 +134,49 @@ def test_inputs_and_targets_are_check_inputs():
             gn.exact.forward_backward(model, x, bad_y, loss="squared_error")
     with pytest.raises(ValueError, match="expected loss="):
         gn.exact.forward_backward(model, x, y, loss=torch.nn.functional.l1_loss)
+
+
+# What may be done to a model after it was read, and the words of the refusal.
+EDITS = {
+    "another activation": (lambda m: m.__setitem__(1, nn.ReLU()), "expected the layers and activations that were read"),
+    "another option": (lambda m: setattr(m[1], "beta", 5.0), "other options of theirs"),
+    "an activation more": (lambda m: m.insert(2, nn.Sigmoid()), "expected the layers and activations that were read"),
+    "one less": (lambda m: m.__delitem__(1), "expected the layers and activations that were read"),
+    "dropout": (lambda m: m.append(nn.Dropout(0.5)), "expected the layers and activations that were read"),
+    "another linear layer": (lambda m: m.__setitem__(2, nn.Linear(3, 2)), "expected the layers and activations"),
+    "a frozen layer": (lambda m: m[0].requires_grad_(False), "got 0.weight frozen"),
+    "another dtype": (lambda m: m.half(), "expected parameters in float32 or float64"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_model_that_was_altered_is_refused_and_nothing_moves(edit):
+    change, words = EDITS[edit]
+    model = nn.Sequential(nn.Linear(2, 3), nn.Softplus(), nn.Linear(3, 2))
+    optimizer, x, y = gn.ExactNewton(model), torch.randn(4, 2), torch.tensor([0, 1, 0, 1])
+    optimizer.step(x, y)
+    change(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=words):
+        optimizer.step(x.to(before[0].dtype), y)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_the_mode_of_a_model_is_no_alteration():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Softplus(), nn.Linear(3, 2))
+    optimizer = gn.ExactNewton(model)
+    model.eval()
+    optimizer.step(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))
+
+
+def test_targets_are_named_where_they_do_not_fit():
+    model, x = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), torch.randn(4, 2)
+    for y, error, words in (
+        ([[0.0]] * 4, TypeError, "expected y as a tensor, got list"),
+        (torch.zeros(4, 1, dtype=torch.float64), ValueError, r"write y\.to\(x\.dtype\)"),
+        (torch.zeros(4, 1, dtype=torch.float16), ValueError, r"write y\.to\(x\.dtype\)"),
+    ):
+        with pytest.raises(error, match=words):
+            gn.exact.forward_backward(model, x, y, loss="squared_error")
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="expected no active autocast"):
+        gn.exact.forward_backward(model, x, torch.zeros(4, 1), loss="squared_error")

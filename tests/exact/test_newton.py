@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from support.small_networks import CASES, DTYPE, build, gap, row, unrow
@@ -322,3 +323,32 @@ def test_a_damping_is_above_zero(damping):
         with pytest.raises(ValueError, match="expected damping > 0, got"):
             direction(passes, damping)
         assert direction(passes, 0.0, weight_decay=1.0).slope().isfinite().all()
+
+
+BY_DAMPING = {
+    "newton": gn.exact.newton_direction,
+    "saddle-free": gn.exact.saddle_free_direction,
+    "gauss-newton": gn.exact.gauss_newton_direction,
+}
+
+
+@pytest.mark.parametrize("name", BY_DAMPING)
+@pytest.mark.parametrize(
+    "damping",
+    [-5.0, 0, float("nan"), torch.tensor(-5.0), torch.zeros(5), [1.0, 1.0, 0.0, 1.0, 1.0], np.full(5, -1.0)],
+    ids=["negative", "zero", "nan", "a tensor", "tensors", "a list", "an array"],
+)
+def test_a_damping_that_is_not_above_zero_is_refused_however_it_is_given(name, damping):
+    model = gn.models.perceptron([3, 4, 2], dtype=torch.float64)
+    passes = gn.exact.forward_backward(model, torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0]))
+    with pytest.raises(ValueError, match="expected damping > 0"):
+        BY_DAMPING[name](passes, damping)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
+@pytest.mark.parametrize("name", ["saddle-free", "gauss-newton"])
+def test_a_damping_by_layer_is_refused_where_there_is_one_for_all_layers(name, kind):
+    model = gn.models.perceptron([3, 4, 2], dtype=torch.float64)
+    passes = gn.exact.forward_backward(model, torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 0]))
+    with pytest.raises(ValueError, match="expected a damping for each of 5 samples"):
+        BY_DAMPING[name](passes, kind([[1.0, 100.0]] * 5))

@@ -340,3 +340,32 @@ def test_everything_follows_the_device(method):
             optimizer.step(case.x.to(device), case.y.to(device))
     for p, q in zip(cpu.model.parameters(), gpu.model.parameters(), strict=True):
         torch.testing.assert_close(p, q.cpu(), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state["param_groups"][0].update(method="Safe"), "expected a method among safe"),
+        (lambda state: state["param_groups"][0].update(damping=-3.0), "expected damping >= 0"),
+        (lambda state: state["param_groups"][0].update(lr="x"), "expected a number for lr"),
+        (lambda state: state["state"]["exact_newton"].update(step=None), "expected a whole state"),
+        (lambda state: state["state"]["exact_newton"].clear(), "expected"),
+        (lambda state: state.clear(), "got another optimizer's"),
+    ],
+)
+def test_a_state_with_unfit_settings_is_refused_before_anything_moves(change, words):
+    model = gn.models.perceptron([3, 4, 2], dtype=torch.float64)
+    optimizer = gn.ExactNewton(model)
+    state = copy.deepcopy(optimizer.state_dict())
+    change(state)
+    with pytest.raises(ValueError, match=words):
+        optimizer.load_state_dict(state)
+    optimizer.step(torch.zeros(2, 3, dtype=torch.float64), torch.tensor([0, 1]))
+
+
+def test_a_method_that_was_misspelt_is_refused_at_the_step():
+    model = gn.models.perceptron([3, 4, 2], dtype=torch.float64)
+    optimizer = gn.ExactNewton(model)
+    optimizer.param_groups[0]["method"] = "Safe"
+    with pytest.raises(ValueError, match="expected a method among safe"):
+        optimizer.step(torch.zeros(2, 3, dtype=torch.float64), torch.tensor([0, 1]))

@@ -128,3 +128,57 @@ def test_the_ends_of_a_hessian_that_is_zero_are_zero():
     )  # one class: the loss is 0
     assert spectrum.lowest(passes).item() == spectrum.highest(passes).item() == 0
     assert not hessian.dense(passes).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["a blank sample", "a layer that is off"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_ends_are_found_where_a_pivot_is_singular(kind, seed, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    model = gn.models.perceptron([3, 4, 2], "relu", generator=generator, dtype=dtype)
+    x = torch.randn(4, 3, generator=generator, dtype=dtype)
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.bias.zero_()
+        if kind == "a blank sample":
+            x[2] = 0
+        else:
+            model[0].bias.fill_(-9)
+    passes = gn.exact.forward_backward(model, x, torch.tensor([0, 1, 1, 0]))
+    values = torch.linalg.eigvalsh(gn.exact.hessian.dense(passes))
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-12}
+    torch.testing.assert_close(gn.exact.spectrum.highest(passes), values[:, -1].clamp(min=0), **tolerance)
+    torch.testing.assert_close(gn.exact.spectrum.lowest(passes), values[:, 0].clamp(max=0), **tolerance)
+
+
+def test_an_eigenvalue_that_is_hit_exactly_is_not_above_itself():
+    # A hidden layer that is off leaves the output's bias alone, with the eigenvalue 1 for each output.
+    model = gn.models.perceptron([3, 4, 2], "relu", dtype=torch.float64)
+    with torch.no_grad():
+        model[0].bias.fill_(-99)
+    x, y = torch.ones(1, 3, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    passes = gn.exact.forward_backward(model, x, y, loss="squared_error")
+    counts = [int(gn.exact.spectrum.count_above(passes, mu)) for mu in (1 - 1e-12, 1.0, 1 + 1e-12)]
+    assert counts == [2, 0, 0]
+
+
+ASKED_OF_SPECTRA = {
+    "lowest": gn.exact.spectrum.lowest,
+    "highest": gn.exact.spectrum.highest,
+    "eigenvalues": gn.exact.spectrum.eigenvalues,
+    "count_below": lambda passes: gn.exact.spectrum.count_below(passes, 1.0),
+    "count_above": lambda passes: gn.exact.spectrum.count_above(passes, 1.0),
+    "saddle_free_direction": lambda passes: gn.exact.saddle_free_direction(passes, 1.0),
+    "newton_direction": lambda passes: gn.exact.newton_direction(passes, 1.0, absolute=True),
+    "inertia": gn.exact.hessian.inertia,
+    "rank": gn.exact.hessian.rank,
+}
+
+
+@pytest.mark.parametrize("name", ASKED_OF_SPECTRA)
+def test_passes_that_are_not_finite_are_named(name):
+    model = gn.models.perceptron([3, 4, 2], "tanh", dtype=torch.float64)
+    x = torch.full((2, 3), float("nan"), dtype=torch.float64)
+    passes = gn.exact.forward_backward(model, x, torch.tensor([0, 1]))
+    with pytest.raises(FloatingPointError, match="expected a finite loss"):
+        ASKED_OF_SPECTRA[name](passes)
