@@ -332,7 +332,7 @@ def _say_tests(networks: Mapping[str, Results], name: str) -> str:
 
 
 def _tests(numbers: Results) -> str:
-    head = ["network", "loss", "averaged Adam", "Adam, cosine", "accuracy", "averaged Adam", "Adam, cosine"]
+    head = ["network", "loss, ours", "averaged Adam", "Adam, cosine", "accuracy, ours", "averaged Adam", "Adam, cosine"]
     rows = []
     for one in numbers["networks"].values():
         ends = [one["reported"]["test"][name] for name in (OURS.name, ADAM.name, ANNEALED.name)]
