@@ -375,7 +375,8 @@ def test_gradients_of_other_strides_are_noticed(monkeypatch):
         return {p: gradients[name] for name, p in partition.parameters.items()}
 
     monkeypatch.setattr("gnewton.proposer._as_left_by_backward", raw)
-    with pytest.raises(AssertionError):
+    # Wrong steps; what they read beside the gradient may be no number.
+    with pytest.raises((AssertionError, FloatingPointError)):
         test_a_proposer_sees_the_gradients_as_backward_leaves_them("Adam, fused", "transposed")
 
 
