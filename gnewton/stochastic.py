@@ -73,7 +73,8 @@ class StochasticNewton(torch.optim.Optimizer):
         NotImplementedError for one with a backward pass that is no derivative, RankError where another rank raised.
         """
         settings, ranks = self.param_groups[0], self.partition.ranks
-        with ranks.session(), undone_on_error(Start(self.partition)):
+        # What is made in inference mode could never be written to again.
+        with torch.inference_mode(False), ranks.session(), undone_on_error(Start(self.partition)):
             _check_settings(settings)
             self._replicas.check(self._steps, self.state_dict)
             value, directions = self._follow(closure, settings, samples)

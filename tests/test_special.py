@@ -343,16 +343,19 @@ TIES += [[1e-8, 2.0, 3.0], [2.0, 1e-4, 1e-9], [1e-20, 0.0, 1.0]]
 @pytest.mark.parametrize("engine", ["tape", "nested"])
 @pytest.mark.parametrize("name", SEVERAL)
 def test_zeros_ones_and_ties(name, engine):
-    function, formula = SEVERAL[name]
     for point in TIES:
-        x = nn.Parameter(torch.tensor(point, dtype=DTYPE))
-        partition = gn.Partition.by_scalar(nn.ParameterList([x]))
-        u = {n: torch.tensor([1.0, -0.7, 0.4], dtype=DTYPE) for n in partition.parameters}
-        summary = gn.summarize(lambda f=function, x=x: f(x), partition, u, full_third=True, engine=engine)
-        expected = gn.summarize(lambda f=formula, x=x: f(x), partition, u, full_third=True, engine="nested")
-        for ours, theirs in zip(summary.tensors(), expected.tensors(), strict=True):
-            # Some dozen roundings of the largest entry.
-            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10 * max(1.0, theirs.abs().max().item()))
+        check_formula(*SEVERAL[name], point, engine)
+
+
+def check_formula(function, formula, point, engine):
+    """A function and its formula have one summary, to some dozen roundings of the largest entry."""
+    x = nn.Parameter(torch.tensor(point, dtype=DTYPE))
+    partition = gn.Partition.by_scalar(nn.ParameterList([x]))
+    u = {n: torch.tensor([1.0, -0.7, 0.4], dtype=DTYPE) for n in partition.parameters}
+    summary = gn.summarize(lambda: function(x), partition, u, full_third=True, engine=engine)
+    expected = gn.summarize(lambda: formula(x), partition, u, full_third=True, engine="nested")
+    for ours, theirs in zip(summary.tensors(), expected.tensors(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10 * max(1.0, theirs.abs().max().item()))
 
 
 @pytest.mark.parametrize("name", ["prod", "cumprod"])
@@ -558,17 +561,9 @@ BELOW = {
 @pytest.mark.parametrize("engine", ["tape", "nested"])
 @pytest.mark.parametrize("name", BELOW)
 def test_products_below_python_and_powers_of_zero(name, engine):
-    function, formula = BELOW[name]
+    ours, theirs = ((lambda x, f=f: spread(f(x)).sin()) for f in BELOW[name])
     for point in TIES:
-        x = nn.Parameter(torch.tensor(point, dtype=DTYPE))
-        partition = gn.Partition.by_scalar(nn.ParameterList([x]))
-        u = {n: torch.tensor([1.0, -0.7, 0.4], dtype=DTYPE) for n in partition.parameters}
-        options = {"full_third": True, "engine": engine}
-        summary = gn.summarize(lambda f=function, x=x: spread(f(x)).sin(), partition, u, **options)
-        expected = gn.summarize(lambda f=formula, x=x: spread(f(x)).sin(), partition, u, full_third=True)
-        for ours, theirs in zip(summary.tensors(), expected.tensors(), strict=True):
-            # Some dozen roundings of the largest entry.
-            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10 * max(1.0, theirs.abs().max().item()))
+        check_formula(ours, theirs, point, engine)
 
 
 @pytest.mark.parametrize("name", BELOW)

@@ -173,3 +173,17 @@ def test_a_state_of_other_shapes_is_refused_and_changes_nothing():
     _, fresh, _ = perceptron_run(steps=0)
     fresh.load_state_dict(optimizer.state_dict())
     assert repr(fresh.state_dict()) == repr(optimizer.state_dict())
+
+
+def test_a_loop_in_inference_mode_is_the_same_run_and_can_be_left():
+    ends = []
+    for inside in (3, 0):
+        model = bowl()
+        optimizer = optimizer_for(model, lr=0.05, lr_direction=0.2, ridge=0.01)
+        with torch.inference_mode():
+            for _ in range(inside):
+                optimizer.step(model)
+        for _ in range(5 - inside):
+            optimizer.step(model)
+        ends.append(model.theta.detach())
+    assert torch.equal(*ends)

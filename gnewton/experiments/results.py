@@ -13,7 +13,8 @@ DIGESTS = files(__package__) / "digests"
 def load(name: str, folder: Path | None = None) -> Results:
     """The numbers of an experiment: those shipped with the package, or all of them from ``folder``/NAME.json.
 
-    The package ships a digest: what the notebooks read. The repository keeps everything that was measured in ``results``.
+    The package ships a digest: what the notebooks read. The repository keeps what was measured in ``results``; the
+    single runs of ``calibrated`` are made again by its command.
     Raises ValueError for an unknown name, FileNotFoundError where there are no such results.
 
     >>> load("mpl")
