@@ -205,7 +205,8 @@ class ExactNewton(torch.optim.Optimizer):
         state = copy.deepcopy(dict(state_dict))
         with saved_state.explained():
             history = [StepRecord(**one) for one in state["history"]]
-            int(state["state"]["exact_newton"]["step"])
+            if not isinstance(state["state"]["exact_newton"]["step"], int):
+                raise TypeError("step")
             _check_settings(self.param_groups[0] | state["param_groups"][0])
         super().load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
         self.history.clear()

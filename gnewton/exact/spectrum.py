@@ -150,7 +150,9 @@ def _count(passes: Passes, rho: Tensor) -> Tensor:
         rho = torch.where(solved, rho, rho * (1 + step))
         step *= 2
     check_finite(passes)
-    raise FloatingPointError("expected pivots that can be inverted, got singular ones; write the passes in float64")
+    raise FloatingPointError(
+        "expected pivots that can be inverted, got singular ones; compute in float64: model.double(), x.double()"
+    )
 
 
 def _last(passes: Passes, count: Callable[[Tensor], Tensor]) -> Tensor:

@@ -32,11 +32,13 @@ def race(problem: Problem, data: Dataset, entries: Entries, seed: int, epochs: i
     runners = {name: _Runner(problem, data, *entry, seed, epochs) for name, entry in entries.items()}
     gc.collect()
     gc.freeze()  # a collection of all that was there before takes as long as ten epochs of a small network
-    for epoch in range(epochs):
-        for runner in runners.values():
-            runner.epoch(epoch)
-            runner.measure(part)
-    gc.unfreeze()
+    try:
+        for epoch in range(epochs):
+            for runner in runners.values():
+                runner.epoch(epoch)
+                runner.measure(part)
+    finally:
+        gc.unfreeze()
     for runner in runners.values():
         runner.test()
     return {name: runner.run for name, runner in runners.items()}

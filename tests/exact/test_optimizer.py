@@ -349,6 +349,7 @@ def test_everything_follows_the_device(method):
         (lambda state: state["param_groups"][0].update(damping=-3.0), "expected damping >= 0"),
         (lambda state: state["param_groups"][0].update(lr="x"), "expected a number for lr"),
         (lambda state: state["state"]["exact_newton"].update(step=None), "expected a whole state"),
+        (lambda state: state["state"]["exact_newton"].update(step="3"), "where step is missing or wrong"),
         (lambda state: state["state"]["exact_newton"].clear(), "expected"),
         (lambda state: state.clear(), "got another optimizer's"),
     ],
